@@ -1,0 +1,150 @@
+"""
+What every script shares: the flags that mean the same everywhere, run directories, and errors in one line.
+"""
+import argparse
+import importlib.metadata
+import json
+import os
+import shlex
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+import loop
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a wrong flag is answered with one line instead of the whole usage; flags are never guessed from a beginning."""
+    def __init__(self, doc):
+        super().__init__(description=doc.strip().split("\n")[0], epilog="The commands stand at the top of the file.", allow_abbrev=False)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+@contextmanager
+def bad_input():
+    """What a user can get wrong ends in one line on stderr and exit status 2, not in a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as e:
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+# ---------------------------------------------------------------------------------------------------------------------
+# flags
+
+def positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+def add_device_flags(p):
+    p.add_argument("--seed", type=int, default=0, help="of weights, order and samples (default: %(default)s)")
+    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one (default: %(default)s)")
+    p.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"),
+                   help="of the matrix products; weights stay float32. auto is bfloat16 on a GPU that has it, else float32 (default: %(default)s)")
+    p.add_argument("--batch_size", type=positive, default=64, help="rows, or pairs, in one forward pass (default: %(default)s)")
+
+def add_common_flags(p):
+    p.add_argument("--data", default="toy", help="toy, hh, or a path to .json .jsonl .jsonl.gz .csv .parquet (default: %(default)s)")
+    p.add_argument("--data_dir", help="folder with the data set's files, instead of the hub")
+    p.add_argument("--init_from", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder in Hugging Face's layout, or a run")
+    p.add_argument("--out_dir", help="where the run goes (default: the next free name under out/DATA)")
+    add_device_flags(p)
+    p.add_argument("--grad_accum", type=positive, default=1, help="batches in one update (default: %(default)s)")
+    p.add_argument("--lr", type=float, help="learning rate at its highest (default: %(default)s)")
+    p.add_argument("--min_lr", type=float, default=0.0, help="learning rate at the end of the cosine (default: %(default)s)")
+    p.add_argument("--warmup_steps", type=int, help="updates in which the learning rate rises in a line (default: %(default)s)")
+    p.add_argument("--max_steps", type=positive, help="updates in all (default: %(default)s)")
+    p.add_argument("--eval_every", type=positive, help="updates between evaluations on the validation rows (default: %(default)s)")
+    p.add_argument("--patience", type=int, default=3, help="stop after so many evaluations that are no better; 0 never (default: %(default)s)")
+    p.add_argument("--weight_decay", type=float, default=0.0, help="AdamW's, on matrices only (default: %(default)s)")
+    p.add_argument("--grad_clip", type=float, default=1.0, help="largest norm of the gradient; 0 does not clip (default: %(default)s)")
+    p.add_argument("--dropout", type=float, default=0.0, help="while training; adds noise to every log-ratio (default: %(default)s)")
+    p.add_argument("--max_prompt_len", type=positive, help="tokens; a longer prompt loses its beginning (default: no cut)")
+    p.add_argument("--max_len", type=positive, default=64, help="tokens of prompt and completion; a longer completion loses its end (default: %(default)s)")
+    p.add_argument("--compile", action="store_true", help="torch.compile the trunk; a minute to start, pays on long runs")
+    p.add_argument("--resume", action="store_true", help="go on with the run in --out_dir, or else the newest of this name")
+
+FREE = ("max_steps", "eval_every", "patience", "device", "compile", "resume", "out_dir")    # may change when a run goes on
+
+def resume(p, args, argv, name):
+    """The arguments of the run that --resume goes on with; refuses, by name, a flag that would make it another run."""
+    taken = run_dirs(args, name)
+    out_dir = Path(args.out_dir) if args.out_dir else next((d for d in reversed(taken) if (d / "state.pt").exists()), None)
+    if not out_dir or not (out_dir / "state.pt").exists():
+        p.error(f"--resume: {out_dir or f'no run of {name}'} holds no state.pt to go on from")
+    saved = json.loads((out_dir / "args.json").read_text())["args"]
+    p.set_defaults(**saved)
+    again = p.parse_args(argv)
+    for key, value in saved.items():
+        if key not in FREE and getattr(again, key) != value:
+            p.error(f"--resume: --{key} was {value} in {out_dir}; leave it out, or start a new run")
+    again.out_dir = str(out_dir)
+    return again
+
+def fit_flags(args):
+    """The flags that loop.fit takes, by its names."""
+    names = "max_steps eval_every lr min_lr warmup_steps grad_accum grad_clip weight_decay patience resume out_dir".split()
+    return {name: getattr(args, name) for name in names}
+
+def set_up(args):
+    """Seeds torch; returns (device, autocast) and says them in one line. Raises ValueError for a device that is not there."""
+    torch.manual_seed(args.seed)
+    name = args.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f"--device {name}: {str(e).splitlines()[0]}") from None
+    bf16 = args.dtype == "bfloat16" or (args.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"device {device} ({what}), {'bfloat16' if bf16 else 'float32'}")
+    return device, torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# run directories
+
+def data_name(data):
+    return Path(data).name.split(".")[0]
+
+def run_dirs(args, name):
+    """The runs of this name that are there: out/toy/dpo, out/toy/dpo-2, ... in their order."""
+    root, found = Path("out") / data_name(args.data), []
+    while (d := root / (name if not found else f"{name}-{len(found) + 1}")).exists():
+        found.append(d)
+    return found
+
+def claim_run_dir(args, name):
+    """Makes args.out_dir, or the next free name. Raises ValueError if a run stands there: nothing is written over."""
+    if not args.out_dir:
+        n = len(run_dirs(args, name)) + 1
+        args.out_dir = str(Path("out") / data_name(args.data) / (name if n == 1 else f"{name}-{n}"))
+    out_dir = Path(args.out_dir)
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise ValueError(f"--out_dir {out_dir}: something is there already; go on with it by --resume, choose another, or delete it")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    return out_dir
+
+def write_args(out_dir, args, **facts):
+    """args.json: what it takes to repeat the run."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "tiktoken", "numpy", "safetensors")}
+    loop.write_json(Path(out_dir) / "args.json", {"args": vars(args), **facts, "versions": {"python": sys.version.split()[0], **versions}})
+
+def read_args(run):
+    """args.json of a run."""
+    path = Path(run) / "args.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file: {run} is not a run")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as e:
+        raise ValueError(f"{path}: not valid JSON ({e})") from None
+
+def go_on(script, args):
+    """The command that goes on with a run."""
+    return shlex.join(["python", script, "--resume", "--out_dir", os.path.relpath(args.out_dir)])

@@ -1,0 +1,146 @@
+"""
+Preference optimization: one loop for every loss in losses.py.
+
+    python train_pref.py --loss dpo                                         # the toy world; trains the SFT policy if there is none yet
+    python train_pref.py --loss fdpo --divergence jsd --beta 0.05
+    python train_pref.py --loss dpo --adapter sequential --adapter_rank 16
+    python train_pref.py --loss dpo --data hh --init_from out/hh/sft --max_len 512 --lr 5e-6 --batch_size 8 --grad_accum 8
+
+The reference is the model that training starts from. Its log-probs are computed once, before the first update, and kept with the
+rows, so no second model is in memory. Writes out/<data>/<loss>, and ends with what changed. Read first: losses.py, loop.py, train_sft.py
+"""
+from pathlib import Path
+
+import torch
+
+import adapters
+import cli
+import data
+import eval
+import loop
+import toy
+import train_sft
+from losses import LOSSES, Pairs, sequence_logps
+from model import GPT, fingerprint
+
+def get_args(argv=None):
+    p = cli.Parser(__doc__)
+    cli.add_common_flags(p)
+    p.add_argument("--loss", default="dpo", choices=list(LOSSES), help="see losses.py (default: %(default)s)")
+    for name in dict.fromkeys(h for loss in LOSSES.values() for h in loss.hparams):    # every hyperparameter of any loss, once
+        takers = {k: loss.hparams[name] for k, loss in LOSSES.items() if name in loss.hparams}
+        p.add_argument(f"--{name}", type=type(next(iter(takers.values()))), help="for " + ", ".join(f"{k} (default: {v})" for k, v in takers.items()))
+    p.add_argument("--adapter", choices=adapters.MODES, help="train an adapter in every block and freeze the rest (default: train everything)")
+    p.add_argument("--adapter_rank", type=cli.positive, help="hidden units of an adapter (default: 16)")
+    p.add_argument("--adapter_init", choices=adapters.INITS, help="for replace: random, or the MLP's neurons that matter most (default: neurons)")
+    p.add_argument("--n_prompts", type=cli.positive, help="toy: prompts to sample training pairs for, 4 completions each (default: 1000)")
+    p.add_argument("--n_show", type=int, default=3, help="samples to print at the end (default: %(default)s)")
+    p.set_defaults(lr=4e-4, warmup_steps=10, max_steps=90, eval_every=15)
+    args = p.parse_args(argv)
+    if args.resume:
+        args = cli.resume(p, args, argv, args.loss)
+    takes = LOSSES[args.loss].hparams
+    for name in {h for loss in LOSSES.values() for h in loss.hparams} - takes.keys():
+        if getattr(args, name) is not None:
+            p.error(f"--{name} has no effect on --loss {args.loss}, which takes {', '.join(f'--{h}' for h in takes) or 'no hyperparameter'}")
+    for flag, where, here in (("adapter_rank", "--adapter", args.adapter), ("adapter_init", "--adapter replace", args.adapter == "replace"),
+                              ("n_prompts", "--data toy", args.data == "toy")):
+        if getattr(args, flag) is not None and not here:
+            p.error(f"--{flag} has no effect without {where}")
+    for name, default in takes.items():
+        setattr(args, name, default if getattr(args, name) is None else getattr(args, name))
+    return args
+
+def sft_run(args):
+    """The run to start from; on the toy world it is made, or finished, if need be."""
+    run = Path("out") / cli.data_name(args.data) / "sft"
+    if args.data != "toy" and not (run / "result.json").exists():
+        raise ValueError(f"there is no finished SFT run at {run}: train one with train_sft.py --data {args.data}, or name a model with --init_from")
+    if not (run / "result.json").exists():
+        print(f"no SFT policy at {run} yet: training it first\n")
+        same = ["--out_dir", str(run), "--device", args.device, "--dtype", args.dtype]
+        train_sft.main(same + (["--resume"] if (run / "state.pt").exists() else []))
+        print()
+    return str(run)
+
+def toy_pairs(args, model, tokenizer):
+    """The file of pairs sampled from the policy and ranked by the exact reward, for training and validation; no prompt is in both."""
+    prompts = {split: [e["prompt"] for e in toy.examples(split, n, args.seed)] for split, n in (("train", args.n_prompts or 1000), ("val", 100))}
+    return data.make_pairs(model, tokenizer, prompts, toy.reward, args.init_from, {"weights": fingerprint(model), "reward": "toy"},
+                           max_new_tokens=args.max_len - toy.PROMPT_LEN, seed=args.seed)
+
+@torch.no_grad()
+def add_reference(model, batches, autocast):
+    """Puts the reference's summed log-probs, nats, into every row."""
+    device = next(model.parameters()).device
+    for rows in batches.groups():
+        batch = loop.to_device(data.collate(rows), device)
+        with autocast:
+            logps, _ = sequence_logps(model, batch["idx"], batch["completion_mask"])    # (2B,)
+        for row, chosen, rejected in zip(rows, *logps.view(2, -1).tolist()):
+            row["ref_chosen_logps"], row["ref_rejected_logps"] = chosen, rejected
+
+def main(argv=None):
+    args = get_args(argv)
+    loss, hparams = LOSSES[args.loss], {h: getattr(args, h) for h in LOSSES[args.loss].hparams}
+    with cli.bad_input():
+        one = torch.ones(1)
+        loss.fn(Pairs(one, one, one, one, one, one), **hparams)    # a hyperparameter out of its range shows here, not after an hour
+        args.init_from = args.init_from or sft_run(args)
+        device, autocast = cli.set_up(args)
+        tokenizer = data.get_tokenizer(args.data)
+        model = GPT.from_pretrained(args.init_from, args.dropout).to(device).eval()
+        data.check_fits(model, tokenizer, args.max_len, args.init_from)
+        pairs = {}
+        if args.data == "toy":
+            pairs["pairs"] = str(toy_pairs(args, model, tokenizer))
+            rows = data.read_pairs(pairs["pairs"])
+        else:
+            rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len)
+        base = fingerprint(model)
+        if args.adapter:
+            init = (args.adapter_init or "neurons") if args.adapter == "replace" else "random"
+            adapters.add_adapters(model, args.adapter, args.adapter_rank or 16, init)
+        out_dir = args.out_dir if args.resume else cli.claim_run_dir(args, args.loss)
+        cli.write_args(out_dir, args, hparams=hparams, reference=args.init_from, reference_fingerprint=base, **pairs)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters()) - trained
+    print(f"{args.loss} {' '.join(f'{k}={v}' for k, v in hparams.items())} on {len(rows['train']):,} pairs, {len(rows['val']):,} for validation; "
+          f"{trained:,} parameters train, {frozen:,} are frozen; the reference is {args.init_from} -> {out_dir}")
+    if args.adapter == "replace":
+        print("adapter replace: policy and reference differ from the start, so the first loss and KL are not those of policy == reference")
+
+    batches = {split: data.Batches(rows[split], args.batch_size, args.seed) for split in ("train", "val")}
+    for part in batches.values() if loss.needs_ref else ():
+        if args.adapter:
+            with adapters.adapters_off(model):
+                add_reference(model, part, autocast)
+        else:
+            add_reference(model, part, autocast)
+    if args.compile:
+        model.features = torch.compile(model.features, dynamic=True)
+
+    def compute_loss(batch):
+        logps, lens = sequence_logps(model, batch["idx"], batch["completion_mask"])    # (2B,), chosen on top of rejected
+        (chosen, rejected), (chosen_lens, rejected_lens) = logps.chunk(2), lens.chunk(2)    # (B,) each
+        pairs = Pairs(chosen, rejected, batch.get("ref_chosen_logps"), batch.get("ref_rejected_logps"), chosen_lens, rejected_lens)
+        losses, chosen_rewards, rejected_rewards = loss.fn(pairs, **hparams)    # (B,) each
+        margins = chosen_rewards - rejected_rewards
+        return losses.mean(), {
+            "rewards/chosen": chosen_rewards.mean(), "rewards/rejected": rejected_rewards.mean(), "rewards/margins": margins.mean(),
+            "rewards/accuracies": ((margins > 0).float() + 0.5 * (margins == 0).float()).mean(),    # a tie counts half
+            "logps/chosen": chosen.detach().mean(), "logps/rejected": rejected.detach().mean()}
+
+    def save(folder):
+        if args.adapter:
+            adapters.save_adapter(model, folder, args.init_from, base)
+        else:
+            model.save_pretrained(folder)
+
+    result = loop.fit(model, compute_loss, batches["train"], batches["val"], save=save, autocast=autocast,
+                      show=("rewards/accuracies", "rewards/margins"), go_on=cli.go_on("train_pref.py", args), **cli.fit_flags(args))
+    print()
+    return result | eval.main(["--run", str(out_dir), "--device", args.device, "--dtype", args.dtype, "--show", str(args.n_show)])
+
+if __name__ == "__main__":
+    main()
