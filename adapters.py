@@ -105,7 +105,7 @@ def adapter_state_dict(model):
     return {k: v for k, v in model.state_dict().items() if ".mlp.down." in k or ".mlp.up." in k}
 
 def save_adapter(model, folder, base, base_fingerprint):
-    """Writes adapter.safetensors and adapter.json. base is where the frozen model was loaded from; its fingerprint guards against another."""
+    """Writes adapter.safetensors and adapter.json. base: where the frozen model came from; its fingerprint guards against another."""
     part, folder = adapted(model)[0], Path(folder)
     about = dict(mode=part.mode, rank=part.down.out_features, base=str(base), base_fingerprint=base_fingerprint)
     (folder / "adapter.tmp").write_text(json.dumps(about, indent=2) + "\n")
@@ -128,8 +128,8 @@ def load_adapter(model, folder, model_fingerprint):
     """Adds the adapter of a run to the base that it was trained on. Raises ValueError if `model` is another one."""
     about, path = read_about(folder), Path(folder) / "adapter.safetensors"
     if about["base_fingerprint"] != model_fingerprint:
-        raise ValueError(f"{folder}: the adapter was trained on {about['base']} with fingerprint {about['base_fingerprint']}, but the base given has "
-                         f"{model_fingerprint}: it is another model, or was trained further")
+        raise ValueError(f"{folder}: the adapter was trained on {about['base']} with fingerprint {about['base_fingerprint']}, but the base "
+                         f"given has {model_fingerprint}: it is another model, or was trained further")
     add_adapters(model, about["mode"], about["rank"])
     try:
         state = load_file(path)

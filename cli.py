@@ -44,7 +44,7 @@ def add_device_flags(p):
     p.add_argument("--seed", type=int, default=0, help="of weights, order and samples (default: %(default)s)")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one (default: %(default)s)")
     p.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"),
-                   help="of the matrix products; weights stay float32. auto is bfloat16 on a GPU that has it, else float32 (default: %(default)s)")
+                   help="of the matrix products; weights stay float32. auto: bfloat16 on a GPU that has it (default: %(default)s)")
     p.add_argument("--batch_size", type=positive, default=64, help="rows, or pairs, in one forward pass (default: %(default)s)")
 
 def add_common_flags(p):
@@ -59,12 +59,13 @@ def add_common_flags(p):
     p.add_argument("--warmup_steps", type=int, help="updates in which the learning rate rises in a line (default: %(default)s)")
     p.add_argument("--max_steps", type=positive, help="updates in all (default: %(default)s)")
     p.add_argument("--eval_every", type=positive, help="updates between evaluations on the validation rows (default: %(default)s)")
-    p.add_argument("--patience", type=int, default=3, help="stop after so many evaluations that are no better; 0 never (default: %(default)s)")
+    p.add_argument("--patience", type=int, default=3, help="evaluations without a better one, then stop; 0 never (default: %(default)s)")
     p.add_argument("--weight_decay", type=float, default=0.0, help="AdamW's, on matrices only (default: %(default)s)")
     p.add_argument("--grad_clip", type=float, default=1.0, help="largest norm of the gradient; 0 does not clip (default: %(default)s)")
     p.add_argument("--dropout", type=float, default=0.0, help="while training; adds noise to every log-ratio (default: %(default)s)")
     p.add_argument("--max_prompt_len", type=positive, help="tokens; a longer prompt loses its beginning (default: no cut)")
-    p.add_argument("--max_len", type=positive, default=64, help="tokens of prompt and completion; a longer completion loses its end (default: %(default)s)")
+    p.add_argument("--max_len", type=positive, default=64,
+                   help="tokens of prompt and completion together; a longer completion loses its end (default: %(default)s)")
     p.add_argument("--compile", action="store_true", help="torch.compile the trunk; a minute to start, pays on long runs")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out_dir, or else the newest of this name")
 
@@ -105,6 +106,14 @@ def set_up(args):
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"device {device} ({what}), {'bfloat16' if bf16 else 'float32'}")
     return device, torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+
+def check_fits(model, tokenizer, max_len, name):
+    """Raises ValueError if a model has another vocabulary than the data, or is too short for it."""
+    if model.config.vocab_size != tokenizer.n_vocab:
+        raise ValueError(f"{name} has a vocabulary of {model.config.vocab_size:,} tokens, but the data's tokenizer, {tokenizer.name}, has "
+                         f"{tokenizer.n_vocab:,}: it was made for other data")
+    if model.config.block_size < max_len:
+        raise ValueError(f"--max_len {max_len} is more than the {model.config.block_size} tokens that {name} can take")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # run directories

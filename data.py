@@ -84,7 +84,7 @@ def render(messages, field, where):
     out = ""
     for m in messages:
         if not (isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") in (*ROLES, "system")):
-            raise ValueError(f"{where}, field {field!r}: expected messages with role (user, assistant, system) and content (text), got {short(m)}")
+            raise ValueError(f"{where}, field {field!r}: expected messages of role (user, assistant, system) and content, got {short(m)}")
         out += m["content"] if m["role"] == "system" else f"\n\n{ROLES[m['role']]}: {m['content']}"
     return out
 
@@ -114,7 +114,8 @@ def example_of(record, where, pairs):
         prompt = text_of(record, "prompt", where)
     elif "instruction" in record:
         given = f"### Input:\n{text_of(record, 'input', where)}\n\n" if record.get("input") else ""
-        prompt = ALPACA.format(", paired with an input that provides further context" if given else "", text_of(record, "instruction", where), given)
+        more = ", paired with an input that provides further context" if given else ""
+        prompt = ALPACA.format(more, text_of(record, "instruction", where), given)
     elif sides == ("text",):
         prompt = ""
     else:
@@ -181,7 +182,7 @@ def records_of(data, data_dir):
     """Yields (split, where, record) from a file, a folder, or the hub."""
     if data not in HUB:
         if not data.endswith(SUFFIXES) or not Path(data).is_file():
-            raise ValueError(f"{data}: no such file or data set; there are toy, {', '.join(HUB)}, and files that end in {', '.join(SUFFIXES)}")
+            raise ValueError(f"{data}: no such file or data set; there are toy, {', '.join(HUB)}, and paths to {' '.join(SUFFIXES)} files")
         for where, record in read_records(data):
             yield "train", where, record
     elif data_dir:
@@ -214,8 +215,8 @@ def get_tokenizer(data):
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception as e:    # requests' errors, a hash that does not fit, a folder that cannot be written
-        raise ValueError(f"GPT-2's BPE files could not be had ({type(e).__name__}); connect once, or set TIKTOKEN_CACHE_DIR to a folder where "
-                         "tiktoken has left them") from None
+        raise ValueError(f"GPT-2's BPE files could not be had ({type(e).__name__}); connect once, or set TIKTOKEN_CACHE_DIR to a folder "
+                         "where tiktoken has left them") from None
 
 def make_rows(examples, tokenizer, max_len, max_prompt_len=None):
     """
@@ -256,13 +257,6 @@ def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=Tru
         if not rows[split]:
             raise ValueError(f"{data}: no row is left for {'training' if split == 'train' else 'validation'}; dropped: {reasons}")
     return rows
-
-def check_fits(model, tokenizer, max_len, name):
-    """Raises ValueError if a model has another vocabulary than the data, or is too short for it."""
-    if model.config.vocab_size != tokenizer.n_vocab:
-        raise ValueError(f"{name} has a vocabulary of {model.config.vocab_size:,} tokens, but {tokenizer.name}, the data's tokenizer, has {tokenizer.n_vocab:,}")
-    if model.config.block_size < max_len:
-        raise ValueError(f"--max_len {max_len} is more than the {model.config.block_size} tokens that {name} can take")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # rows -> batches
@@ -336,7 +330,8 @@ def sample_completions(model, tokenizer, prompts, max_new_tokens, *, temperature
         part = order[at:at + batch_size]
         lens = torch.tensor([len(prompts[i]) for i in part])
         idx = torch.nn.utils.rnn.pad_sequence([torch.tensor(prompts[i]) for i in part], batch_first=True)
-        new = model.generate(idx.to(device), max_new_tokens, temperature=temperature, eos=tokenizer.eot_token, lens=lens, generator=generator)
+        new = model.generate(idx.to(device), max_new_tokens, temperature=temperature, eos=tokenizer.eot_token, lens=lens,
+                             generator=generator)
         for i, tokens in zip(part, new[:, idx.shape[1]:].tolist()):
             end = tokens.index(tokenizer.eot_token) + 1 if tokenizer.eot_token in tokens else len(tokens)
             out[i] = tokens[:end]

@@ -32,10 +32,12 @@ from model import GPT, fingerprint
 def get_args(argv=None):
     p = cli.Parser(__doc__)
     p.add_argument("--run", required=True, help="the run's folder")
-    p.add_argument("--n_prompts", type=cli.positive, default=256, help="held-out prompts, as far as there are so many (default: %(default)s)")
-    p.add_argument("--temperature", type=float, default=1.0, help="of sampling; KL and entropy are always those of the model at 1 (default: %(default)s)")
+    p.add_argument("--n_prompts", type=cli.positive, default=256, help="held-out prompts, if there are so many (default: %(default)s)")
+    p.add_argument("--temperature", type=float, default=1.0,
+                   help="of sampling; KL and entropy are those of the model at 1 all the same (default: %(default)s)")
     p.add_argument("--show", type=int, default=3, help="samples to print (default: %(default)s)")
-    p.add_argument("--max_new_tokens", type=cli.positive, help="tokens sampled at most (default: toy what fits, else half of the run's max_len or 128)")
+    p.add_argument("--max_new_tokens", type=cli.positive,
+                   help="tokens of a sample at most (default: on toy what fits, else half of the run's max_len, up to 128)")
     cli.add_device_flags(p)
     return p.parse_args(argv)
 
@@ -72,14 +74,15 @@ def held_out(facts, args):
         if "pairs" in facts:
             pairs = data.read_pairs(facts["pairs"])["val"]
     else:
-        rows = data.load_rows(run_args["data"], run_args["data_dir"], tokenizer, room, run_args["max_prompt_len"], "loss" in run_args)["val"]
+        source = (run_args["data"], run_args["data_dir"], tokenizer, room, run_args["max_prompt_len"])
+        rows = data.load_rows(*source, pairs="loss" in run_args)["val"]
         pairs = rows if "loss" in run_args else None
         prompts = list({tuple(r["prompt"]): r["prompt"] for r in rows}.values())
     fit = [p for p in prompts if len(p) + max_new_tokens <= room]
     if not fit:
         raise ValueError(f"--max_new_tokens {max_new_tokens}: no held-out prompt leaves so much room in the run's {room} tokens")
     if len(fit) < len(prompts):
-        print(f"{len(prompts) - len(fit)} of {len(prompts)} prompts left out: with --max_new_tokens {max_new_tokens} they do not fit into {room} tokens")
+        print(f"{len(prompts) - len(fit)} of {len(prompts)} prompts left out: with {max_new_tokens} new tokens they are more than {room}")
     return tokenizer, fit[:args.n_prompts], pairs, max_new_tokens
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -123,7 +126,8 @@ def measure(model, reference, prompts, tokenizer, reward, args, max_new_tokens, 
     with autocast:
         answers = data.sample_completions(model, tokenizer, prompts, max_new_tokens, temperature=args.temperature, seed=args.seed,
                                           batch_size=args.batch_size)
-    out = {"length": np.array([len(a) for a in answers], dtype=float), "eos": np.array([a[-1] == tokenizer.eot_token for a in answers], dtype=float)}
+    out = {"length": np.array([len(a) for a in answers], dtype=float),
+           "eos": np.array([a[-1] == tokenizer.eot_token for a in answers], dtype=float)}
     if reward:
         out["reward"] = np.array([reward(tokenizer.decode(p) + data.decode(tokenizer, a)) for p, a in zip(prompts, answers)])
     rows, curves = [{"prompt": p, "chosen": a, "at": i} for i, (p, a) in enumerate(zip(prompts, answers))], {}
@@ -157,8 +161,9 @@ def pair_measures(policy, reference, rows, batch_size, autocast):
 # ---------------------------------------------------------------------------------------------------------------------
 # what is shown
 
-ROWS = (("reward", "reward", ".3f"), ("kl", "KL to the reference, nats a completion", ".2f"), ("logratio", "  check: mean log-ratio", ".2f"),
-        ("entropy", "entropy, nats a token", ".3f"), ("length", "length, tokens", ".1f"), ("eos", "ends in EOS", ".3f"),
+ROWS = (("reward", "reward", ".3f"), ("kl", "KL to the reference, nats a completion", ".2f"),
+        ("logratio", "  check: mean log-ratio", ".2f"), ("entropy", "entropy, nats a token", ".3f"),
+        ("length", "length, tokens", ".1f"), ("eos", "ends in EOS", ".3f"),
         ("accuracy", "accuracy on held-out pairs", ".3f"), ("margin", "  margin, nats", ".2f"))
 
 def table(columns):
@@ -205,28 +210,26 @@ def main(argv=None):
         facts, policy, reference = load_policy(args.run, device)
         tokenizer, prompts, pairs, max_new_tokens = held_out(facts, args)
     reward = toy.reward if facts["args"]["data"] == "toy" else None
-    raw, curves, answers = {}, {}, {}
+    rest, raw, curves, answers = (prompts, tokenizer, reward, args, max_new_tokens, autocast), {}, {}, {}
+    no_reference = lambda: None
     if reference is not None:
         with as_reference(policy, reference) as ref:
-            raw["before"], answers["before"], curves["before"] = measure(ref, lambda: None, prompts, tokenizer, reward, args, max_new_tokens, autocast)
-        zeros = np.zeros(len(prompts))
-        raw["before"] |= {"kl": zeros, "logratio": zeros}    # by definition
-        context = lambda: as_reference(policy, reference)
-    else:
-        context = lambda: None
-    raw["after"], answers["after"], curves["after"] = measure(policy, context, prompts, tokenizer, reward, args, max_new_tokens, autocast)
+            raw["before"], answers["before"], curves["before"] = measure(ref, no_reference, *rest)
+        raw["before"] |= {"kl": np.zeros(len(prompts)), "logratio": np.zeros(len(prompts))}    # by definition
+    context = no_reference if reference is None else lambda: as_reference(policy, reference)
+    raw["after"], answers["after"], curves["after"] = measure(policy, context, *rest)
     if pairs and reference is not None:
         raw["after"] |= pair_measures(policy, reference, pairs, args.batch_size, autocast)
         raw["before"] |= {"accuracy": np.full(len(pairs), 0.5), "margin": np.zeros(len(pairs))}    # all ties, by definition
     columns = {name: {k: bootstrap(v) for k, v in part.items()} for name, part in raw.items()}
 
     print(f"{args.run} on {len(prompts)} held-out prompts, temperature {args.temperature}; [95% interval]\n\n{table(columns)}\n")
-    samples = [{"prompt": tokenizer.decode(p), **{name: data.decode(tokenizer, a[i]) for name, a in answers.items()}} for i, p in enumerate(prompts)]
-    for sample in samples[:args.show]:
+    samples = [{"prompt": tokenizer.decode(p)} | {name: data.decode(tokenizer, a[i]) for name, a in answers.items()}
+               for i, p in enumerate(prompts)]
+    for i, sample in enumerate(samples[:args.show]):
         print("prompt   " + sample["prompt"].strip())
         for name in answers:
-            says = f"   (reward {raw[name]['reward'][samples.index(sample)]:.3f})" if reward else ""
-            print(f"{name:9}" + sample[name].strip() + says)
+            print(f"{name:9}{sample[name].strip()}" + (f"   (reward {raw[name]['reward'][i]:.3f})" if reward else ""))
         print()
     result = {"prompts": len(prompts), "pairs": len(pairs or []), "temperature": args.temperature, "measures": columns}
     loop.write_json(Path(args.run) / "eval.json", result | {"samples": samples})

@@ -149,8 +149,8 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
                 note("train", metrics | {"lr": optimizer.param_groups[0]["lr"]})
                 bar.update()
     except FloatingPointError as e:
-        raise SystemExit(f"step {step}, batches {step * grad_accum} to {(step + 1) * grad_accum - 1} of the stream: {e}. The weights up to step "
-                         f"{stopper.best_step} are in {out_dir}. Try a lower --lr, a longer --warmup_steps or --dtype float32.") from None
+        raise SystemExit(f"step {step}, batches {step * grad_accum} to {(step + 1) * grad_accum - 1} of the stream: {e}. The weights of "
+                         f"step {stopper.best_step} are in {out_dir}. Try a lower --lr, more --warmup_steps or --dtype float32.") from None
     except KeyboardInterrupt:
         checkpoint()
         print(f"\ninterrupted after {step} updates; all is saved in {out_dir}. To go on: {go_on}", file=sys.stderr)
@@ -158,10 +158,11 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
     finally:
         bar.close()
         log.close()
-    result = {"step": step, "best_step": stopper.best_step, "best_val_loss": stopper.best, "seconds": round(seconds + time.time() - start, 1)}
+    seconds = round(seconds + time.time() - start, 1)
+    result = {"step": step, "best_step": stopper.best_step, "best_val_loss": stopper.best, "seconds": seconds}
     if stopper.stop:
         print(f"early stopping at step {step}: {patience} evaluations without a better validation loss")
-    print(f"{step} updates in {result['seconds']} s; best validation loss {stopper.best:.4f} at step {stopper.best_step}")
+    print(f"{step} updates in {seconds} s; best validation loss {stopper.best:.4f} at step {stopper.best_step}")
     plot_curves(out_dir)
     write_json(out_dir / "result.json", result)
     return result
@@ -192,8 +193,8 @@ def write_json(path, content):
 
 def save_state(out_dir, model, optimizer, stopper, step, evaluated, seconds, log_bytes):
     state = {"model": {n: p for n, p in model.named_parameters() if p.requires_grad}, "optimizer": optimizer.state_dict(),
-             "stopper": {k: v for k, v in vars(stopper).items() if k != "patience"}, "step": step, "evaluated": evaluated, "seconds": seconds,
-             "log_bytes": log_bytes, "rng": torch.get_rng_state()}
+             "stopper": {k: v for k, v in vars(stopper).items() if k != "patience"}, "step": step, "evaluated": evaluated,
+             "seconds": seconds, "log_bytes": log_bytes, "rng": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda_rng"] = torch.cuda.get_rng_state_all()
     torch.save(state, out_dir / "state.tmp")
@@ -228,9 +229,10 @@ def plot_curves(out_dir):
     fig, axes = plt.subplots(-(-len(series) // columns), columns, figsize=(3.2 * columns, 2.4 * -(-len(series) // columns)), squeeze=False)
     for ax in axes.flat[len(series):]:
         ax.axis("off")
+    looks = {"train": {"lw": 0.8, "color": "C0"}, "val": {"marker": "o", "ms": 3, "color": "C1"}}
     for ax, (metric, splits) in zip(axes.flat, series.items()):
         for split, points in sorted(splits.items()):
-            ax.plot(*zip(*points), **({"lw": 0.8, "color": "C0"} if split == "train" else {"marker": "o", "ms": 3, "color": "C1"}), label=split)
+            ax.plot(*zip(*points), label=split, **looks[split])
         ax.set_title(metric + (" (nats)" if metric.startswith("logps") else ""), fontsize=9)
         ax.set_xlabel("update", fontsize=8)
         ax.tick_params(labelsize=7)

@@ -170,7 +170,8 @@ class GPT(nn.Module):
         if shortest < 1 or longest > T or lens.shape != (B,):
             raise ValueError(f"lens must be {B} numbers from 1 to {T}, not {lens.tolist()}")
         if longest + max_new_tokens > self.config.block_size:
-            raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new ones are more than block_size = {self.config.block_size}")
+            raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new ones are more than block_size = "
+                             f"{self.config.block_size}")
         if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"need temperature >= 0, top_k >= 1, 0 < top_p <= 1, not {temperature}, {top_k}, {top_p}")
         was_training, ragged = self.training, shortest < longest
@@ -217,7 +218,7 @@ class GPT(nn.Module):
             model = cls(config)
         want = {k: tuple(v.shape[::-1] if k.endswith(CONV1D) else v.shape) for k, v in model.state_dict().items() if k != "lm_head.weight"}
         for key in sorted((want.keys() ^ state.keys()) - {"score.weight"}):
-            raise ValueError(f"{path}: {key} is {'missing' if key in want else 'not part of a GPT-2'}: is this another architecture's file?")
+            raise ValueError(f"{path}: {key} is {'missing' if key in want else 'not part of a GPT-2'}: is it another architecture's file?")
         for key in want.keys() & state.keys():
             if tuple(state[key].shape) != want[key]:
                 raise ValueError(f"{path}: {key} has shape {tuple(state[key].shape)}, but config.json asks for {want[key]}")
@@ -236,8 +237,8 @@ class GPT(nn.Module):
             raise ValueError("only a plain GPT-2 can be saved so; of a model with adapters save adapter_state_dict(model)")
         architecture = "GPT2ForSequenceClassification" if "score.weight" in state else "GPT2LMHeadModel"
         config = dict(model_type="gpt2", architectures=[architecture], activation_function="gelu_new", layer_norm_epsilon=1e-5,
-                      n_positions=c.block_size, vocab_size=c.vocab_size, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd, n_inner=c.n_inner,
-                      attn_pdrop=c.dropout, embd_pdrop=c.dropout, resid_pdrop=c.dropout, tie_word_embeddings=True,
+                      n_positions=c.block_size, vocab_size=c.vocab_size, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd,
+                      n_inner=c.n_inner, attn_pdrop=c.dropout, embd_pdrop=c.dropout, resid_pdrop=c.dropout, tie_word_embeddings=True,
                       bos_token_id=c.vocab_size - 1, eos_token_id=c.vocab_size - 1)    # <|endoftext|> is the last id, here and in GPT-2
         if "score.weight" in state:
             config.update(num_labels=1, pad_token_id=c.vocab_size - 1)
@@ -291,8 +292,8 @@ def find_folder(name_or_dir):
     try:
         return Path(snapshot_download(f"openai-community/{name_or_dir}", allow_patterns=["config.json", "model.safetensors"]))
     except Exception as e:    # the client raises a dozen kinds; for the user they are one
-        raise ValueError(f"{name_or_dir}: could not be had from the hub ({type(e).__name__}); offline, give a folder with its config.json and "
-                         f"model.safetensors, or set HF_HOME to a cache that holds it") from None
+        raise ValueError(f"{name_or_dir}: could not be had from the hub ({type(e).__name__}); offline, give a folder with its "
+                         f"config.json and model.safetensors, or set HF_HOME to a cache that holds it") from None
 
 def read_config(path):
     """Hugging Face's config.json -> GPTConfig; refuses, by name, whatever this model would compute differently."""

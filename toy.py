@@ -106,8 +106,8 @@ def encoding():
     tokens = [bytes([i]) for i in range(256)] + [(" " + w).encode() for w in words]
     tokens += [w.encode() for w in starts if len(w) > 1]                # "i" and "a" are there already, as bytes
     # tiktoken looks a whole piece up before it merges bytes, so a word needs no merges of its own
-    return tiktoken.Encoding("nanopref_toy", pat_str=r" ?[a-z]+| ?[.,]|\s+|[^\sa-z.,]+", mergeable_ranks={t: i for i, t in enumerate(tokens)},
-                             special_tokens={"<|endoftext|>": len(tokens)})
+    return tiktoken.Encoding("nanopref_toy", pat_str=r" ?[a-z]+| ?[.,]|\s+|[^\sa-z.,]+",
+                             mergeable_ranks={t: i for i, t in enumerate(tokens)}, special_tokens={"<|endoftext|>": len(tokens)})
 
 def split_of(prompt):
     """train, val or test (8 : 1 : 1), decided by the prompt alone: so no prompt stands in two splits, whatever the seed."""

@@ -9,6 +9,7 @@ Preference optimization: one loop for every loss in losses.py.
 The reference is the model that training starts from. Its log-probs are computed once, before the first update, and kept with the
 rows, so no second model is in memory. Writes out/<data>/<loss>, and ends with what changed. Read first: losses.py, loop.py, train_sft.py
 """
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -29,10 +30,12 @@ def get_args(argv=None):
     p.add_argument("--loss", default="dpo", choices=list(LOSSES), help="see losses.py (default: %(default)s)")
     for name in dict.fromkeys(h for loss in LOSSES.values() for h in loss.hparams):    # every hyperparameter of any loss, once
         takers = {k: loss.hparams[name] for k, loss in LOSSES.items() if name in loss.hparams}
-        p.add_argument(f"--{name}", type=type(next(iter(takers.values()))), help="for " + ", ".join(f"{k} (default: {v})" for k, v in takers.items()))
-    p.add_argument("--adapter", choices=adapters.MODES, help="train an adapter in every block and freeze the rest (default: train everything)")
+        p.add_argument(f"--{name}", type=type(next(iter(takers.values()))),
+                       help="for " + ", ".join(f"{k} (default: {v})" for k, v in takers.items()))
+    p.add_argument("--adapter", choices=adapters.MODES, help="train an adapter in every block, freeze the rest (default: train everything)")
     p.add_argument("--adapter_rank", type=cli.positive, help="hidden units of an adapter (default: 16)")
-    p.add_argument("--adapter_init", choices=adapters.INITS, help="for replace: random, or the MLP's neurons that matter most (default: neurons)")
+    p.add_argument("--adapter_init", choices=adapters.INITS,
+                   help="for replace: random, or the MLP's own neurons that matter most (default: neurons)")
     p.add_argument("--n_prompts", type=cli.positive, help="toy: prompts to sample training pairs for, 4 completions each (default: 1000)")
     p.add_argument("--n_show", type=int, default=3, help="samples to print at the end (default: %(default)s)")
     p.set_defaults(lr=4e-4, warmup_steps=10, max_steps=90, eval_every=15)
@@ -42,7 +45,8 @@ def get_args(argv=None):
     takes = LOSSES[args.loss].hparams
     for name in {h for loss in LOSSES.values() for h in loss.hparams} - takes.keys():
         if getattr(args, name) is not None:
-            p.error(f"--{name} has no effect on --loss {args.loss}, which takes {', '.join(f'--{h}' for h in takes) or 'no hyperparameter'}")
+            taken = ", ".join(f"--{h}" for h in takes) or "no hyperparameter"
+            p.error(f"--{name} has no effect on --loss {args.loss}, which takes {taken}")
     for flag, where, here in (("adapter_rank", "--adapter", args.adapter), ("adapter_init", "--adapter replace", args.adapter == "replace"),
                               ("n_prompts", "--data toy", args.data == "toy")):
         if getattr(args, flag) is not None and not here:
@@ -55,7 +59,8 @@ def sft_run(args):
     """The run to start from; on the toy world it is made, or finished, if need be."""
     run = Path("out") / cli.data_name(args.data) / "sft"
     if args.data != "toy" and not (run / "result.json").exists():
-        raise ValueError(f"there is no finished SFT run at {run}: train one with train_sft.py --data {args.data}, or name a model with --init_from")
+        raise ValueError(f"there is no finished SFT run at {run}: train one with train_sft.py --data {args.data}, "
+                         "or name a model with --init_from")
     if not (run / "result.json").exists():
         print(f"no SFT policy at {run} yet: training it first\n")
         same = ["--out_dir", str(run), "--device", args.device, "--dtype", args.dtype]
@@ -65,7 +70,8 @@ def sft_run(args):
 
 def toy_pairs(args, model, tokenizer):
     """The file of pairs sampled from the policy and ranked by the exact reward, for training and validation; no prompt is in both."""
-    prompts = {split: [e["prompt"] for e in toy.examples(split, n, args.seed)] for split, n in (("train", args.n_prompts or 1000), ("val", 100))}
+    sizes = {"train": args.n_prompts or 1000, "val": 100}
+    prompts = {split: [e["prompt"] for e in toy.examples(split, n, args.seed)] for split, n in sizes.items()}
     return data.make_pairs(model, tokenizer, prompts, toy.reward, args.init_from, {"weights": fingerprint(model), "reward": "toy"},
                            max_new_tokens=args.max_len - toy.PROMPT_LEN, seed=args.seed)
 
@@ -90,7 +96,7 @@ def main(argv=None):
         device, autocast = cli.set_up(args)
         tokenizer = data.get_tokenizer(args.data)
         model = GPT.from_pretrained(args.init_from, args.dropout).to(device).eval()
-        data.check_fits(model, tokenizer, args.max_len, args.init_from)
+        cli.check_fits(model, tokenizer, args.max_len, args.init_from)
         pairs = {}
         if args.data == "toy":
             pairs["pairs"] = str(toy_pairs(args, model, tokenizer))
@@ -105,17 +111,14 @@ def main(argv=None):
         cli.write_args(out_dir, args, hparams=hparams, reference=args.init_from, reference_fingerprint=base, **pairs)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trained
-    print(f"{args.loss} {' '.join(f'{k}={v}' for k, v in hparams.items())} on {len(rows['train']):,} pairs, {len(rows['val']):,} for validation; "
-          f"{trained:,} parameters train, {frozen:,} are frozen; the reference is {args.init_from} -> {out_dir}")
+    print(f"{args.loss} {' '.join(f'{k}={v}' for k, v in hparams.items())} on {len(rows['train']):,} pairs, {len(rows['val']):,} for "
+          f"validation; {trained:,} parameters train, {frozen:,} are frozen; the reference is {args.init_from} -> {out_dir}")
     if args.adapter == "replace":
         print("adapter replace: policy and reference differ from the start, so the first loss and KL are not those of policy == reference")
 
     batches = {split: data.Batches(rows[split], args.batch_size, args.seed) for split in ("train", "val")}
-    for part in batches.values() if loss.needs_ref else ():
-        if args.adapter:
-            with adapters.adapters_off(model):
-                add_reference(model, part, autocast)
-        else:
+    with adapters.adapters_off(model) if args.adapter else nullcontext():
+        for part in batches.values() if loss.needs_ref else ():
             add_reference(model, part, autocast)
     if args.compile:
         model.features = torch.compile(model.features, dynamic=True)

@@ -37,7 +37,7 @@ def make_model(args, tokenizer):
         return GPT(GPTConfig(block_size=args.max_len, vocab_size=tokenizer.n_vocab, n_layer=args.n_layer or 2, n_head=args.n_head or 4,
                              n_embd=args.n_embd or 128, dropout=args.dropout))
     model = GPT.from_pretrained(args.init_from, args.dropout)
-    data.check_fits(model, tokenizer, args.max_len, args.init_from)
+    cli.check_fits(model, tokenizer, args.max_len, args.init_from)
     return model
 
 def main(argv=None):
@@ -59,8 +59,9 @@ def main(argv=None):
         loss = -logps.sum() / lens.sum()    # a mean over tokens, so that long completions count by their length
         return loss, {"perplexity": loss.detach().exp()}
 
-    return loop.fit(model, compute_loss, data.Batches(rows["train"], args.batch_size, args.seed), data.Batches(rows["val"], args.batch_size),
-                    save=model.save_pretrained, autocast=autocast, show=("perplexity",), go_on=cli.go_on("train_sft.py", args), **cli.fit_flags(args))
+    batches = {split: data.Batches(rows[split], args.batch_size, args.seed) for split in ("train", "val")}
+    return loop.fit(model, compute_loss, batches["train"], batches["val"], save=model.save_pretrained, autocast=autocast,
+                    show=("perplexity",), go_on=cli.go_on("train_sft.py", args), **cli.fit_flags(args))
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,48 @@
+"""
+What the tests share: no network, one thread, the toy world's tokenizer, and a small finished SFT run.
+"""
+import json
+import os
+from pathlib import Path
+
+# before torch is imported; subprocesses take them over too
+os.environ.setdefault("OMP_NUM_THREADS", "1")     # tensors here are tiny: a second thread costs more than it brings
+os.environ.setdefault("HF_HUB_OFFLINE", "1")      # whatever asks for the network fails at once, here as in CI
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+
+import data
+import toy
+import train_sft
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The toy world's: any text goes through it, and it needs no files."""
+    return toy.encoding()
+
+@pytest.fixture
+def own_tokenizer(monkeypatch, tokenizer):
+    """Local files are tokenized with the toy world's tokenizer instead of GPT-2's, which would have to be fetched."""
+    monkeypatch.setattr(data, "get_tokenizer", lambda name: tokenizer)
+    return tokenizer
+
+@pytest.fixture
+def in_tmp(monkeypatch, tmp_path):
+    """Runs go to ./out, so the test stands in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+TINY = ("--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--batch_size", "8", "--max_steps", "2", "--eval_every", "2")
+
+@pytest.fixture(scope="session")
+def sft_run(tmp_path_factory, tokenizer):
+    """A finished SFT run of two updates on a local file: the toy world's vocabulary, 64 tokens long. Copy it before changing it."""
+    root = tmp_path_factory.mktemp("sft")
+    texts = [{"prompt": f"the plot {i}", "completion": f" was fine {i} ."} for i in range(20)]
+    (root / "texts.jsonl").write_text("".join(json.dumps(t) + "\n" for t in texts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "get_tokenizer", lambda name: tokenizer)
+        train_sft.main(["--data", str(root / "texts.jsonl"), "--out_dir", str(root / "run"), *TINY])
+    return Path(root / "run")

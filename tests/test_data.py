@@ -1,0 +1,680 @@
+"""
+Text -> rows -> batches: what is cut, dropped and counted; every file type and shape; the order of batches; pairs by sampling and
+ranking. Files are small and made here; the last section reads real data and is skipped without it.
+"""
+import csv
+import gzip
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import data
+import toy
+from model import GPT, GPTConfig
+
+def write_jsonl(path, records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+    if path.name.endswith(".gz"):
+        path.write_bytes(gzip.compress(lines.encode()))
+    else:
+        path.write_text(lines, encoding="utf-8", newline="\n")
+    return str(path)
+
+def load(path, pairs=True):
+    """All the examples of a file, whatever their split, and what was dropped."""
+    splits, dropped = data.load_examples(str(path), pairs=pairs)
+    return splits["train"] + splits["val"], dropped
+
+def text_key(example):
+    return sorted(example.items())
+
+def pair(i=0, **other):
+    return {"prompt": f"prompt {i}", "chosen": f" good {i}", "rejected": f" bad {i}"} | other
+
+# ---------------------------------------------------------------------------------------------------------------------
+# examples -> rows
+
+def test_prompt_and_completion_are_tokenized_apart(tokenizer):
+    """" act" + "ing" is one token when tokenized together: then the mask begins inside a word, and samples never look like that."""
+    rows, _ = data.make_rows([{"prompt": "the act", "chosen": "ing was fine"}], tokenizer, 64)
+    assert rows[0]["prompt"] == tokenizer.encode_ordinary("the act")
+    assert rows[0]["chosen"][:-1] == tokenizer.encode_ordinary("ing was fine")
+    assert rows[0]["prompt"] + rows[0]["chosen"][:-1] != tokenizer.encode_ordinary("the acting was fine")
+
+def test_a_completion_ends_in_one_eos_and_the_prompt_has_none(tokenizer):
+    """Without it the model never learns to stop, and samples run to the limit."""
+    rows, _ = data.make_rows([pair(), pair(1)], tokenizer, 64)
+    for row in rows:
+        assert tokenizer.eot_token not in row["prompt"]
+        for side in ("chosen", "rejected"):
+            assert row[side][-1] == tokenizer.eot_token and row[side].count(tokenizer.eot_token) == 1
+    assert data.decode(tokenizer, rows[1]["rejected"]) == " bad 1"
+
+def test_a_prompt_is_cut_at_its_beginning(tokenizer):
+    """The question stands at the end of a dialogue."""
+    rows, dropped = data.make_rows([{"prompt": "i saw this film at home .", "chosen": " fine"}], tokenizer, 64, max_prompt_len=3)
+    assert tokenizer.decode(rows[0]["prompt"]) == " at home ." and not dropped
+
+@pytest.mark.parametrize("max_len,words,eos", [(7, 4, True), (6, 4, False), (5, 3, False), (3, 1, False)])
+def test_a_completion_is_cut_at_its_end_and_then_has_no_eos(tokenizer, max_len, words, eos):
+    """An EOS behind a cut teaches the model to stop in the middle of a sentence. At 6 the words fit and the EOS does not."""
+    rows, _ = data.make_rows([{"prompt": "i saw", "chosen": " the plot was fine"}], tokenizer, max_len)
+    want = tokenizer.encode_ordinary(" the plot was fine")[:words] + [tokenizer.eot_token] * eos
+    assert rows[0]["chosen"] == want
+
+def test_both_completions_of_a_pair_are_cut_by_the_same_limit(tokenizer):
+    """A limit for both together, or one that depends on the other side, makes the shorter one look better."""
+    e = {"prompt": "i saw", "chosen": " a" * 20, "rejected": " the" * 30}
+    (row,), _ = data.make_rows([e], tokenizer, 12)
+    assert (len(row["prompt"]), len(row["chosen"]), len(row["rejected"])) == (2, 10, 10)
+    (row,), _ = data.make_rows([e | {"rejected": " the"}], tokenizer, 12)
+    assert (len(row["chosen"]), row["rejected"]) == (10, tokenizer.encode_ordinary(" the") + [tokenizer.eot_token])
+
+def test_by_default_prompts_stay_whole_and_those_without_room_are_dropped_and_counted(tokenizer):
+    """Half a prompt answers another question; and a completion of no tokens has a log-prob of 0, the best there is."""
+    prompts = [" the" * n for n in (5, 9, 10, 30)]
+    rows, dropped = data.make_rows([pair(prompt=p) for p in prompts], tokenizer, 10)
+    assert sum(dropped.values()) == 3 and len(dropped) == 2    # at 9 both keep one token, and it is the same one
+    assert [len(r["prompt"]) for r in rows] == [5]
+    rows, dropped = data.make_rows([pair(prompt=p, rejected="x") for p in prompts], tokenizer, 10)
+    assert [len(r["prompt"]) for r in rows] == [5, 9] and [len(r["chosen"]) for r in rows] == [5, 1]
+    (why, n), = dropped.items()
+    assert n == 2 and "prompt" in why and "10" in why
+
+def test_rows_are_dropped_for_a_reason_and_counted_by_it(tokenizer):
+    """An empty completion can be the chosen one; a pair that was made equal by the cut carries no preference either."""
+    examples = [pair(0), pair(1, chosen=" "), pair(2, rejected=""), pair(3, chosen="\n\n"), pair(4, rejected=" good 4"),
+                pair(5, chosen=" a" * 99 + " fine", rejected=" a" * 99 + " dull")]
+    rows, dropped = data.make_rows(examples, tokenizer, 40)
+    assert len(rows) == 1 and sorted(dropped.values()) == [2, 3]
+    assert next(n for why, n in dropped.items() if "empty" in why) == 3
+    assert data.make_rows(examples[5:], tokenizer, 140)[1].total() == 0
+
+def test_what_was_dropped_is_printed_once(tmp_path, tokenizer, capsys):
+    """Counted for each split apart and printed twice, nobody adds it up; not printed, nobody knows."""
+    path = write_jsonl(tmp_path / "p.jsonl", [pair(i, chosen=" " if i < 10 else " yes") for i in range(40)])
+    rows = data.load_rows(path, None, tokenizer, 64)
+    out = capsys.readouterr().out
+    assert len(rows["train"]) + len(rows["val"]) == 30
+    assert out.count("\n") == out.count("dropped:") == 1 and "10 empty" in out
+    assert str(len(rows["train"])) in out and path in out
+
+def test_a_literal_end_of_text_in_a_text_stays_text(tokenizer):
+    """Real rows hold it. As the special token it would end the document in the middle, and whoever writes the data could do it."""
+    text = " say <|endoftext|> now"
+    (row,), _ = data.make_rows([{"prompt": "<|endoftext|>", "chosen": text}], tokenizer, 64)
+    assert tokenizer.eot_token not in row["prompt"] + row["chosen"][:-1]
+    assert tokenizer.decode(row["prompt"]) == "<|endoftext|>" and data.decode(tokenizer, row["chosen"]) == text
+
+def test_a_text_without_a_prompt_starts_behind_eos(tokenizer):
+    """logits[:, t] predicts idx[:, t + 1]: with nothing before it the first word would never be trained on."""
+    (row,), _ = data.make_rows([{"prompt": "", "chosen": "the plot"}], tokenizer, 64)
+    assert row["prompt"] == [tokenizer.eot_token]
+    assert row["chosen"] == tokenizer.encode_ordinary("the plot") + [tokenizer.eot_token]
+
+def test_rows_for_supervised_training_have_no_rejected_side(tmp_path, tokenizer):
+    """A pairs file serves SFT by its chosen side; a rejected key left in would make Batches collate pairs."""
+    path = write_jsonl(tmp_path / "p.jsonl", [pair(i) for i in range(5)])
+    rows = data.load_rows(path, None, tokenizer, 64, pairs=False)
+    assert all(set(r) == {"prompt", "chosen"} for part in rows.values() for r in part)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# files -> records
+
+NASTY = ['he said "yes", then\nleft', "a\x85b\u2028c\u2029d", "\u4f60\u597d \U0001f600", "line\r\nbreak", "tab\t, comma", "back\\slash \\n"]
+
+def in_every_format(folder, records):
+    import pyarrow
+    import pyarrow.parquet
+    (folder / "r.json").write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8", newline="\n")
+    with open(folder / "r.csv", "w", encoding="utf-8", newline="") as f:
+        writer = csv.DictWriter(f, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), folder / "r.parquet")
+    return [folder / "r.json", write_jsonl(folder / "r.jsonl", records), write_jsonl(folder / "r.jsonl.gz", records),
+            folder / "r.csv", folder / "r.parquet"]
+
+def test_every_file_type_gives_the_same_examples(tmp_path):
+    """Quoted line breaks in .csv, U+0085 in .jsonl, and newline translation each corrupt one type alone."""
+    records = [{"prompt": f"{i} {text}", "chosen": NASTY[i - 1], "rejected": text + "!"} for i, text in enumerate(NASTY)]
+    for path in in_every_format(tmp_path, records):
+        assert [r for _, r in data.read_records(path)] == records, path
+        assert sorted(load(path)[0], key=text_key) == sorted(records, key=text_key), path
+
+@pytest.mark.parametrize("char", ["\x85", "\u2028", "\u2029", "\x1c", "\x0b", "\x0c"])
+@pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])
+def test_only_a_newline_ends_a_row(tmp_path, name, char):
+    """str.splitlines() also cuts at U+0085, which stands in 350 of IMDB's reviews; JSON escapes what is below U+0020 anyway."""
+    records = [{"text": f"one{char}two"}, {"text": char}]
+    assert [r for _, r in data.read_records(write_jsonl(tmp_path / name, records))] == records
+
+def test_rows_are_numbered_as_lines_whatever_is_blank(tmp_path):
+    """The number in a message must lead an editor to the line."""
+    (tmp_path / "r.jsonl").write_text('\n{"a": 1}\n\n  \n{"a": 2}\n\n')
+    got = list(data.read_records(tmp_path / "r.jsonl"))
+    assert [r for _, r in got] == [{"a": 1}, {"a": 2}]
+    assert got[0][0].endswith("row 2") and got[1][0].endswith("row 5") and str(tmp_path / "r.jsonl") in got[0][0]
+
+def test_windows_line_ends_and_a_missing_last_one_do_no_harm(tmp_path):
+    """A file that went through an editor on Windows; the last line often has no end."""
+    (tmp_path / "r.jsonl").write_bytes(b'{"a": 1}\r\n\r\n{"a": 2}')
+    assert [(w[-1], r) for w, r in data.read_records(tmp_path / "r.jsonl")] == [("1", {"a": 1}), ("3", {"a": 2})]
+
+@pytest.mark.parametrize("name", ["r.json", "r.jsonl", "r.csv", "r.jsonl.gz"])
+def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path, name):
+    """Excel writes one: the column is then called U+FEFF + "prompt", and json refuses the file."""
+    text = {"json": '[{"prompt": "a"}]', "jsonl": '{"prompt": "a"}\n', "gz": '{"prompt": "a"}\n', "csv": "prompt\na\n"}[name.split(".")[-1]]
+    raw = b"\xef\xbb\xbf" + text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    assert [r for _, r in data.read_records(tmp_path / name)] == [{"prompt": "a"}]
+
+def test_a_csv_field_may_be_longer_than_pythons_limit(tmp_path):
+    """csv stops at 131,072 characters unless told otherwise, and articles are longer."""
+    (tmp_path / "r.csv").write_text("text\n" + "a" * 200_000 + "\n")
+    assert [len(r["text"]) for _, r in data.read_records(tmp_path / "r.csv")] == [200_000]
+
+def test_a_csv_row_with_a_field_too_many_is_refused(tmp_path):
+    """An unquoted comma shifts the columns: the prompt's second half becomes the chosen answer, and nothing looks wrong."""
+    (tmp_path / "r.csv").write_text("prompt,chosen,rejected\nhello,fine,bad\nwell, hello,good,bad\n")
+    with pytest.raises(ValueError, match="r.csv, row 2"):
+        load(tmp_path / "r.csv")
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.json"])
+def test_half_of_a_surrogate_pair_does_not_stop_the_run(tmp_path, tokenizer, name):
+    """JSON can write one (a cut emoji); it has no UTF-8, so hashing, tokenizing or printing it may raise far from the file."""
+    records = [{"prompt": f"{i} \ud83d", "chosen": " a\ud83d", "rejected": "b"} for i in range(3)]
+    text = json.dumps(records) if name == "r.json" else "".join(json.dumps(r) + "\n" for r in records)
+    (tmp_path / name).write_text(text)
+    rows = data.load_rows(str(tmp_path / name), None, tokenizer, 64)
+    assert len(rows["train"]) + len(rows["val"]) == 3
+
+# ---------------------------------------------------------------------------------------------------------------------
+# records -> examples
+
+def user(text):
+    return {"role": "user", "content": text}
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+DIALOGUE = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Yes", "rejected": " No"}
+
+@pytest.mark.parametrize("record", [
+    {"chosen": [user("Hi"), assistant("Yes")], "rejected": [user("Hi"), assistant("No")]},
+    {"prompt": "Hi", "chosen": [user("Hi"), assistant("Yes")], "rejected": [user("Hi"), assistant("No")]},
+    {"prompt": [user("Hi")], "chosen": [assistant("Yes")], "rejected": [assistant("No")]},
+    {"prompt": "Hi", "chosen": [assistant("Yes")], "rejected": [assistant("No")]},
+    {"prompt": [user("Hi")], "chosen": "Yes", "rejected": "No"},
+], ids=["shared turn", "shared turn and prompt", "prompt as messages", "prompt as text", "answers as text"])
+def test_messages_in_every_shape_become_one_dialogue(record):
+    """The hub's sets put the shared turn into the prompt, into both sides, or into all three; it must stand in the prompt once."""
+    assert data.example_of(record, "here", True) == DIALOGUE
+    assert data.example_of(record, "here", False) == {k: DIALOGUE[k] for k in ("prompt", "chosen")}
+
+def test_earlier_turns_and_the_system_message_stand_in_the_prompt():
+    """The answer is the last message alone: training on the earlier ones counts them on both sides."""
+    before = [{"role": "system", "content": "Be brief."}, user("Hi"), assistant("Hello"), user("And?")]
+    got = data.example_of({"chosen": [*before, assistant("Yes")], "rejected": [*before, assistant("No")]}, "here", True)
+    assert got == {"prompt": "Be brief.\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant:", "chosen": " Yes", "rejected": " No"}
+    assert data.example_of({"prompt": before, "chosen": [assistant("Yes")], "rejected": [assistant("No")]}, "here", True) == got
+
+def test_message_pairs_with_different_prompts_are_dropped_and_counted(tmp_path):
+    """The pair then compares answers to different questions; taking chosen's prompt for both would go unseen."""
+    same = [{"chosen": [user(f"Hi {i}"), assistant("Yes")], "rejected": [user(f"Hi {i}"), assistant("No")]} for i in range(3)]
+    other = {"chosen": [user("Hi"), assistant("Yes")], "rejected": [user("Ho"), assistant("No")]}
+    examples, dropped = load(write_jsonl(tmp_path / "m.jsonl", [*same, other]))
+    (why, n), = dropped.items()
+    assert len(examples) == 3 and n == 1 and "different prompts" in why
+
+def test_alpacas_template_has_an_input_section_only_if_there_is_an_input():
+    """775 of 1,100 real rows have input "": an empty section, or "None", is not what models were tuned on."""
+    record = {"instruction": "Add.", "output": "3", "chosen": "3!", "rejected": "4"}
+    with_input = data.example_of(record | {"input": "1 + 2"}, "here", True)
+    assert "### Instruction:\nAdd.\n\n### Input:\n1 + 2\n\n### Response:" in with_input["prompt"]
+    assert "paired with an input" in with_input["prompt"] and (with_input["chosen"], with_input["rejected"]) == ("3!", "4")
+    for without in (record, record | {"input": ""}, record | {"input": None}):
+        prompt = data.example_of(without, "here", True)["prompt"]
+        assert "### Instruction:\nAdd.\n\n### Response:" in prompt and "put" not in prompt and "None" not in prompt
+
+@pytest.mark.parametrize("field", ["chosen", "completion", "output", "text"])
+def test_supervised_data_may_call_its_answer_by_any_usual_name(field):
+    """SFT data says completion (OpenAI), output (Alpaca) or text; pairs serve by their chosen side."""
+    assert data.example_of({"prompt": "p", field: "c", "rejected": "r"}, "here", False) == {"prompt": "p", "chosen": "c"}
+
+def test_a_text_alone_is_trained_on_as_a_whole_and_does_for_supervised_data_only():
+    """IMDB has no prompt. A pair of plain texts, though, would have nothing that both sides answer."""
+    assert data.example_of({"text": "a film", "label": 1}, "here", False) == {"prompt": "", "chosen": "a film"}
+    with pytest.raises(ValueError, match="here.*chosen"):
+        data.example_of({"text": "a film"}, "here", True)
+
+def hh(question, answer, more=""):
+    return f"\n\nHuman: {question}\n\nAssistant:{answer}{more}"
+
+def test_hh_keeps_the_leading_space_of_the_answer_and_ends_the_prompt_before_it():
+    """ " Yes" is one token of GPT-2's; a prompt that ends in a space, or a stripped answer, is text the model never saw."""
+    got = data.hh_example({"chosen": hh("Hi", " Yes"), "rejected": hh("Hi", " No")}, "here", True)
+    assert got == {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Yes", "rejected": " No"}
+
+@pytest.mark.parametrize("dialogue", [
+    hh("Hi", " Yes", hh("And?", " So")), hh("Hi", " Yes", "\n\nHuman: And?"), hh("Hi", " Yes", "\n\nAssistant: So"), "\n\nHuman: Hi",
+    "\n\nHuman: Hi\n\nHuman: Ho\n\nAssistant: Yes", "Hi there" + hh("Hi", " Yes"), "\n\nAssistant: Yes\n\nHuman: Hi", "Yes"],
+    ids=["two rounds", "ends on a Human turn", "two answers", "no answer", "two questions", "text before", "answer first", "no turns"])
+def test_hh_takes_single_turn_dialogues_only(dialogue):
+    """Two answers in a row, or a last turn of the human's, occur; parsed loosely they train on the wrong side's words."""
+    for chosen, rejected in ((dialogue, hh("Hi", " No")), (hh("Hi", " No"), dialogue)):
+        why = data.hh_example({"chosen": chosen, "rejected": rejected}, "here", True)
+        assert isinstance(why, str)
+    assert isinstance(data.hh_example({"chosen": dialogue}, "here", False), str)
+
+@pytest.mark.parametrize("answer", [" Human: is a word", " so\nHuman: x\nAssistant: y", " the\n\nHuman race", " \n\nAssistants: many"])
+def test_hh_splits_at_whole_markers_only(answer):
+    """The bare words stand inside 87 of the real answers; splitting there calls them multi-turn, or cuts them."""
+    got = data.hh_example({"chosen": hh("Hi", answer), "rejected": hh("Hi", " No")}, "here", True)
+    assert got["chosen"] == answer
+
+@pytest.mark.parametrize("other", ["Ho", "Hi there", "H"])
+def test_hh_drops_pairs_whose_prompts_differ_and_never_slices(other):
+    """rejected[len(prompt):] looks right on 8,545 of 8,552 real rows."""
+    why = data.hh_example({"chosen": hh("Hi", " Yes"), "rejected": hh(other, " No")}, "here", True)
+    assert isinstance(why, str) and "different prompts" in why
+
+def test_hh_counts_every_kind_of_dropped_row_once(tmp_path, tokenizer, capsys):
+    """Each kind occurs in the real files; the counts have to add up to the rows read."""
+    good = [{"chosen": hh(f"Q{i}", " yes"), "rejected": hh(f"Q{i}", " no")} for i in range(10)]
+    bad = [{"chosen": hh("E", " "), "rejected": hh("E", " no")}, {"chosen": hh("I", " same"), "rejected": hh("I", " same")},
+           {"chosen": hh("D", " yes"), "rejected": hh("d", " no")}, {"chosen": hh("M", " a", hh("N", " b")), "rejected": hh("M", " c")}]
+    write_jsonl(tmp_path / "hh" / "all.jsonl.gz", good + bad)
+    rows = data.load_rows("hh", str(tmp_path / "hh"), tokenizer, 200)
+    assert len(rows["train"]) + len(rows["val"]) == 10
+    out = capsys.readouterr().out
+    for words in ("1 empty completion", "1 chosen == rejected", "1 chosen and rejected have different prompts", "1 not single-turn"):
+        assert words in out
+
+# ---------------------------------------------------------------------------------------------------------------------
+# splits
+
+def hh_file(folder, name, tag, n=4):
+    write_jsonl(folder / name, [{"chosen": hh(f"{tag}{i}", " yes"), "rejected": hh(f"{tag}{i}", " no")} for i in range(n)])
+
+def tags(examples):
+    return Counter(e["prompt"].removeprefix("\n\nHuman: ")[0] for e in examples)
+
+@pytest.mark.parametrize("names", [
+    ("train.jsonl", "validation.jsonl", "test.jsonl.gz"), ("hh.train.jsonl", "hh_dev.jsonl", "hh-eval.jsonl"),
+    ("train/0.jsonl", "val/0.jsonl", "test/0.jsonl"), ("a/part.jsonl", "a/valid-0.jsonl", "test/a/b.jsonl"),
+    ("latest.jsonl", "train/val_prefs.jsonl", "Test_prefs.jsonl")])
+def test_a_files_split_is_read_off_its_name_or_its_folders(tmp_path, names):
+    """Whole words only: "latest" is no test file. And data_dir's own name ("test") says nothing about what is in it."""
+    for name, tag in zip(names, "tve", strict=True):
+        hh_file(tmp_path / "test" / "val", name, tag)
+    splits, _ = data.load_examples("hh", str(tmp_path / "test" / "val"))
+    assert (tags(splits["train"]), tags(splits["val"])) == ({"t": 4}, {"v": 4})
+
+def test_without_validation_files_some_training_prompts_are_held_out_and_test_stays_out(tmp_path):
+    """Early stopping on the test set is the usual way to a result that does not repeat."""
+    hh_file(tmp_path / "d", "helpful/train.jsonl.gz", "t", 30)
+    hh_file(tmp_path / "d", "helpful/test.jsonl.gz", "e", 30)
+    splits, _ = data.load_examples("hh", str(tmp_path / "d"))
+    assert tags(splits["train"] + splits["val"]) == {"t": 30} and 1 <= len(splits["val"]) <= 9
+
+def test_test_files_alone_are_split_into_training_and_validation(tmp_path):
+    """A sample of a data set may hold its test files alone; "no training rows" would help nobody."""
+    hh_file(tmp_path / "d", "helpful-base.test.jsonl.gz", "e", 30)
+    splits, _ = data.load_examples("hh", str(tmp_path / "d"))
+    assert len(splits["train"]) > len(splits["val"]) > 0 and len(splits["train"]) + len(splits["val"]) == 30
+
+def test_training_and_validation_share_no_prompt_and_lose_no_row(tmp_path):
+    """UltraFeedback-like sets have several pairs a prompt: split by rows, validation measures memory."""
+    records = [pair(i % 20, chosen=f" {i}") for i in range(100)]
+    splits, _ = data.load_examples(write_jsonl(tmp_path / "p.jsonl", records))
+    prompts = {s: {e["prompt"] for e in part} for s, part in splits.items()}
+    assert not prompts["train"] & prompts["val"] and len(prompts["val"]) == 2
+    assert sorted(splits["train"] + splits["val"], key=text_key) == sorted(records, key=text_key)
+
+def test_who_is_held_out_does_not_depend_on_the_order_of_the_rows(tmp_path):
+    """A file that was sorted (IMDB: all negative, then all positive) must not be validated on its last label alone."""
+    records = [pair(i) for i in range(50)]
+    held = []
+    for rows in (records, records[::-1]):
+        splits, _ = data.load_examples(write_jsonl(tmp_path / "p.jsonl", rows))
+        held.append({e["prompt"] for e in splits["val"]})
+    assert held[0] == held[1] and held[0] != {r["prompt"] for r in records[-5:]} and held[0] != {r["prompt"] for r in records[:5]}
+
+def test_texts_without_prompts_are_split_by_the_text(tmp_path):
+    """All their prompts are "": split by prompt they would fall into one split. Duplicates (96 in IMDB) stay together."""
+    records = [{"text": f"film {i % 30}"} for i in range(60)]
+    splits, _ = data.load_examples(write_jsonl(tmp_path / "t.jsonl", records), pairs=False)
+    texts = {s: {e["chosen"] for e in part} for s, part in splits.items()}
+    assert len(texts["val"]) == 3 and len(texts["train"]) == 27 and not texts["train"] & texts["val"]
+
+def test_own_validation_files_share_no_prompt_with_training(tmp_path):
+    """load_examples says that splits are disjoint by prompt; 123 texts of IMDB stand in two of its files."""
+    hh_file(tmp_path / "d", "train.jsonl", "a", 8)
+    hh_file(tmp_path / "d", "val.jsonl", "a", 2)
+    hh_file(tmp_path / "d", "val-2.jsonl", "v", 2)
+    splits, _ = data.load_examples("hh", str(tmp_path / "d"))
+    assert not {e["prompt"] for e in splits["train"]} & {e["prompt"] for e in splits["val"]}
+
+def test_one_unusable_row_never_stops_a_small_file(tmp_path, tokenizer):
+    """If validation rows are set aside before the unusable ones are dropped, it may be the only one set aside."""
+    for unusable in range(10):
+        path = write_jsonl(tmp_path / f"{unusable}.jsonl", [pair(i, chosen=" " if i == unusable else " yes") for i in range(10)])
+        rows = data.load_rows(path, None, tokenizer, 64)
+        assert len(rows["train"]) + len(rows["val"]) == 9 and rows["val"]
+
+@pytest.mark.parametrize("records", [[], [pair()], [pair(), pair(chosen=" other")]])
+def test_fewer_than_two_prompts_are_an_error(tmp_path, records):
+    """Training and validation need one each; an empty validation set would stop the run in the middle, dividing by 0."""
+    with pytest.raises(ValueError, match="prompt"):
+        data.load_examples(write_jsonl(tmp_path / "p.jsonl", records))
+
+def test_two_prompts_are_enough(tmp_path):
+    """10% of two is none, rounded."""
+    splits, _ = data.load_examples(write_jsonl(tmp_path / "p.jsonl", [pair(1), pair(2)]))
+    assert len(splits["train"]) == len(splits["val"]) == 1
+
+# ---------------------------------------------------------------------------------------------------------------------
+# rows -> batches
+
+def test_collate_by_hand():
+    """Chosen on top of rejected, so that chunk(2) finds them; the mask is on the completion, EOS (9) included, and on nothing else."""
+    one, two = {"prompt": [1, 2], "chosen": [3, 4, 9], "rejected": [5, 9]}, {"prompt": [6], "chosen": [7, 9], "rejected": [8, 8, 8, 9]}
+    batch = data.collate([one, two])
+    rows, mask = batch["idx"].tolist(), batch["completion_mask"].int().tolist()
+    assert [r[:n] for r, n in zip(rows, (5, 3, 4, 5), strict=True)] == [[1, 2, 3, 4, 9], [6, 7, 9], [1, 2, 5, 9], [6, 8, 8, 8, 9]]
+    assert mask == [[0, 0, 1, 1, 1], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 1, 1, 1, 1]]
+    assert batch["completion_mask"].dtype == torch.bool and batch["idx"].dtype == torch.long
+    assert batch["weight"] == 2
+
+def test_weight_of_a_supervised_batch_is_its_tokens():
+    """A mean over rows weighs the words of a short text more; evaluation and gradient accumulation weigh by this number."""
+    batch = data.collate([{"prompt": [1, 2], "chosen": [3, 4, 9]}, {"prompt": [6], "chosen": [7, 9]}])
+    assert batch["weight"] == 5 == int(batch["completion_mask"].sum()) and batch["idx"].shape == (2, 5)
+    assert not {"ref_chosen_logps", "ref_rejected_logps"} & batch.keys()
+
+def make(n, seed=0, longest=30, pairs=True):
+    """n rows of random lengths; the first token of the prompt is the row's number."""
+    rng, rows = random.Random(seed), []
+    for i in range(n):
+        rows.append({"prompt": [i] + [1] * rng.randrange(longest), "chosen": [2] * rng.randrange(longest) + [9]})
+        if pairs:
+            rows[-1]["rejected"] = [3] * rng.randrange(longest) + [9]
+    return rows
+
+def numbers(batch):
+    """Which rows a batch of pairs holds, in order."""
+    return batch["idx"][:batch["weight"], 0].tolist()
+
+def test_reference_log_probs_travel_with_their_rows():
+    """Kept in a list beside the rows, they meet the wrong pair after the first shuffle, and nothing but the result shows it."""
+    rows = make(23)
+    for i, row in enumerate(rows):
+        row["ref_chosen_logps"], row["ref_rejected_logps"] = -float(i), -1000.0 - i
+    for batches in ([data.Batches(rows, 4, seed=5)[i] for i in range(12)], data.Batches(rows, 4)):
+        for batch in batches:
+            top, bottom = (half[:, 0].float() for half in batch["idx"].chunk(2))    # (B,) row numbers
+            assert torch.equal(top, bottom)
+            assert torch.equal(batch["ref_chosen_logps"], -top) and torch.equal(batch["ref_rejected_logps"], -1000 - bottom)
+
+def test_a_batch_is_a_function_of_seed_and_position():
+    """A run that resumes makes a new object and starts in the middle; going back an epoch must not see the order of another."""
+    rows = make(23)
+    straight = [data.Batches(rows, 4, seed=3)[i]["idx"] for i in range(18)]
+    jumping = data.Batches(make(23), 4, seed=3)
+    for i in random.Random(0).choices(range(18), k=60):
+        assert torch.equal(jumping[i]["idx"], straight[i]), i
+
+def test_every_epoch_holds_every_row_once_and_the_last_batch_may_be_smaller():
+    """Dropping the last batch leaves out rows; the same ones in every epoch if the order is fixed."""
+    batches = data.Batches(make(23), 4, seed=1)
+    assert len(batches) == 6
+    for epoch in range(3):
+        parts = [numbers(batches[i]) for i in range(6 * epoch, 6 * epoch + 6)]
+        assert sorted(n for part in parts for n in part) == list(range(23))
+        assert sorted(map(len, parts)) == [3, 4, 4, 4, 4, 4]
+
+def test_epochs_and_seeds_differ():
+    """A generator made anew in every epoch gives the same order for ever."""
+    order = lambda seed, epoch: [numbers(data.Batches(rows, 4, seed)[i]) for i in range(10 * epoch, 10 * epoch + 10)]
+    rows = make(40)
+    assert order(0, 0) != order(0, 1) != order(0, 2) and order(0, 0) != order(1, 0)
+
+def padding(batches):
+    return sum(int(b["idx"].numel()) for b in batches)
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_rows_of_like_length_go_together(one_pass):
+    """In random batches nearly half of the tokens of such rows are padding, which costs as much as text."""
+    rows = make(640, longest=60)
+    tokens = sum(2 * len(r["prompt"]) + len(r["chosen"]) + len(r["rejected"]) for r in rows)
+    random_waste = padding(data.collate(rows[at:at + 8]) for at in range(0, 640, 8)) - tokens
+    batches = data.Batches(rows, 8)
+    waste = padding(batches if one_pass else (batches[i] for i in range(80))) - tokens
+    assert waste < 0.6 * random_waste
+
+def test_an_epoch_does_not_run_from_short_to_long():
+    """Sorting everything by length would save the most padding, and train on the short ones first and the long ones last."""
+    rows = make(640, longest=60)
+    batches = data.Batches(rows, 8)
+    widths = torch.tensor([batches[i]["idx"].shape[1] for i in range(80)], dtype=torch.float)
+    assert abs(torch.corrcoef(torch.stack([widths, torch.arange(80.0)]))[0, 1]) < 0.4
+    assert numbers(batches[0]) != numbers(batches[80])
+
+def test_iterating_is_one_pass_in_a_fixed_order_whatever_was_drawn_before():
+    """Validation losses are compared with each other, so they need the same rows; and validation must not disturb the stream."""
+    rows, batches = make(23), data.Batches(make(23), 4, seed=2)
+    first = [b["idx"] for b in batches]
+    batches[9]
+    again = [b["idx"] for b in batches]
+    other_seed = [b["idx"] for b in data.Batches(rows, 4, seed=7)]
+    assert len(first) == len(again) == len(other_seed) == 6
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, again, other_seed, strict=True))
+    assert sorted(n for b in batches for n in numbers(b)) == list(range(23))
+    assert torch.equal(batches[10]["idx"], data.Batches(rows, 4, seed=2)[10]["idx"])
+
+# ---------------------------------------------------------------------------------------------------------------------
+# pairs by sampling and ranking
+
+@pytest.fixture(scope="module")
+def stopping_model(tokenizer):
+    """A small model that draws EOS about once in eight tokens, so that some samples end and some are cut."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=32, vocab_size=tokenizer.n_vocab, n_layer=1, n_head=2, n_embd=16)).eval()
+    with torch.no_grad():
+        model.transformer.ln_f.bias.fill_(1.0)
+        model.transformer.wte.weight[tokenizer.eot_token].fill_(0.25)    # a logit of 16 * 0.25 = 4, against ~0 for 370 others
+    return model
+
+PROMPTS = {"train": [f"the plot was {i:02d}" for i in range(12)], "val": [f"the cast was {i:02d}" for i in range(4)]}
+
+def fifths(text):
+    """A reward with many ties."""
+    return float(len(text) % 5)
+
+def make_pairs(model, tokenizer, folder, *, prompts=PROMPTS, reward=fifths, weights="a", **how):
+    how = {"k": 4, "max_new_tokens": 6, "seed": 0} | how
+    return data.make_pairs(model, tokenizer, prompts, reward, folder, {"weights": weights}, **how)
+
+def test_pairs_are_all_those_that_differ_in_reward_and_no_ties(tmp_path, tokenizer, stopping_model):
+    """>= for > lets ties in, half of them backwards; and each unordered pair must come once."""
+    samples = []
+    path = make_pairs(stopping_model, tokenizer, tmp_path, reward=lambda text: samples.append(text) or fifths(text))
+    rows = [json.loads(line) for line in open(path, encoding="utf-8")]
+    assert len(samples) == 4 * 16
+    for row in rows:
+        assert row["chosen"]["reward"] > row["rejected"]["reward"]
+        for side in ("chosen", "rejected"):
+            assert row[side]["reward"] == fifths(row["prompt"]["text"] + row[side]["text"])
+            assert row["prompt"]["text"] + row[side]["text"] in samples
+    for split, texts in PROMPTS.items():
+        for text in texts:
+            drawn = [fifths(s) for s in samples if s.startswith(text)]
+            assert len(drawn) == 4
+            mine = [r for r in rows if r["prompt"]["text"] == text]
+            assert len(mine) == sum(a > b for a in drawn for b in drawn) and all(r["split"] == split for r in mine)
+
+def test_reading_pairs_gives_the_sampled_tokens_in_their_splits(tmp_path, tokenizer, stopping_model):
+    """Text cannot be tokenized back: samples are not the tokenizer's own segmentation, and EOS is no text."""
+    path = make_pairs(stopping_model, tokenizer, tmp_path)
+    written = [json.loads(line) for line in open(path, encoding="utf-8")]
+    rows = data.read_pairs(path)
+    for split in ("train", "val"):
+        want = [{side: r[side]["tokens"] for side in ("prompt", "chosen", "rejected")} for r in written if r["split"] == split]
+        assert rows[split] == want != []
+        assert {tuple(r["prompt"]) for r in want} <= {tuple(tokenizer.encode_ordinary(t)) for t in PROMPTS[split]}
+    assert any(tokenizer.encode_ordinary(tokenizer.decode(r["chosen"])) != r["chosen"] for r in rows["train"])
+
+def test_a_sample_ends_in_eos_unless_it_was_cut(tmp_path, tokenizer, stopping_model):
+    """An EOS put behind every sample teaches the policy that it had stopped there; one taken away, never to stop."""
+    rows = data.read_pairs(make_pairs(stopping_model, tokenizer, tmp_path))
+    answers = [r[side] for part in rows.values() for r in part for side in ("chosen", "rejected")]
+    cut = [a for a in answers if tokenizer.eot_token not in a]
+    whole = [a for a in answers if tokenizer.eot_token in a]
+    assert cut and all(len(a) == 6 for a in cut)
+    assert whole and all(a.index(tokenizer.eot_token) == len(a) - 1 for a in whole)
+
+def test_toy_pairs_share_no_prompt_between_training_and_validation(tmp_path, tokenizer, stopping_model, monkeypatch):
+    """Both are drawn with one seed; only the split keeps them apart."""
+    train_pref = pytest.importorskip("train_pref")
+    monkeypatch.setattr(toy, "reward", fifths)    # the exact one is 1/2 for whatever this model says
+    args = SimpleNamespace(seed=0, n_prompts=40, max_len=toy.PROMPT_LEN + 6, init_from=str(tmp_path))
+    rows = data.read_pairs(train_pref.toy_pairs(args, stopping_model, tokenizer))
+    prompts = {split: {tuple(r["prompt"]) for r in part} for split, part in rows.items()}
+    assert len(prompts["train"]) > 30 and len(prompts["val"]) > 50 and not prompts["train"] & prompts["val"]
+
+def test_pairs_are_reused_while_the_recipe_is_unchanged(tmp_path, tokenizer, stopping_model):
+    """Sampling takes longer than training; and a comparison of losses needs the same pairs."""
+    path = make_pairs(stopping_model, tokenizer, tmp_path)
+    before = Path(path).read_bytes()
+    assert make_pairs(None, tokenizer, tmp_path) == path    # no model: nothing can be sampled
+    assert Path(path).read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+@pytest.mark.parametrize("change", [
+    {"k": 3}, {"weights": "b"}, {"seed": 1}, {"max_new_tokens": 5}, {"prompts": PROMPTS | {"train": PROMPTS["train"][:-1]}},
+    {"prompts": PROMPTS | {"train": [p.replace("plot", "story") for p in PROMPTS["train"]]}}],
+    ids=["k", "weights", "seed", "length", "fewer prompts", "other prompts"])
+def test_pairs_are_made_anew_when_the_recipe_changes(tmp_path, tokenizer, stopping_model, change):
+    """Pairs of another policy, seed or prompts under the same name are found by nobody."""
+    path = make_pairs(stopping_model, tokenizer, tmp_path)
+    before = Path(path).read_bytes()
+    other = make_pairs(stopping_model, tokenizer, tmp_path, **change)
+    assert other != path and Path(other).is_file() and Path(path).read_bytes() == before
+
+def test_an_interrupted_write_leaves_no_usable_file(tmp_path, tokenizer, stopping_model):
+    """Half a file under the final name would be reused for ever."""
+    calls = []
+    def fails(text):
+        calls.append(text)
+        if len(calls) == 30:
+            raise KeyboardInterrupt
+        return fifths(text)
+    with pytest.raises(KeyboardInterrupt):
+        make_pairs(stopping_model, tokenizer, tmp_path, reward=fails)
+    assert all(f.suffix == ".tmp" for f in tmp_path.iterdir())
+    whole = make_pairs(stopping_model, tokenizer, tmp_path)
+    assert Path(whole).read_bytes() == Path(make_pairs(stopping_model, tokenizer, tmp_path.parent)).read_bytes()
+    assert [f.name for f in tmp_path.iterdir()] == [Path(whole).name]
+
+def test_sampled_completions_come_in_the_order_of_their_prompts_and_equal_those_one_by_one(tokenizer):
+    """They are sorted by length and cut into batches for speed: given back unsorted, every answer meets another prompt."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=32, vocab_size=tokenizer.n_vocab, n_layer=1, n_head=2, n_embd=16)).eval()
+    for name, p in model.named_parameters():
+        if p.dim() == 2 and "wte" not in name:
+            p.data *= 30    # so that what it says depends on where it stands
+    lens = (12, 3, 7, 12, 5, 9, 1, 7)
+    prompts = [tokenizer.encode_ordinary(e["prompt"])[:n] for e, n in zip(toy.examples("train", len(lens)), lens, strict=True)]
+    alone = [model.generate(torch.tensor([p]), 12, temperature=0)[0, len(p):].tolist() for p in prompts]
+    # one of the model's own tokens plays EOS: some answers hold it, not at their beginning, and some do not
+    eos = next(t for t in alone[0][1:] if 2 <= sum(t in a for a in alone) <= 6 and all(a[0] != t for a in alone))
+    want = [a[:a.index(eos) + 1] if eos in a else a for a in alone]
+    for batch_size in (1, 3, 256):
+        got = data.sample_completions(model, SimpleNamespace(eot_token=eos), prompts, 12, temperature=0, batch_size=batch_size)
+        assert got == want, batch_size
+
+def test_sampled_completions_are_fixed_by_the_seed(tokenizer, stopping_model):
+    """A generator of its own, so that sampling neither depends on what ran before nor disturbs what comes after."""
+    prompts = [tokenizer.encode_ordinary(t) for t in PROMPTS["train"]]
+    draw = lambda seed: data.sample_completions(stopping_model, tokenizer, prompts, 6, seed=seed)
+    first, state = draw(1), torch.get_rng_state()
+    torch.rand(3)
+    assert draw(1) == first != draw(2)
+    torch.set_rng_state(state)
+    draw(1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+def test_decoding_leaves_out_the_eos_alone(tokenizer):
+    """In a sample's text "<|endoftext|>" would be read by a judge, and change the reward."""
+    text = " the plot <|endoftext|> was"
+    assert data.decode(tokenizer, tokenizer.encode_ordinary(text) + [tokenizer.eot_token]) == text
+
+# ---------------------------------------------------------------------------------------------------------------------
+# real data, where there is some
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
+real = pytest.mark.skipif(not REAL.is_dir(), reason="the real data sets are not here")
+
+@pytest.fixture
+def gpt2(monkeypatch):
+    """GPT-2's own tokenizer, from files."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(REAL / "tiktoken_cache"))
+    return data.get_tokenizer("gpt2")
+
+@real
+@pytest.mark.parametrize("name,usable,dropped", [("helpful", 694, 2354 - 694), ("harmless", 658, 2312 - 658)])
+def test_real_hh_has_so_many_usable_rows(tmp_path, tokenizer, capsys, name, usable, dropped):
+    """Counted with another program. One row more or less is a dialogue parsed wrongly."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / f"{name}-base.test.jsonl.gz").symlink_to(REAL / "hh-rlhf" / f"{name}-base.test.jsonl.gz")
+    rows = data.load_rows("hh", str(tmp_path / "d"), tokenizer, 10_000)
+    assert len(rows["train"]) + len(rows["val"]) == usable
+    reasons = capsys.readouterr().out.split("dropped:")[1].split(", ")
+    assert sum(int(r.split()[0].replace(",", "")) for r in reasons) == dropped
+    for row in rows["train"]:
+        assert tokenizer.decode(row["prompt"]).endswith("\n\nAssistant:") and data.decode(tokenizer, row["chosen"]).startswith(" ")
+
+@real
+def test_real_instruction_pairs_lose_their_six_identical_ones(gpt2, capsys):
+    """The sides differ in nothing, so the gradient is nothing, and accuracy counts a half."""
+    rows = data.load_rows(str(REAL / "instruction" / "instruction-data-with-preference.json"), None, gpt2, 1024)
+    assert len(rows["train"]) + len(rows["val"]) == 1100 - 6
+    assert "dropped: 6 chosen == rejected\n" in capsys.readouterr().out
+
+@real
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_real_ultrafeedback_loads_as_a_local_file(gpt2, capsys, split):
+    """Lists of messages; empty answers that were preferred; literal </s>; answers longer than the context."""
+    rows = data.load_rows(str(REAL / "ultrafeedback" / f"{split}_prefs.jsonl"), None, gpt2, 1024)
+    rows = rows["train"] + rows["val"]
+    reasons = capsys.readouterr().out.strip().split("dropped: ")[1].split(", ")
+    assert len(rows) + sum(int(r.split()[0]) for r in reasons) == 500 and len(rows) > 450
+    for row in rows:
+        assert gpt2.eot_token not in row["prompt"] + row["chosen"][:-1] + row["rejected"][:-1]
+        for side in ("chosen", "rejected"):
+            assert (row[side][-1] == gpt2.eot_token) or len(row["prompt"] + row[side]) == 1024
+
+@real
+def test_gpt2s_tokenizer_leaves_a_literal_end_of_text_as_text(gpt2):
+    """Its encode() refuses the text, and with allowed_special it gives id 50256, which ends the document."""
+    text = " a <|endoftext|> b </s>"
+    (row,), _ = data.make_rows([{"prompt": text, "chosen": text}], gpt2, 64)
+    assert 50256 not in row["prompt"] and row["chosen"].count(50256) == 1 and gpt2.decode(row["prompt"]) == text
+
+@real
+def test_gpt2s_own_merges_do_not_cross_from_prompt_to_completion(gpt2):
+    """"Ass" + "istant" is one token together."""
+    (row,), _ = data.make_rows([{"prompt": "Ass", "chosen": "istant"}], gpt2, 64)
+    assert row["prompt"] + row["chosen"][:-1] != gpt2.encode_ordinary("Assistant") and gpt2.decode(row["prompt"]) == "Ass"
+
+@real
+def test_real_imdb_has_25000_rows_though_350_hold_u0085():
+    """splitlines() finds more, and breaks the JSON of 350."""
+    texts = [r["text"] for _, r in data.read_records(REAL / "imdb" / "train.jsonl.gz")]
+    assert len(texts) == 25_000 and sum("\x85" in t for t in texts) == 350

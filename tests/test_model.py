@@ -1,0 +1,740 @@
+"""
+model.py against stored transformers values, transformers itself, slow loops and values by hand: the forward pass, generation,
+sampling, weights in and out, and every way in which a folder can be wrong.
+"""
+import json
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+import model as model_py
+from adapters import add_adapters
+from model import GPT, GPTConfig, ScalarGPT, fingerprint, sample
+
+ORACLE = Path(__file__).parent / "oracle"
+TINY, TINY_HUB = ORACLE / "gpt2_tiny", ORACLE / "gpt2_tiny_hub"
+EXPECTED = json.loads((TINY / "expected.json").read_text())
+
+# ---------------------------------------------------------------------------------------------------------------------
+# helpers
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On matrices this small a second thread is only waited for: on a busy machine it makes these tests 50 times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+def near(got, want):
+    """Equal but for the last bits, which may differ with where in memory equal weights lie."""
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+def tiny(cls=GPT, seed=0, **sizes):
+    """A model whose weights are large enough that no term of the forward pass is lost in rounding: biases and norms are random too."""
+    m = cls(GPTConfig(**(dict(block_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=16) | sizes)))
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in m.named_parameters():
+            p.copy_(torch.randn(p.shape, generator=g) * 0.3 + (1 if ".ln_" in name and name.endswith("weight") else 0))
+    return m.eval()
+
+def tokens(*shape, seed=1, vocab_size=50):
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+def slow_greedy(m, prompt, n):
+    """The argmax of the whole forward pass, again for every token: list -> its n continuations."""
+    row = list(prompt)
+    for _ in range(n):
+        row.append(m(torch.tensor([row]))[0, -1].argmax().item())
+    return row[len(prompt):]
+
+def changed(folder, drop=(), **config):
+    """Our tiny model in `folder`, with other entries in its config.json."""
+    tiny().save_pretrained(folder)
+    c = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in c.items() if k not in drop}))
+    return folder
+
+def rewritten(folder, change):
+    """Our tiny model in `folder`, after change(state) on what its model.safetensors holds."""
+    tiny().save_pretrained(folder)
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+def refused(name_or_dir, *words, cls=GPT):
+    """from_pretrained raises a ValueError of one line that has every one of the words."""
+    with pytest.raises(ValueError) as e:
+        cls.from_pretrained(name_or_dir)
+    assert "\n" not in str(e.value)
+    for word in words:
+        assert str(word) in str(e.value)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the forward pass
+
+@pytest.mark.parametrize("layout", ["model.safetensors", "pytorch_model.bin", "hub"])
+def test_logits_equal_those_of_transformers_for_every_layout(layout, tmp_path):
+    """Exact GELU, an untransposed Conv1D or another epsilon all give plausible logits; the hub's names lack `transformer.`."""
+    folder = TINY_HUB
+    if layout != "hub":
+        folder = tmp_path
+        for name in ("config.json", layout):
+            shutil.copy(TINY / name, folder / name)
+    m = GPT.from_pretrained(folder).eval()
+    want = torch.tensor(EXPECTED["logits"])
+    assert want.std() > 0.05
+    torch.testing.assert_close(m(torch.tensor(EXPECTED["idx"])), want, atol=2e-6, rtol=0)
+
+def test_greedy_generation_equals_that_of_transformers():
+    """A cache that is off by one position still writes fluent nonsense."""
+    m, prompt = GPT.from_pretrained(TINY), torch.tensor([EXPECTED["greedy_prompt"]])
+    out = m.generate(prompt, len(EXPECTED["greedy"]) - prompt.shape[1], temperature=0)
+    assert out[0].tolist() == EXPECTED["greedy"]
+
+def test_gelu_is_the_tanh_form():
+    """nn.GELU() is the exact one; on small weights the two differ by less than a loose tolerance."""
+    mlp, x = tiny().transformer.h[0].mlp, torch.randn(3, 16)
+    z = x @ mlp.c_fc.weight.T + mlp.c_fc.bias
+    by_hand = 0.5 * z * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z ** 3))) @ mlp.c_proj.weight.T + mlp.c_proj.bias
+    torch.testing.assert_close(mlp(x), by_hand, atol=1e-5, rtol=0)
+
+def test_attention_equals_a_double_loop():
+    """Heads cut in the wrong order, a missing 1/sqrt(hs) or a leaking mask: softmax hides all three."""
+    m = tiny(n_head=4)
+    attn, x = m.transformer.h[0].attn, torch.randn(1, 5, 16)
+    q, k, v = attn.c_attn(x)[0].split(16, dim=1)    # (T, C)
+    y = torch.zeros(5, 16)
+    for t in range(5):
+        for head in range(4):
+            part = slice(4 * head, 4 * head + 4)
+            weights = torch.stack([q[t, part] @ k[s, part] / math.sqrt(4) for s in range(t + 1)]).softmax(0)
+            y[t, part] = sum(weights[s] * v[s, part] for s in range(t + 1))
+    torch.testing.assert_close(attn(x, 0)[0], attn.c_proj(y), atol=1e-5, rtol=0)
+
+def test_a_token_sees_itself_and_its_past_and_nothing_else():
+    """A forgotten causal mask lowers the training loss; only the gradient shows it: d logits[t] / d embedding[s > t] must be 0."""
+    m, T, leaf = tiny(), 6, []
+    def make_leaf(module, args, output):
+        leaf.append(output.detach().requires_grad_())
+        return leaf[-1]
+    m.transformer.drop.register_forward_hook(make_leaf)
+    logits = m(tokens(1, T))
+    for t in range(T):
+        g, = torch.autograd.grad(logits[0, t].square().sum(), leaf[-1], retain_graph=True)
+        assert g[0, t + 1:].abs().sum() == 0
+        assert (g[0, :t + 1].abs().sum(-1) > 0).all()
+
+def test_rows_of_a_batch_do_not_see_each_other():
+    """A view in the wrong order mixes rows, and every shape still fits."""
+    m, idx = tiny(), tokens(3, 7)
+    torch.testing.assert_close(m(idx), torch.cat([m(row[None]) for row in idx]), atol=1e-5, rtol=0)
+
+def test_features_times_the_head_are_the_logits():
+    """The losses take features and multiply by lm_head only where they need it; ln_f must be in."""
+    m, idx = tiny(), tokens(2, 5)
+    assert m.features(idx).shape == (2, 5, 16)
+    near(m.features(idx) @ m.transformer.wte.weight.T, m(idx))
+
+def test_n_inner_is_honoured_and_none_is_four_times_n_embd():
+    """GPT-2's config says null, which is not zero; a model with another width must keep it through its folder."""
+    assert tiny().transformer.h[0].mlp.c_fc.weight.shape == (64, 16)
+    assert tiny(n_inner=24).transformer.h[1].mlp.c_proj.weight.shape == (16, 24)
+
+def test_n_inner_goes_through_the_folder(tmp_path):
+    """A config.json that forgets n_inner is opened as 4 * n_embd, or not at all."""
+    m, idx = tiny(n_inner=24), tokens(2, 5)
+    m.save_pretrained(tmp_path)
+    again = GPT.from_pretrained(tmp_path).eval()
+    assert again.config == m.config and fingerprint(again) == fingerprint(m)
+    near(again(idx), m(idx))
+
+def test_the_default_config_has_gpt2s_124439808_parameters():
+    """Counting the tied head twice gives 163 million; a missing bias gives a few thousand less."""
+    with torch.device("meta"):
+        m = GPT(GPTConfig())
+    assert sum({id(p): p.numel() for p in m.parameters()}.values()) == 124_439_808
+    assert all(p.dtype == torch.float32 for p in m.parameters())
+
+def test_weights_start_at_std_002_and_the_outputs_of_the_residual_branches_smaller():
+    """nn.Linear's own start is 10 times wider here, and depth must shrink c_proj by sqrt(2 * n_layer)."""
+    torch.manual_seed(0)
+    for name, p in GPT(GPTConfig(block_size=64, vocab_size=50, n_layer=8, n_head=2, n_embd=32)).named_parameters():
+        if p.dim() == 2:
+            want = 0.02 / math.sqrt(16) if "c_proj" in name else 0.02
+            assert abs(p.std() / want - 1) < 0.1, name
+            assert abs(p.mean()) < 0.15 * want, name
+        else:
+            assert torch.equal(p, torch.zeros_like(p) if name.endswith("bias") else torch.ones_like(p)), name
+
+def test_a_text_longer_than_block_size_is_refused_and_one_that_fits_exactly_is_not():
+    """The embedding's IndexError would name no remedy; `>=` would lose the last position."""
+    m = tiny()
+    assert m(tokens(1, 16)).shape == (1, 16, 50)
+    with pytest.raises(ValueError, match="17 tokens .* block_size = 16"):
+        m.features(tokens(1, 17))
+
+def test_bf16_autocast_stays_near_the_fp32_logits():
+    """A mask or a cache in the wrong dtype raises only under autocast; and autocast must really be on."""
+    m, idx = tiny(), tokens(2, 9)
+    want = m(idx)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, out = m(idx), m.generate(idx, 4, temperature=0, lens=[9, 4])
+    assert got.dtype == torch.bfloat16 and out.shape == (2, 13)
+    assert 0 < (got.float() - want).abs().max() < 0.05 * want.abs().max()
+
+# ---------------------------------------------------------------------------------------------------------------------
+# dropout
+
+def test_dropout_is_off_in_eval():
+    """scaled_dot_product_attention does not know of model.eval(): its dropout_p must be switched by hand."""
+    m, plain, idx = tiny(dropout=0.5), tiny(), tokens(2, 8)
+    assert torch.equal(m(idx), plain(idx))
+
+@pytest.mark.parametrize("where", ["drop", "attention", "resid", "mlp"])
+def test_dropout_is_on_in_train_at_each_of_its_four_places(where):
+    """A place that was forgotten is covered by the other three."""
+    m, idx = tiny(dropout=0.5).train(), tokens(2, 8)
+    m.transformer.drop.p = 0.5 if where == "drop" else 0.0
+    for block in m.transformer.h:
+        block.attn.dropout = 0.5 if where == "attention" else 0.0
+        block.attn.resid_dropout.p = 0.5 if where == "resid" else 0.0
+        block.mlp.dropout.p = 0.5 if where == "mlp" else 0.0
+    assert not torch.equal(m(idx), m(idx))
+
+@pytest.mark.parametrize("training", [True, False])
+def test_generate_turns_dropout_off_and_gives_the_mode_back(training):
+    """A sample drawn between two training steps would come from a noisy model, or leave training without dropout."""
+    m, idx = tiny(dropout=0.5).train(training), tokens(2, 6)
+    out = m.generate(idx, 8, temperature=0)
+    assert all(part.training is training for part in m.modules())
+    assert torch.equal(out, tiny().generate(idx, 8, temperature=0))
+
+def test_generate_gives_the_mode_back_when_it_is_interrupted(monkeypatch):
+    """Ctrl-C in a notebook during a long sample, then the training cell again: it would train without dropout and say nothing."""
+    def interrupt(*args):
+        raise KeyboardInterrupt
+    m = tiny().train()
+    monkeypatch.setattr(model_py, "sample", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        m.generate(tokens(1, 3), 2)
+    assert m.training
+
+# ---------------------------------------------------------------------------------------------------------------------
+# generation
+
+def test_generation_with_the_cache_equals_the_whole_forward_pass_at_every_step(monkeypatch):
+    """A position off by one, a column not written or one too many seen: greedy tokens alone may survive that, the logits do not."""
+    m, idx, seen = tiny(), tokens(2, 5), []
+    monkeypatch.setattr(model_py, "sample", lambda logits, *rest: (seen.append(logits), sample(logits, *rest))[1])
+    out = m.generate(idx, 11, temperature=0)
+    assert torch.equal(out[:, :5], idx) and len(seen) == 11
+    torch.testing.assert_close(torch.stack(seen, dim=1), m(out)[:, 4:15], atol=1e-5, rtol=0)
+    for row, prompt in zip(out.tolist(), idx.tolist(), strict=True):
+        assert row[5:] == slow_greedy(m, prompt, 11)
+        assert len(set(row[5:])) > 2
+
+@pytest.mark.parametrize("width", [7, 10])
+def test_a_ragged_batch_gives_the_tokens_of_its_rows_one_by_one_whatever_the_padding(width, monkeypatch):
+    """Padding sits at the right, under the columns of the new tokens: one column too many in the mask and it is read."""
+    m, lens, outs, seen = tiny(seed=3), [3, 7, 1, 5], [], []
+    monkeypatch.setattr(model_py, "sample", lambda logits, *rest: (seen.append(logits), sample(logits, *rest))[1])
+    prompts = [tokens(n, seed=n).tolist() for n in lens]
+    for seed in (1, 2):
+        idx = tokens(4, width, seed=seed)
+        for b, prompt in enumerate(prompts):
+            idx[b, :len(prompt)] = torch.tensor(prompt)
+        out = m.generate(idx, 9, temperature=0, lens=lens if seed == 1 else torch.tensor(lens))
+        assert torch.equal(out[:, :width], idx)
+        outs.append(out[:, width:].tolist())
+    assert outs[0] == outs[1] == [slow_greedy(m, prompt, 9) for prompt in prompts]
+    for n in range(9):    # and the logits behind them
+        for b, prompt in enumerate(prompts):
+            want = m(torch.tensor([prompt + outs[0][b][:n]]))[0, -1]
+            torch.testing.assert_close(seen[n][b], want, atol=1e-5, rtol=0)
+            torch.testing.assert_close(seen[9 + n][b], want, atol=1e-5, rtol=0)
+
+def test_a_row_that_drew_eos_is_filled_with_it_and_generation_stops_when_all_have(monkeypatch):
+    """An EOS in the prompt does not count, one drawn first does; and a finished row goes on drawing, which must not be seen."""
+    draws = iter(torch.tensor([[5, 1, 9], [9, 2, 3], [3, 9, 4], [4, 4, 4]]))
+    monkeypatch.setattr(model_py, "sample", lambda *args: next(draws))
+    out = tiny().generate(torch.tensor([[9, 8], [9, 9], [1, 2]]), 10, eos=9)
+    assert out.tolist() == [[9, 8, 5, 9, 9], [9, 9, 1, 2, 9], [1, 2, 9, 9, 9]]
+
+def test_with_eos_a_batch_equals_its_rows_one_by_one():
+    """The batch goes on while one row has no EOS yet; rows that ended must stay ended, and the others undisturbed."""
+    m, idx, lens = tiny(seed=3), tokens(4, 6), [6, 2, 4, 5]
+    alone = [slow_greedy(m, row[:n].tolist(), 9) for row, n in zip(idx, lens, strict=True)]
+    eos = alone[0][3]
+    out = m.generate(idx, 9, temperature=0, eos=eos, lens=lens)[:, 6:].tolist()
+    ends = [row.index(eos) + 1 if eos in row else 9 for row in alone]
+    assert len(set(ends)) > 1
+    n = max(ends)
+    assert out == [(row[:end] + [eos] * 9)[:n] for row, end in zip(alone, ends, strict=True)]
+
+def test_without_eos_generation_does_not_stop(monkeypatch):
+    """A test `if eos` would take token 0 for no EOS; without EOS nothing may end a row."""
+    monkeypatch.setattr(model_py, "sample", lambda *args: torch.tensor([0]))
+    m = tiny()
+    assert m.generate(torch.tensor([[3]]), 4).tolist() == [[3, 0, 0, 0, 0]]
+    assert m.generate(torch.tensor([[3]]), 4, eos=0).tolist() == [[3, 0]]
+
+def test_no_new_tokens_gives_the_prompt_back():
+    """torch.cat of an empty list raises."""
+    idx = tokens(2, 16)
+    assert torch.equal(tiny().generate(idx, 0), idx)
+    assert torch.equal(tiny().generate(idx, 0, lens=[3, 16], eos=1, temperature=0), idx)
+
+def test_generation_that_fills_block_size_exactly_is_allowed():
+    """Prompt and new tokens have 16 positions here; `>=` would allow 15. Only the longest prompt counts, not the padded width."""
+    m, idx = tiny(), tokens(1, 6)
+    assert m.generate(idx, 10, temperature=0)[0, 6:].tolist() == slow_greedy(m, idx[0].tolist(), 10)
+    assert m.generate(tokens(1, 20), 10, temperature=0, lens=[6]).shape == (1, 30)
+
+@pytest.mark.parametrize("T, new, lens", [(6, 11, None), (17, 0, None), (10, 8, [9, 4])])
+def test_generation_beyond_block_size_is_refused_before_the_first_token(T, new, lens, monkeypatch):
+    """An error after a minute of generation costs a minute; a silent cut costs the result."""
+    m = tiny()
+    monkeypatch.setattr(m, "features", lambda *args: pytest.fail("it has begun to generate"))
+    with pytest.raises(ValueError, match="block_size = 16"):
+        m.generate(tokens(2, T), new, lens=lens)
+
+@pytest.mark.parametrize("wrong", [dict(lens=[0, 3]), dict(lens=[3, 7]), dict(lens=[3]), dict(lens=[3, 3, 3]), dict(lens=[[3, 3]]),
+                                   dict(temperature=-0.1), dict(top_k=0), dict(top_k=-1), dict(top_p=0), dict(top_p=1.1),
+                                   dict(top_p=-0.5), dict(top_p=math.nan)], ids=str)
+def test_arguments_out_of_range_are_refused_in_one_line(wrong):
+    """lens = 0 would read column -1, which is padding; top_p = 0 would leave no token at all."""
+    with pytest.raises(ValueError) as e:
+        tiny().generate(tokens(2, 6), 2, **wrong)
+    assert "\n" not in str(e.value) and next(iter(wrong)) in str(e.value)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# sampling
+
+P = torch.tensor([0.10, 0.40, 0.05, 0.30, 0.15])    # by size: 1, 3, 4, 0, 2
+
+def draws(logits, n=4000, *, temperature=1.0, top_k=None, top_p=None):
+    """n tokens from one row of logits."""
+    return sample(logits.expand(n, -1), temperature, top_k, top_p, torch.Generator().manual_seed(0))
+
+def frequencies(drawn, V):
+    return torch.bincount(drawn, minlength=V) / len(drawn)
+
+@pytest.mark.parametrize("top_k, allowed", [(1, {1}), (2, {1, 3}), (4, {0, 1, 3, 4}), (5, {0, 1, 2, 3, 4}), (99, {0, 1, 2, 3, 4})])
+def test_top_k_allows_the_k_likeliest_tokens(top_k, allowed):
+    """Masking with `<=` loses the k-th token; topk beyond the vocabulary raises."""
+    assert set(draws(P.log(), top_k=top_k).tolist()) == allowed
+
+@pytest.mark.parametrize("top_p, allowed", [(0.01, {1}), (0.39, {1}), (0.41, {1, 3}), (0.69, {1, 3}), (0.71, {1, 3, 4}),
+                                            (0.86, {0, 1, 3, 4}), (0.96, {0, 1, 2, 3, 4}), (1.0, {0, 1, 2, 3, 4})])
+def test_top_p_allows_the_smallest_set_that_reaches_it(top_p, allowed):
+    """The token that crosses top_p belongs to the set; without it a top_p under the largest probability leaves nothing."""
+    assert set(draws(P.log(), top_p=top_p).tolist()) == allowed
+
+def test_top_p_that_is_reached_exactly_needs_no_further_token():
+    """Four tokens of exactly 1/4: two of them are half of the mass; `>` for `>=` would take three."""
+    assert len(set(draws(torch.zeros(4), top_p=0.5).tolist())) == 2
+
+def test_top_p_of_one_cuts_nothing(monkeypatch):
+    """1 - rounding is reached before the last token, so a sum in fp32 drops thousands of rare tokens of GPT-2's vocabulary."""
+    seen = []
+    monkeypatch.setattr(torch, "multinomial", lambda probs, n, generator=None: seen.append(probs) or probs.argmax(-1, keepdim=True))
+    sample(3 * torch.randn(4, 50257, generator=torch.Generator().manual_seed(0)), 1.0, None, 1.0, None)
+    assert (seen[0] > 0).all()
+
+def test_top_p_and_top_k_are_taken_row_by_row():
+    """Scattering the sorted mask back along the wrong dimension is right for equal rows only."""
+    rows = torch.stack([P, P.flip(0)]).log().repeat(2000, 1)
+    for kwargs in (dict(top_k=2, top_p=None), dict(top_k=None, top_p=0.6)):
+        drawn = sample(rows, 1.0, generator=torch.Generator().manual_seed(0), **kwargs)
+        assert set(drawn[::2].tolist()) == {1, 3}
+        assert set(drawn[1::2].tolist()) == {3, 1}
+    one_peak = torch.tensor([[9.0, 0, 0, 0, 0], [0, 0, 0, 0, 9.0]])
+    assert sample(one_peak, 1.0, None, 0.5, None).tolist() == [0, 4]
+
+def test_top_p_counts_what_top_k_has_left():
+    """As in transformers: of 0.4 and 0.3, renormalized, the first alone has 0.57 and reaches 0.5; of the whole it would not."""
+    assert set(draws(P.log(), top_k=2, top_p=0.5).tolist()) == {1}
+
+def test_top_p_counts_after_the_temperature():
+    """At temperature 2 the largest has 0.29, not 0.40: cutting first and flattening then gives another set."""
+    assert set(draws(P.log(), top_p=0.35).tolist()) == {1}
+    assert set(draws(P.log(), top_p=0.35, temperature=2.0).tolist()) == {1, 3}
+
+def test_sampled_frequencies_follow_the_softmax():
+    """Logits taken for probabilities, or a softmax over the wrong dimension, still give tokens in range."""
+    logits = torch.tensor([1.0, -1.0, 0.5, 2.0])
+    assert (frequencies(draws(logits, 20000), 4) - logits.softmax(0)).abs().max() < 0.015
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_temperature_raises_the_probabilities_to_its_inverse(temperature):
+    """Multiplying by the temperature turns hot into cold, and at 1 nobody sees it."""
+    want = P ** (1 / temperature)
+    got = frequencies(draws(P.log(), 20000, temperature=temperature), 5)
+    assert (got - want / want.sum()).abs().max() < 0.015
+
+def test_top_k_keeps_the_ratios_of_what_it_keeps():
+    """After the cut, 0.4 and 0.3 are 4/7 and 3/7, not a half each."""
+    assert (frequencies(draws(P.log(), 20000, top_k=2), 5) - torch.tensor([0, 4 / 7, 0, 3 / 7, 0])).abs().max() < 0.015
+
+def test_temperature_zero_is_the_argmax_and_needs_no_random_numbers():
+    """Dividing by zero gives NaN; and a greedy evaluation must not move the state that training draws from."""
+    m, before = tiny(), torch.get_rng_state()
+    assert sample(P.log()[None], 0, None, None, None).tolist() == [1]
+    m.generate(tokens(2, 3), 4, temperature=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+def test_top_k_of_one_equals_greedy():
+    """Two ways to the same tokens, one through multinomial and one past it."""
+    m, idx = tiny(), tokens(3, 4)
+    assert torch.equal(m.generate(idx, 8, top_k=1), m.generate(idx, 8, temperature=0))
+
+def test_a_generator_of_its_own_makes_sampling_reproducible_and_leaves_the_global_state_alone():
+    """With the global state, a sample printed during training would change the training that follows."""
+    m, idx = tiny(), tokens(3, 4)
+    outs = []
+    for seed, global_seed in ((7, 1), (7, 2), (8, 1)):
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        outs.append(m.generate(idx, 8, generator=torch.Generator().manual_seed(seed)))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(outs[0], outs[1]) and not torch.equal(outs[0], outs[2])
+
+def test_without_a_generator_the_global_seed_decides():
+    """Otherwise --seed would not reach the samples."""
+    m, idx = tiny(), tokens(3, 4)
+    outs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outs.append(m.generate(idx, 8))
+    assert torch.equal(outs[0], outs[1]) and not torch.equal(outs[0], outs[2])
+
+def test_generated_tokens_follow_the_models_distribution():
+    """The first token from the wrong column is invisible in one sample; 4000 show it."""
+    m = tiny(seed=5)
+    prompt = tokens(1, 4)
+    out = m.generate(prompt.expand(4000, 4), 1, generator=torch.Generator().manual_seed(0))
+    want = m(prompt)[0, -1].softmax(0)
+    assert (frequencies(out[:, 4], 50) - want).abs().max() < 0.02
+    assert want.max() > 0.08
+
+# ---------------------------------------------------------------------------------------------------------------------
+# weights out and in again
+
+def test_save_and_load_give_the_same_model_bit_for_bit(tmp_path):
+    """Square matrices survive a forgotten transposition in shape; only the values tell."""
+    m, idx = tiny(), tokens(2, 9)
+    m.save_pretrained(tmp_path / "a" / "b")
+    again = GPT.from_pretrained(tmp_path / "a" / "b").eval()
+    assert again.config == m.config
+    assert again.state_dict().keys() == m.state_dict().keys()
+    assert all(torch.equal(v, m.state_dict()[k]) for k, v in again.state_dict().items())
+    near(again(idx), m(idx))
+    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == ["config.json", "model.safetensors"]
+
+def test_what_is_written_is_what_transformers_wrote(tmp_path):
+    """A transposition forgotten both ways makes a round trip of our own perfect, and the file useless to everybody else."""
+    GPT.from_pretrained(TINY).save_pretrained(tmp_path)
+    ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(TINY / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+def test_saving_over_the_folder_it_came_from_keeps_every_change(tmp_path):
+    """Loaded tensors may be views of the mapped file: writing into that file while reading from it would garble both."""
+    tiny().save_pretrained(tmp_path)
+    m, idx = GPT.from_pretrained(tmp_path).eval(), tokens(1, 5)
+    with torch.no_grad():
+        for p in m.parameters():
+            p.add_(0.01)
+    want = m(idx)
+    m.save_pretrained(tmp_path)
+    again = GPT.from_pretrained(tmp_path).eval()
+    assert torch.equal(m(idx), want) and fingerprint(again) == fingerprint(m)
+    near(again(idx), want)
+
+@pytest.mark.parametrize("n_inner", [None, 24])
+def test_transformers_opens_what_we_write_and_gives_the_same_logits(n_inner, tmp_path):
+    """A config.json without the right activation, a missing name or an extra one: transformers only warns."""
+    transformers = pytest.importorskip("transformers")
+    m, idx = tiny(n_inner=n_inner), tokens(2, 9)
+    m.save_pretrained(tmp_path)
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert theirs.config.eos_token_id == 49
+    torch.testing.assert_close(m(idx), theirs.eval()(idx).logits, atol=1e-5, rtol=0)
+
+def test_transformers_opens_our_scalar_model_and_gives_the_same_score(tmp_path):
+    """It reads the score at the last token that is not padding, and needs num_labels and pad_token_id in config.json for that."""
+    transformers = pytest.importorskip("transformers")
+    m, idx = tiny(ScalarGPT), tokens(3, 9, vocab_size=49)
+    idx[1, 6:], idx[2, 2:] = 49, 49
+    m.save_pretrained(tmp_path)
+    theirs, info = transformers.GPT2ForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and theirs.config.num_labels == 1
+    scores = theirs.eval()(idx).logits[:, 0]
+    assert scores.std() > 0.1
+    torch.testing.assert_close(m(idx)[torch.arange(3), torch.tensor([8, 5, 1])], scores, atol=1e-5, rtol=0)
+
+def test_a_scalar_model_comes_back_with_its_score(tmp_path):
+    """A head that is started anew at loading gives rewards of 0, and nothing else looks wrong."""
+    m, idx = tiny(ScalarGPT), tokens(2, 9)
+    m.save_pretrained(tmp_path)
+    again = ScalarGPT.from_pretrained(tmp_path).eval()
+    assert m(idx).shape == (2, 9) and m(idx).abs().min() > 0
+    assert torch.equal(again.score.weight, m.score.weight) and fingerprint(again) == fingerprint(m)
+    near(again(idx), m(idx))
+
+def test_a_fresh_scalar_model_from_a_language_model_says_zero(tmp_path):
+    """Its first value must be no news: a random head would give the first advantages a direction."""
+    lm, idx = tiny(), tokens(2, 9)
+    lm.save_pretrained(tmp_path)
+    m = ScalarGPT.from_pretrained(tmp_path).eval()
+    assert torch.equal(m(idx), torch.zeros(2, 9))
+    near(m.features(idx), lm.features(idx))
+    assert torch.equal(ScalarGPT(lm.config)(idx), torch.zeros(2, 9))
+    assert all(p.requires_grad for p in m.parameters())
+
+def test_a_language_model_opens_a_scalar_models_folder(tmp_path):
+    """The trunk is the same; `score.weight` is the one extra name that is no error."""
+    m, idx = tiny(ScalarGPT), tokens(2, 9)
+    m.save_pretrained(tmp_path)
+    near(GPT.from_pretrained(tmp_path).eval().features(idx), m.features(idx))
+
+def test_the_head_is_tied_after_loading():
+    """Assigning tensors at loading cuts the tie: the head would train apart, and be lost at saving."""
+    m = GPT.from_pretrained(TINY)
+    assert m.lm_head.weight is m.transformer.wte.weight
+    assert [name for name, p in m.named_parameters() if p.shape == (160, 32)] == ["transformer.wte.weight"]
+    assert all(p.requires_grad for p in m.parameters())
+
+def test_the_gradient_of_the_tied_weight_is_the_sum_of_both_ways():
+    """Detached on one side, or counted twice, training still goes down."""
+    m, idx = GPT.from_pretrained(TINY), torch.tensor(EXPECTED["idx"])
+    loss = lambda logits: F.cross_entropy(logits[:, :-1].flatten(0, 1), idx[:, 1:].flatten())
+    loss(m(idx)).backward()
+    both, m.transformer.wte.weight.grad = m.transformer.wte.weight.grad, None
+    head = m.transformer.wte.weight.detach().clone().requires_grad_()
+    loss(m.features(idx) @ head.T).backward()
+    assert m.transformer.wte.weight.grad.abs().max() > 1e-4 and head.grad.abs().max() > 1e-4
+    torch.testing.assert_close(both, m.transformer.wte.weight.grad + head.grad, atol=1e-7, rtol=1e-4)
+
+def test_the_dropout_of_the_file_is_not_taken_over_unless_asked(tmp_path):
+    """The hub's GPT-2 says 0.1; in a policy it would put noise into every log-ratio against the reference."""
+    folder, idx = changed(tmp_path, attn_pdrop=0.1, embd_pdrop=0.1, resid_pdrop=0.1), tokens(2, 9)
+    m = GPT.from_pretrained(folder).train()
+    assert m.config.dropout == 0 and torch.equal(m(idx), m(idx))
+    m = GPT.from_pretrained(folder, dropout=0.1).train()
+    assert m.config.dropout == 0.1 and not torch.equal(m(idx), m(idx))
+
+def test_weights_in_fp16_are_loaded_as_fp32(tmp_path):
+    """Half of the layers in fp16 would raise at the first matmul, or train in fp16."""
+    folder = rewritten(tmp_path, lambda state: state.update({k: v.half() for k, v in state.items()}))
+    m, want = GPT.from_pretrained(folder), tiny().state_dict()
+    assert all(v.dtype == torch.float32 and torch.equal(v, want[k].half().float()) for k, v in m.state_dict().items())
+
+def test_a_model_with_adapters_is_not_saved_as_a_plain_gpt2(tmp_path):
+    """The adapters would be left out, and the file open without a complaint as the base."""
+    m = add_adapters(tiny(), "parallel", 2)
+    with pytest.raises(ValueError, match="adapter_state_dict"):
+        m.save_pretrained(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+def test_the_fingerprint_changes_with_one_weight_and_not_with_saving_and_loading(tmp_path):
+    """It guards an adapter and stored log-probs against another base: a rounded sum would not see a small change."""
+    m = tiny()
+    before = fingerprint(m)
+    assert len(before) == 16 and set(before) <= set("0123456789abcdef")
+    m.save_pretrained(tmp_path)
+    assert fingerprint(m.train()) == fingerprint(GPT.from_pretrained(tmp_path)) == before
+    with torch.no_grad():
+        w = m.transformer.h[1].mlp.c_proj.bias
+        w[3] = torch.nextafter(w[3], torch.tensor(9.0))
+    assert fingerprint(m) != before
+
+# ---------------------------------------------------------------------------------------------------------------------
+# folders that are wrong: one line, which names the file
+
+def test_a_folder_that_is_not_there_is_refused_without_asking_the_hub(monkeypatch, tmp_path):
+    """A typing error in a path must not become a download, nor a traceback about repository names."""
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: pytest.fail("it asked the hub"))
+    refused(tmp_path / "sft", tmp_path / "sft", "gpt2-medium")
+    refused("gpt-2", "gpt-2", "gpt2-medium")
+
+def test_a_folder_without_a_config_is_refused(tmp_path):
+    """Guessing GPT-2 small's sizes would end in a shape error far from the cause."""
+    tiny().save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    refused(tmp_path, tmp_path / "config.json")
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    """A run that was killed before its first evaluation; random weights would be the worst answer."""
+    tiny().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    refused(tmp_path, tmp_path, "model.safetensors", "pytorch_model.bin")
+
+@pytest.mark.parametrize("text", ['{"model_type": "gpt2",', "", "[1, 2]", "null", "\x00\x01"])
+def test_a_damaged_config_is_refused(text, tmp_path):
+    """A list is valid JSON, and .get on it an AttributeError."""
+    tiny().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    refused(tmp_path, tmp_path / "config.json")
+
+def test_a_config_that_is_not_text_is_refused(tmp_path):
+    """Weights copied over the config by mistake."""
+    tiny().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x80" * 10)
+    refused(tmp_path, tmp_path / "config.json")
+
+@pytest.mark.parametrize("key, value", [
+    ("model_type", "llama"), ("activation_function", "relu"), ("activation_function", "gelu"), ("layer_norm_epsilon", 1e-6),
+    ("scale_attn_weights", False), ("scale_attn_by_inverse_layer_idx", True),
+    ("add_cross_attention", True), ("tie_word_embeddings", False)])
+def test_what_this_model_would_compute_differently_is_refused_by_name(key, value, tmp_path):
+    """All of these load without a shape error, and give other logits."""
+    refused(changed(tmp_path, **{key: value}), tmp_path / "config.json", key, repr(value))
+
+@pytest.mark.parametrize("key", ["n_positions", "vocab_size", "n_layer", "n_head", "n_embd", "model_type"])
+def test_a_config_that_lacks_an_entry_is_refused_by_name(key, tmp_path):
+    """A default in its place would be another model's size."""
+    refused(changed(tmp_path, drop=[key]), tmp_path / "config.json", key)
+
+@pytest.mark.parametrize("key, value", [("n_layer", 0), ("n_layer", -2), ("n_head", 2.0), ("vocab_size", "50"), ("n_embd", None),
+                                        ("n_layer", True), ("n_inner", -64), ("n_inner", 64.5)])
+def test_a_size_that_is_not_a_positive_integer_is_refused_by_name(key, value, tmp_path):
+    """torch's own errors for these come from three different depths, and True is an int."""
+    refused(changed(tmp_path, **{key: value}), tmp_path / "config.json", key, repr(value))
+
+def test_n_embd_that_is_not_a_multiple_of_n_head_is_refused(tmp_path):
+    """No weight depends on n_head: the file loads, and fails in the first forward pass."""
+    refused(changed(tmp_path, n_head=3), tmp_path / "config.json", "n_embd = 16", "n_head = 3")
+
+@pytest.mark.parametrize("key, value", [("n_layer", 3), ("n_layer", 1), ("n_embd", 32), ("vocab_size", 51), ("n_positions", 17),
+                                        ("n_inner", 32)])
+def test_a_config_that_does_not_fit_the_weights_is_refused(key, value, tmp_path):
+    """Fewer layers than the file holds would run, and answer something."""
+    refused(changed(tmp_path, **{key: value}), tmp_path / "model.safetensors")
+
+@pytest.mark.parametrize("key, value", [("vocab_size", 10 ** 12), ("n_layer", 10 ** 9), ("n_positions", 10 ** 12), ("n_inner", 10 ** 12),
+                                        ("n_embd", 10 ** 12), ("vocab_size", 10 ** 30)])
+def test_absurd_sizes_are_refused_at_once_and_without_memory(key, value, tmp_path, monkeypatch):
+    """A model that is built before it is checked takes the machine down; and sizes overflow before they are compared."""
+    block, built = model_py.Block, []
+    monkeypatch.setattr(model_py, "Block", lambda c: (built.append(1) or len(built) < 100 or pytest.fail("it builds them all")) and block(c))
+    began = time.time()
+    refused(changed(tmp_path, **{key: value}), tmp_path)
+    assert time.time() - began < 5
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.99])
+def test_a_safetensors_file_that_was_cut_short_is_refused(part, tmp_path):
+    """A copy that ran out of disk: the header is whole, the tensors are not."""
+    tiny().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    os.truncate(path, int(part * path.stat().st_size))
+    refused(tmp_path, path)
+
+def as_bin(folder, extra=(), **kwargs):
+    """Our tiny model in `folder` with a pytorch_model.bin, which is given back; `extra` is added to what it holds."""
+    tiny().save_pretrained(folder)
+    torch.save(load_file(folder / "model.safetensors") | dict(extra), folder / "pytorch_model.bin", **kwargs)
+    (folder / "model.safetensors").unlink()
+    return folder / "pytorch_model.bin"
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.99])
+def test_a_bin_file_that_was_cut_short_is_refused(part, zipped, tmp_path):
+    """Where it was cut decides which of many exceptions torch raises; old files are no zip archives and have others."""
+    path = as_bin(tmp_path, _use_new_zipfile_serialization=zipped)
+    assert fingerprint(GPT.from_pretrained(tmp_path)) == fingerprint(tiny())
+    os.truncate(path, int(part * path.stat().st_size))
+    refused(tmp_path, path)
+
+class Touch:
+    """Unpickled without care, it makes a file."""
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+def test_a_bin_file_with_code_in_it_is_refused_and_nothing_is_run(tmp_path):
+    """A pickle can call any function while it is read: torch.load needs weights_only=True."""
+    path = as_bin(tmp_path, {"extra": Touch(tmp_path / "was here")})
+    refused(tmp_path, path)
+    assert not (tmp_path / "was here").exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "was here").exists()      # so the file was indeed a trap
+
+@pytest.mark.parametrize("extra", [{"extra": print}, {"extra": Path}, {"epoch": 3}, {"model": {}}, {0: torch.ones(1)}], ids=str)
+def test_a_bin_file_with_something_else_than_named_tensors_is_refused(extra, tmp_path):
+    """A training checkpoint (model, optimizer, epoch) is not a model's weights."""
+    refused(tmp_path, as_bin(tmp_path, extra))
+
+def test_a_bin_file_that_holds_a_list_is_refused(tmp_path):
+    """It has no .items()."""
+    path = as_bin(tmp_path)
+    torch.save([torch.ones(2)], path)
+    refused(tmp_path, path)
+
+@pytest.mark.parametrize("junk", [b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", b"<!doctype html>\n<html>\n"])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_or_a_web_page_in_the_place_of_weights_is_refused(name, junk, tmp_path):
+    """What git without LFS, or a login page, leaves behind."""
+    tiny().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_bytes(junk)
+    refused(tmp_path, tmp_path / name)
+
+def test_a_name_that_is_not_gpt2s_is_refused_by_name(tmp_path):
+    """Ignoring extra weights would load a fine-tuned variant as if it were plain."""
+    refused(rewritten(tmp_path, lambda state: state.update({"transformer.h.1.attn.lora.weight": torch.ones(2)})),
+            tmp_path / "model.safetensors", "transformer.h.1.attn.lora.weight")
+
+def test_a_name_that_is_missing_is_refused_by_name(tmp_path):
+    """Left at its random start, one bias changes little enough to go unseen."""
+    refused(rewritten(tmp_path, lambda state: state.pop("transformer.h.1.mlp.c_fc.bias")),
+            tmp_path / "model.safetensors", "transformer.h.1.mlp.c_fc.bias", "missing")
+
+def test_a_shape_that_does_not_fit_is_refused_by_name(tmp_path):
+    """A Linear's (out, in) in the place of a Conv1D's (in, out): somebody saved a state_dict of ours with safetensors."""
+    key = "transformer.h.0.attn.c_attn.weight"
+    refused(rewritten(tmp_path, lambda state: state.update({key: state[key].t().contiguous()})),
+            tmp_path / "model.safetensors", key, "(48, 16)", "(16, 48)")
+
+def test_the_masks_that_old_files_store_are_no_error(tmp_path):
+    """`attn.bias` is a causal mask, not a bias: the hub's gpt2 holds twelve of them."""
+    extra = {f"transformer.h.{i}.attn.{name}": torch.ones(1) for i in range(2) for name in ("bias", "masked_bias")}
+    folder = rewritten(tmp_path, lambda state: state.update(extra))
+    assert fingerprint(GPT.from_pretrained(folder)) == fingerprint(tiny())
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the hub
+
+def test_a_hub_name_is_asked_for_under_openai_community(monkeypatch, tmp_path):
+    """The bare `gpt2` is a redirect; and only config.json and model.safetensors are wanted of 5 GB in six formats."""
+    asked = []
+    def download(repo, allow_patterns):
+        asked.append((repo, sorted(allow_patterns)))
+        return str(TINY_HUB)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    m = GPT.from_pretrained("gpt2").eval()
+    assert asked == [("openai-community/gpt2", ["config.json", "model.safetensors"])]
+    torch.testing.assert_close(m(torch.tensor(EXPECTED["idx"])), torch.tensor(EXPECTED["logits"]), atol=2e-6, rtol=0)
+
+def test_offline_the_error_is_one_line_with_the_remedy(monkeypatch, tmp_path):
+    """The client's own error is a page of traceback, of a kind that changes with its version."""
+    def download(*args, **kwargs):
+        raise OSError("no route\nto host\n")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    refused("gpt2-medium", "gpt2-medium", "HF_HOME", "model.safetensors")
