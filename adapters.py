@@ -89,13 +89,14 @@ def adapters_off(model):
     """Inside it the model computes what it computed before add_adapters."""
     parts = adapted(model)
     assert parts, "the model has no adapters to turn off"
+    before = [part.on for part in parts]
     for part in parts:
         part.on = False
     try:
         yield model
     finally:
-        for part in parts:
-            part.on = True
+        for part, on in zip(parts, before):
+            part.on = on
 
 # ---------------------------------------------------------------------------------------------------------------------
 # in and out: the adapter alone, and what it stands on
@@ -119,14 +120,18 @@ def read_about(folder):
     if not path.exists():
         return None
     try:
-        about = json.loads(path.read_text())
-        return {key: about[key] for key in ("mode", "rank", "base", "base_fingerprint")}
+        about = {key: json.loads(path.read_text())[key] for key in ("mode", "rank", "base", "base_fingerprint")}
+        if about["mode"] not in MODES or type(about["rank"]) is not int or not 1 <= about["rank"] <= 10**6:
+            raise ValueError(f"mode {about['mode']!r}, rank {about['rank']!r}")
+        return about
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path}: damaged ({type(e).__name__}: {e})") from None
 
 def load_adapter(model, folder, model_fingerprint):
     """Adds the adapter of a run to the base that it was trained on. Raises ValueError if `model` is another one."""
     about, path = read_about(folder), Path(folder) / "adapter.safetensors"
+    if about is None:
+        raise ValueError(f"{folder}: holds no adapter.json")
     if about["base_fingerprint"] != model_fingerprint:
         raise ValueError(f"{folder}: the adapter was trained on {about['base']} with fingerprint {about['base_fingerprint']}, but the base "
                          f"given has {model_fingerprint}: it is another model, or was trained further")

@@ -40,6 +40,12 @@ def positive(text):
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
 
+def not_negative(text):
+    value = float(text) if "." in text or "e" in text else int(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
+    return value
+
 def add_device_flags(p):
     p.add_argument("--seed", type=int, default=0, help="of weights, order and samples (default: %(default)s)")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one (default: %(default)s)")
@@ -54,15 +60,15 @@ def add_common_flags(p):
     p.add_argument("--out_dir", help="where the run goes (default: the next free name under out/DATA)")
     add_device_flags(p)
     p.add_argument("--grad_accum", type=positive, default=1, help="batches in one update (default: %(default)s)")
-    p.add_argument("--lr", type=float, help="learning rate at its highest (default: %(default)s)")
-    p.add_argument("--min_lr", type=float, default=0.0, help="learning rate at the end of the cosine (default: %(default)s)")
-    p.add_argument("--warmup_steps", type=int, help="updates in which the learning rate rises in a line (default: %(default)s)")
+    p.add_argument("--lr", type=not_negative, help="learning rate at its highest (default: %(default)s)")
+    p.add_argument("--min_lr", type=not_negative, default=0.0, help="learning rate at the end of the cosine (default: %(default)s)")
+    p.add_argument("--warmup_steps", type=not_negative, help="updates in which the learning rate rises in a line (default: %(default)s)")
     p.add_argument("--max_steps", type=positive, help="updates in all (default: %(default)s)")
     p.add_argument("--eval_every", type=positive, help="updates between evaluations on the validation rows (default: %(default)s)")
-    p.add_argument("--patience", type=int, default=3, help="evaluations without a better one, then stop; 0 never (default: %(default)s)")
-    p.add_argument("--weight_decay", type=float, default=0.0, help="AdamW's, on matrices only (default: %(default)s)")
-    p.add_argument("--grad_clip", type=float, default=1.0, help="largest norm of the gradient; 0 does not clip (default: %(default)s)")
-    p.add_argument("--dropout", type=float, default=0.0, help="while training; adds noise to every log-ratio (default: %(default)s)")
+    p.add_argument("--patience", type=not_negative, default=3, help="evaluations without a better one to stop (default: %(default)s)")
+    p.add_argument("--weight_decay", type=not_negative, default=0.0, help="AdamW's, on matrices only (default: %(default)s)")
+    p.add_argument("--grad_clip", type=not_negative, default=1.0, help="largest norm of the gradient; 0: any (default: %(default)s)")
+    p.add_argument("--dropout", type=not_negative, default=0.0, help="while training; adds noise to every log-ratio (default: %(default)s)")
     p.add_argument("--max_prompt_len", type=positive, help="tokens; a longer prompt loses its beginning (default: no cut)")
     p.add_argument("--max_len", type=positive, default=64,
                    help="tokens of prompt and completion together; a longer completion loses its end (default: %(default)s)")
@@ -71,13 +77,17 @@ def add_common_flags(p):
 
 FREE = ("max_steps", "eval_every", "patience", "device", "compile", "resume", "out_dir")    # may change when a run goes on
 
-def resume(p, args, argv, name):
+def resume(p, args, argv, script, name):
     """The arguments of the run that --resume goes on with; refuses, by name, a flag that would make it another run."""
     taken = run_dirs(args, name)
     out_dir = Path(args.out_dir) if args.out_dir else next((d for d in reversed(taken) if (d / "state.pt").exists()), None)
     if not out_dir or not (out_dir / "state.pt").exists():
         p.error(f"--resume: {out_dir or f'no run of {name}'} holds no state.pt to go on from")
-    saved = json.loads((out_dir / "args.json").read_text())["args"]
+    with bad_input():
+        facts = read_args(out_dir)
+    saved = facts["args"]
+    if facts["script"] != script:
+        p.error(f"--resume: {out_dir} is a run of {facts['script']}, not of {script}")
     p.set_defaults(**saved)
     again = p.parse_args(argv)
     for key, value in saved.items():
@@ -99,8 +109,8 @@ def set_up(args):
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as e:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise ValueError(f"--device {name}: {str(e).splitlines()[0]}") from None
     bf16 = args.dtype == "bfloat16" or (args.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
@@ -128,21 +138,23 @@ def run_dirs(args, name):
         found.append(d)
     return found
 
-def claim_run_dir(args, name):
-    """Makes args.out_dir, or the next free name. Raises ValueError if a run stands there: nothing is written over."""
+def check_out_dir(args):
+    """Raises ValueError if something stands where the run is to go: nothing is written over."""
+    out_dir = Path(args.out_dir or ".")
+    if args.out_dir and not args.resume and out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise ValueError(f"--out_dir {out_dir}: something is there already; go on with it by --resume, choose another, or delete it")
+
+def claim_run_dir(args, script, name, **facts):
+    """Makes args.out_dir, or the next free name, and writes args.json, what it takes to repeat the run. A run resumed keeps its own."""
+    check_out_dir(args)
     if not args.out_dir:
         n = len(run_dirs(args, name)) + 1
         args.out_dir = str(Path("out") / data_name(args.data) / (name if n == 1 else f"{name}-{n}"))
-    out_dir = Path(args.out_dir)
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise ValueError(f"--out_dir {out_dir}: something is there already; go on with it by --resume, choose another, or delete it")
-    out_dir.mkdir(parents=True, exist_ok=True)
-    return out_dir
-
-def write_args(out_dir, args, **facts):
-    """args.json: what it takes to repeat the run."""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "tiktoken", "numpy", "safetensors")}
-    loop.write_json(Path(out_dir) / "args.json", {"args": vars(args), **facts, "versions": {"python": sys.version.split()[0], **versions}})
+    Path(args.out_dir).mkdir(parents=True, exist_ok=True)
+    versions = {package: importlib.metadata.version(package) for package in ("torch", "tiktoken", "numpy", "safetensors")}
+    facts = {"script": script, "args": vars(args), **facts, "versions": {"python": sys.version.split()[0], **versions}}
+    loop.write_json(Path(args.out_dir) / "args.json", facts)
+    return args.out_dir
 
 def read_args(run):
     """args.json of a run."""
@@ -150,9 +162,10 @@ def read_args(run):
     if not path.is_file():
         raise ValueError(f"{path}: no such file: {run} is not a run")
     try:
-        return json.loads(path.read_text())
-    except ValueError as e:
-        raise ValueError(f"{path}: not valid JSON ({e})") from None
+        facts = json.loads(path.read_text())
+        return facts | {"args": dict(facts["args"]), "script": facts["script"]}
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{path}: damaged ({type(e).__name__}: {e})") from None
 
 def go_on(script, args):
     """The command that goes on with a run."""

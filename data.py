@@ -27,7 +27,6 @@ import toy
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
 SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test", "eval": "test"}
-VAL_FRACTION = 0.1    # of the prompts, where the source has no validation split of its own
 
 # ---------------------------------------------------------------------------------------------------------------------
 # files -> records
@@ -54,9 +53,11 @@ def read_records(path):
             if record is not ...:    # a blank line
                 if not isinstance(record, dict):
                     raise ValueError(f"expected an object with named fields, got {short(record)}")
+                if None in record:
+                    raise ValueError(f"more fields than the header names: {short(record[None])} are too many; quote texts with commas")
                 yield f"{path}, row {row}", record
             row += 1
-    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile, csv.Error) as e:
+    except (ValueError, EOFError, RecursionError, zlib.error, gzip.BadGzipFile, csv.Error) as e:
         kind = {UnicodeDecodeError: "not UTF-8, here or soon after: ", json.JSONDecodeError: "not valid JSON, perhaps cut short: ",
                 EOFError: "gzip cut short: ", zlib.error: "damaged gzip: ", gzip.BadGzipFile: "damaged gzip: "}.get(type(e), "")
         raise ValueError(f"{path}{'' if path.suffix == '.json' and row == 1 else f', row {row}'}: {kind}{e}") from None
@@ -70,13 +71,12 @@ def short(value):
 
 ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
 ALPACA = ("Below is an instruction that describes a task{}. Write a response that appropriately completes the request.\n\n"
-          "### Instruction:\n{}\n\n{}### Response:\n")    # Stanford Alpaca's template, github.com/tatsu-lab/stanford_alpaca
+          "### Instruction:\n{}\n\n{}### Response:")    # Stanford Alpaca's template, github.com/tatsu-lab/stanford_alpaca
 
 def text_of(record, field, where):
-    if field not in record:
-        raise ValueError(f"{where}, field {field!r}: missing; the row has {', '.join(map(str, record)) or 'nothing'}")
-    if not isinstance(record[field], str):
-        raise ValueError(f"{where}, field {field!r}: expected text, got {short(record[field])}")
+    if not isinstance(record.get(field), str):
+        got = short(record[field]) if field in record else f"a row with {', '.join(map(str, record)) or 'nothing'}"
+        raise ValueError(f"{where}, field {field!r}: expected text, got {got}")
     return record[field]
 
 def render(messages, field, where):
@@ -105,8 +105,10 @@ def example_of(record, where, pairs):
     messages, prompt = befores[0], record.get("prompt")
     if any(b != messages for b in befores):
         return "chosen and rejected have different prompts"
-    if not messages and (messages is not None or isinstance(prompt, list)):    # the answers are messages, or the prompt is, or both
-        messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": text_of(record, "prompt", where)}]
+    if isinstance(prompt, list):
+        messages = max(messages or [], prompt, key=len)    # the answers may repeat the prompt, or leave its system message out
+    elif messages == []:
+        messages = [{"role": "user", "content": text_of(record, "prompt", where)}]
     if messages:
         prompt = render(messages, "prompt", where) + "\n\nAssistant:"
         answers = [" " + a for a in answers]
@@ -132,8 +134,7 @@ def hh_example(record, where, pairs):
     """
     out = {}
     for side in ("chosen", "rejected") if pairs else ("chosen",):
-        dialogue = text_of(record, side, where)
-        start, *turns = TURN.split(dialogue)
+        start, *turns = TURN.split(text_of(record, side, where))
         if start or turns[::2] != ["Human", "Assistant"]:
             return "not single-turn"
         prompt = f"\n\nHuman:{turns[1]}\n\nAssistant:"
@@ -145,44 +146,16 @@ def hh_example(record, where, pairs):
 # name -> (the hub's name, function from a record to an example or to the reason why it is dropped)
 HUB = {"hh": ("Anthropic/hh-rlhf", hh_example)}
 
-def load_examples(data, data_dir=None, pairs=True):
-    """
-    ({"train": [...], "val": [...]} of examples, a Counter of what was dropped and why); the splits are disjoint by prompt.
-
-    data      toy, a name of HUB, or a path to a file
-    data_dir  a folder with the files of a HUB data set, instead of the hub; a file's split is read off its name or its folder's
-    pairs     whether `rejected` is needed
-
-    Raises ValueError or OSError in one line.
-    """
+def check_source(data, data_dir):
+    """Raises ValueError, before anything is fetched, for a data set that there is not."""
     if data_dir and data not in HUB:
         raise ValueError(f"--data_dir has no effect on --data {data}: it goes with {', '.join(HUB)}")
-    if data == "toy":
-        return {"train": toy.examples("train", 20_000), "val": toy.examples("val", 512)}, Counter()
-    splits, dropped = {}, Counter()
-    for split, where, record in records_of(data, data_dir):
-        example = (HUB[data][1] if data in HUB else example_of)(record, where, pairs)
-        if isinstance(example, str):
-            dropped[example] += 1
-        else:
-            splits.setdefault(split, []).append(example)
-    if "train" not in splits:    # a sample of a data set may hold its test files alone
-        splits = {"train": [e for part in splits.values() for e in part]}
-    if "val" not in splits:
-        key = lambda e: e["prompt"] or e["chosen"]
-        prompts = sorted({key(e) for e in splits["train"]}, key=lambda p: zlib.crc32(p.encode("utf-8", "replace")))
-        if len(prompts) < 2:
-            raise ValueError(f"{data}: {len(prompts)} different prompts; training and validation need one each at least")
-        held_out = set(prompts[:max(1, round(VAL_FRACTION * len(prompts)))])
-        splits["val"] = [e for e in splits["train"] if key(e) in held_out]
-        splits["train"] = [e for e in splits["train"] if key(e) not in held_out]
-    return splits, dropped
+    if data not in ("toy", *HUB) and not (data.endswith(SUFFIXES) and Path(data).is_file()):
+        raise ValueError(f"{data}: no such file or data set; there are toy, {', '.join(HUB)}, and paths to {' '.join(SUFFIXES)} files")
 
 def records_of(data, data_dir):
-    """Yields (split, where, record) from a file, a folder, or the hub."""
+    """Yields (split, where, record) from a file, a folder, or the hub; a file's split is read off its name or its folder's."""
     if data not in HUB:
-        if not data.endswith(SUFFIXES) or not Path(data).is_file():
-            raise ValueError(f"{data}: no such file or data set; there are toy, {', '.join(HUB)}, and paths to {' '.join(SUFFIXES)} files")
         for where, record in read_records(data):
             yield "train", where, record
     elif data_dir:
@@ -204,6 +177,26 @@ def records_of(data, data_dir):
         for split, part in loaded.items():
             for row, record in enumerate(part, 1):
                 yield SPLITS.get(split, "train"), f"{HUB[data][0]} {split}, row {row}", record
+
+def load_examples(data, data_dir=None, pairs=True):
+    """
+    ({split: examples} as the source has them, a Counter of what was dropped and why). Raises ValueError or OSError in one line.
+
+    data      toy, a name of HUB, or a path to a file
+    data_dir  a folder with the files of a HUB data set, instead of the hub
+    pairs     whether `rejected` is needed
+    """
+    check_source(data, data_dir)
+    if data == "toy":
+        return {"train": toy.examples("train", 20_000), "val": toy.examples("val", 512)}, Counter()
+    splits, dropped = {}, Counter()
+    for split, where, record in records_of(data, data_dir):
+        example = (HUB[data][1] if data in HUB else example_of)(record, where, pairs)
+        if isinstance(example, str):
+            dropped[example] += 1
+        else:
+            splits.setdefault(split, []).append(example)
+    return splits, dropped
 
 # ---------------------------------------------------------------------------------------------------------------------
 # examples -> rows
@@ -244,18 +237,30 @@ def make_rows(examples, tokenizer, max_len, max_prompt_len=None):
             rows.append({"prompt": prompt, **dict(zip(sides, answers))})
     return rows, dropped
 
+def divide(rows):
+    """{split: rows} of a source -> {"train": rows, "val": rows}, disjoint by prompt, and how many validation rows that has cost."""
+    key = lambda row: tuple(row["prompt"] if len(row["prompt"]) > 1 else row["chosen"])
+    if not rows.get("train"):    # a sample of a data set may hold its test files alone
+        rows = {"train": [r for part in rows.values() for r in part]}
+    if not rows.get("val"):
+        prompts = sorted({key(r) for r in rows["train"]}, key=lambda tokens: zlib.crc32(str(tokens).encode()))
+        held_out = set(prompts[:max(1, len(prompts) // 10)])
+        return {"train": [r for r in rows["train"] if key(r) not in held_out], "val": [r for r in rows["train"] if key(r) in held_out]}, 0
+    known = {key(r) for r in rows["train"]}
+    val = [r for r in rows["val"] if key(r) not in known]
+    return {"train": rows["train"], "val": val}, len(rows["val"]) - len(val)
+
 def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=True):
     """{"train": rows, "val": rows}; prints, once, what was kept and what was dropped for which reason. Raises as load_examples does."""
     splits, dropped = load_examples(data, data_dir, pairs)
-    rows = {}
-    for split in ("train", "val"):
-        rows[split], more = make_rows(splits[split], tokenizer, max_len, max_prompt_len)
-        dropped += more
+    made = {split: make_rows(examples, tokenizer, max_len, max_prompt_len) for split, examples in splits.items()}
+    rows, shared = divide({split: part for split, (part, _) in made.items()})
+    dropped = sum((more for _, more in made.values()), dropped + Counter({"with a prompt of training in validation": shared}))
     reasons = ", ".join(f"{n:,} {why}" for why, n in dropped.most_common()) or "none"
+    if not rows["train"] or not rows["val"]:
+        raise ValueError(f"{data}: training and validation need a prompt each, and {len(rows['train'] + rows['val'])} rows are left; "
+                         f"dropped: {reasons}")
     print(f"data: {data}, {len(rows['train']):,} rows to train on, {len(rows['val']):,} to validate; dropped: {reasons}")
-    for split in rows:
-        if not rows[split]:
-            raise ValueError(f"{data}: no row is left for {'training' if split == 'train' else 'validation'}; dropped: {reasons}")
     return rows
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -269,7 +274,8 @@ def collate(rows):
     sides = [s for s in ("chosen", "rejected") if s in rows[0]]
     texts = [(r["prompt"], r[s]) for s in sides for r in rows]
     T = max(len(p) + len(c) for p, c in texts)
-    idx, mask = torch.zeros(len(texts), T, dtype=torch.long), torch.zeros(len(texts), T, dtype=torch.bool)
+    idx = torch.zeros(len(texts), T, dtype=torch.long)
+    mask = torch.zeros(len(texts), T, dtype=torch.bool)
     for i, (p, c) in enumerate(texts):
         idx[i, :len(p) + len(c)] = torch.tensor(p + c)
         mask[i, len(p):len(p) + len(c)] = True
@@ -292,8 +298,7 @@ class Batches:
     def __len__(self):
         return -(-len(self.rows) // self.batch_size)
 
-    def indices(self, i):
-        """The rows of batch i."""
+    def __getitem__(self, i):
         epoch, position = divmod(i, len(self))
         if epoch != self.epoch:
             rng, order = random.Random(f"{self.seed} {epoch}"), list(range(len(self.rows)))
@@ -303,10 +308,7 @@ class Batches:
             self.order = [order[at:at + self.batch_size] for at in range(0, len(order), self.batch_size)]
             rng.shuffle(self.order)
             self.epoch = epoch
-        return self.order[position]
-
-    def __getitem__(self, i):
-        return collate([self.rows[j] for j in self.indices(i)])
+        return collate([self.rows[j] for j in self.order[position]])
 
     def groups(self):
         """One pass in a fixed order, shortest first, as lists of rows."""
@@ -347,8 +349,8 @@ def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tok
     pairs all that differ in it. Returns the file, which stays in `folder`, the run they were sampled from, and is reused while the
     recipe is unchanged. prompts: {"train": texts, "val": texts}; reward: text -> float; recipe: what else the pairs depend on.
     """
-    recipe = recipe | {"k": k, "max_new_tokens": max_new_tokens, "seed": seed, "prompts": {s: len(p) for s, p in prompts.items()}}
-    path = Path(folder) / f"pairs-{hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]}.jsonl"
+    recipe = json.dumps([recipe, prompts, k, max_new_tokens, seed], sort_keys=True)
+    path = Path(folder) / f"pairs-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}.jsonl"
     if path.exists():
         print(f"pairs: {path}, sampled before by the same recipe")
         return path
@@ -363,6 +365,9 @@ def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tok
                     row = {"split": split, "prompt": {"text": text, "tokens": tokens[i]}, "chosen": chosen, "rejected": rejected}
                     f.write(json.dumps(row) + "\n")
                     n += 1
+            if not n:
+                raise ValueError(f"no pairs: for none of {len(texts)} {split} prompts do two of {k} samples differ in reward; sample more "
+                                 "prompts, or train the SFT policy longer")
             print(f"pairs: {len(texts):,} {split} prompts x {k} samples gave {n:,} pairs that differ in reward -> {path}")
     os.replace(path.with_suffix(".tmp"), path)
     return path

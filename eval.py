@@ -47,7 +47,7 @@ def get_args(argv=None):
 def load_policy(run, device):
     """(policy, reference) of a run. reference is None if the run has none; for an adapter it is the policy with its adapters off."""
     facts = cli.read_args(run)
-    about, source = adapters.read_about(run), facts.get("reference") or facts["args"]["init_from"]
+    about, source = adapters.read_about(run), facts["args"]["init_from"]
     if about:
         policy = GPT.from_pretrained(about["base"])
         policy = adapters.load_adapter(policy, run, fingerprint(policy)).to(device).eval()

@@ -13,14 +13,12 @@ import hashlib
 import json
 import math
 import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -35,6 +33,10 @@ class GPTConfig:
     n_embd: int = 768
     n_inner: int | None = None    # None: 4 * n_embd
     dropout: float = 0.0
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the blocks, leaves first
@@ -175,23 +177,24 @@ class GPT(nn.Module):
         if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"need temperature >= 0, top_k >= 1, 0 < top_p <= 1, not {temperature}, {top_k}, {top_p}")
         was_training, ragged = self.training, shortest < longest
+        cache, new, done = KVCache(longest + max_new_tokens), [], torch.zeros(B, dtype=torch.bool, device=idx.device)
         self.eval()
-        cache, new = KVCache(longest + max_new_tokens), []
-        done = torch.zeros(B, dtype=torch.bool, device=idx.device)
-        for n in range(max_new_tokens):
-            if n == 0:
-                x = self.features(idx[:, :longest], cache)[torch.arange(B, device=idx.device), lens - 1]    # (B, C)
-            else:
-                cache.seek(lens + n - 1, longest + n, ragged)
-                x = self.features(new[-1][:, None], cache)[:, 0]
-            token = sample(self.lm_head(x).float(), temperature, top_k, top_p, generator)    # (B,)
-            if eos is not None:
-                token = torch.where(done, eos, token)
-                done |= token == eos
-            new.append(token)
-            if eos is not None and done.all():
-                break
-        self.train(was_training)
+        try:
+            for n in range(max_new_tokens):
+                if n == 0:
+                    x = self.features(idx[:, :longest], cache)[torch.arange(B, device=idx.device), lens - 1]    # (B, C)
+                else:
+                    cache.seek(lens + n - 1, longest + n, ragged)
+                    x = self.features(new[-1][:, None], cache)[:, 0]
+                token = sample(self.lm_head(x).float(), temperature, top_k, top_p, generator)    # (B,)
+                if eos is not None:
+                    token = torch.where(done, eos, token)
+                    done |= token == eos
+                new.append(token)
+                if eos is not None and done.all():
+                    break
+        finally:
+            self.train(was_training)
         return torch.cat([idx, *(t[:, None] for t in new)], dim=1)
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -270,7 +273,7 @@ def sample(logits, temperature, top_k, top_p, generator):
     if top_k is not None:
         kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]    # (B, 1)
         logits = logits.masked_fill(logits < kth, -math.inf)
-    if top_p is not None:
+    if top_p is not None and top_p < 1:
         probs, order = logits.softmax(-1).sort(descending=True)
         outside = probs.cumsum(-1) - probs >= top_p                        # the token that crosses top_p still belongs
         logits = logits.masked_fill(outside.scatter(1, order, outside), -math.inf)
@@ -312,12 +315,13 @@ def read_config(path):
             raise ValueError(f"{path}: {key} is {c[key]!r}; this GPT-2 knows only {values[0]!r}")
     sizes = {key: c.get(key) for key in ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")}
     for key, value in (sizes | {"n_inner": c.get("n_inner") or 1}).items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{path}: {key} is {value!r}, but must be a positive integer")
-    if c["n_embd"] % c["n_head"]:
-        raise ValueError(f"{path}: n_embd = {c['n_embd']} is not a multiple of n_head = {c['n_head']}")
+        if type(value) is not int or not 1 <= value <= 10**6:
+            raise ValueError(f"{path}: {key} is {value!r}, but must be an integer from 1 to a million")
     sizes["block_size"] = sizes.pop("n_positions")
-    return GPTConfig(**sizes, n_inner=c.get("n_inner"))
+    try:
+        return GPTConfig(**sizes, n_inner=c.get("n_inner"))
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from None
 
 def read_weights(folder):
     """(path, name -> tensor) from model.safetensors or pytorch_model.bin; never runs code from a file."""
@@ -326,9 +330,9 @@ def read_weights(folder):
         if path.is_file():
             try:
                 state = load_file(path) if name.endswith("safetensors") else torch.load(path, map_location="cpu", weights_only=True)
-                if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+                if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
                     raise ValueError("not a dict of tensors")
                 return path, state
-            except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as e:
+            except Exception as e:    # a damaged file can raise nearly anything
                 raise ValueError(f"{path}: damaged or cut short ({type(e).__name__}): fetch or copy it again") from None
     raise ValueError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin")

@@ -41,14 +41,15 @@ def get_args(argv=None):
     p.set_defaults(lr=4e-4, warmup_steps=10, max_steps=90, eval_every=15)
     args = p.parse_args(argv)
     if args.resume:
-        args = cli.resume(p, args, argv, args.loss)
+        args = cli.resume(p, args, argv, "train_pref.py", args.loss)
     takes = LOSSES[args.loss].hparams
     for name in {h for loss in LOSSES.values() for h in loss.hparams} - takes.keys():
         if getattr(args, name) is not None:
             taken = ", ".join(f"--{h}" for h in takes) or "no hyperparameter"
             p.error(f"--{name} has no effect on --loss {args.loss}, which takes {taken}")
+    toy_data = args.data == "toy"
     for flag, where, here in (("adapter_rank", "--adapter", args.adapter), ("adapter_init", "--adapter replace", args.adapter == "replace"),
-                              ("n_prompts", "--data toy", args.data == "toy")):
+                              ("n_prompts", "--data toy", toy_data), ("max_prompt_len", "data other than --data toy", not toy_data)):
         if getattr(args, flag) is not None and not here:
             p.error(f"--{flag} has no effect without {where}")
     for name, default in takes.items():
@@ -58,18 +59,19 @@ def get_args(argv=None):
 def sft_run(args):
     """The run to start from; on the toy world it is made, or finished, if need be."""
     run = Path("out") / cli.data_name(args.data) / "sft"
-    if args.data != "toy" and not (run / "result.json").exists():
-        raise ValueError(f"there is no finished SFT run at {run}: train one with train_sft.py --data {args.data}, "
-                         "or name a model with --init_from")
+    if args.data != "toy" and not ((run / "result.json").exists() and cli.read_args(run)["args"]["data"] == args.data):
+        raise ValueError(f"there is no finished SFT run on {args.data} at {run}: train one with train_sft.py, or use --init_from")
     if not (run / "result.json").exists():
         print(f"no SFT policy at {run} yet: training it first\n")
-        same = ["--out_dir", str(run), "--device", args.device, "--dtype", args.dtype]
-        train_sft.main(same + (["--resume"] if (run / "state.pt").exists() else []))
+        going_on = ["--resume"] if (run / "state.pt").exists() else ["--max_len", str(args.max_len), "--dtype", args.dtype]
+        train_sft.main(["--out_dir", str(run), "--device", args.device, *going_on])
         print()
     return str(run)
 
 def toy_pairs(args, model, tokenizer):
     """The file of pairs sampled from the policy and ranked by the exact reward, for training and validation; no prompt is in both."""
+    if args.max_len <= toy.PROMPT_LEN:
+        raise ValueError(f"--max_len {args.max_len} leaves no room for a completion behind the {toy.PROMPT_LEN} tokens of a prompt")
     sizes = {"train": args.n_prompts or 1000, "val": 100}
     prompts = {split: [e["prompt"] for e in toy.examples(split, n, args.seed)] for split, n in sizes.items()}
     return data.make_pairs(model, tokenizer, prompts, toy.reward, args.init_from, {"weights": fingerprint(model), "reward": "toy"},
@@ -90,8 +92,9 @@ def main(argv=None):
     args = get_args(argv)
     loss, hparams = LOSSES[args.loss], {h: getattr(args, h) for h in LOSSES[args.loss].hparams}
     with cli.bad_input():
-        one = torch.ones(1)
-        loss.fn(Pairs(one, one, one, one, one, one), **hparams)    # a hyperparameter out of its range shows here, not after an hour
+        loss.fn(Pairs(*torch.ones(6, 1)), **hparams)    # a hyperparameter out of its range shows here, not after an hour
+        data.check_source(args.data, args.data_dir)
+        cli.check_out_dir(args)
         args.init_from = args.init_from or sft_run(args)
         device, autocast = cli.set_up(args)
         tokenizer = data.get_tokenizer(args.data)
@@ -107,10 +110,8 @@ def main(argv=None):
         if args.adapter:
             init = (args.adapter_init or "neurons") if args.adapter == "replace" else "random"
             adapters.add_adapters(model, args.adapter, args.adapter_rank or 16, init)
-        out_dir = args.out_dir if args.resume else cli.claim_run_dir(args, args.loss)
-        cli.write_args(out_dir, args, hparams=hparams, reference=args.init_from, reference_fingerprint=base, **pairs)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.parameters()) - trained
+        out_dir = cli.claim_run_dir(args, "train_pref.py", args.loss, hparams=hparams, reference_fingerprint=base, **pairs)
+    trained, frozen = (sum(p.numel() for p in model.parameters() if p.requires_grad == yes) for yes in (True, False))
     print(f"{args.loss} {' '.join(f'{k}={v}' for k, v in hparams.items())} on {len(rows['train']):,} pairs, {len(rows['val']):,} for "
           f"validation; {trained:,} parameters train, {frozen:,} are frozen; the reference is {args.init_from} -> {out_dir}")
     if args.adapter == "replace":

@@ -25,7 +25,7 @@ def get_args(argv=None):
     p.set_defaults(lr=2e-3, warmup_steps=20, max_steps=300, eval_every=50, weight_decay=0.1)
     args = p.parse_args(argv)
     if args.resume:
-        args = cli.resume(p, args, argv, "sft")
+        args = cli.resume(p, args, argv, "train_sft.py", "sft")
     sizes = [f for f in ("n_layer", "n_head", "n_embd") if getattr(args, f)]
     if args.init_from and sizes:
         p.error(f"--{sizes[0]} has no effect with --init_from, which brings its own sizes")
@@ -43,12 +43,13 @@ def make_model(args, tokenizer):
 def main(argv=None):
     args = get_args(argv)
     with cli.bad_input():
+        data.check_source(args.data, args.data_dir)
+        cli.check_out_dir(args)
         device, autocast = cli.set_up(args)
         tokenizer = data.get_tokenizer(args.data)
         model = make_model(args, tokenizer).to(device)
         rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, pairs=False)
-        out_dir = args.out_dir if args.resume else cli.claim_run_dir(args, "sft")
-        cli.write_args(out_dir, args)
+        out_dir = cli.claim_run_dir(args, "train_sft.py", "sft")
     n = sum(p.numel() for p in model.parameters())
     print(f"SFT of a GPT with {n:,} parameters on {args.data} -> {out_dir}")
     if args.compile:

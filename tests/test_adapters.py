@@ -18,14 +18,6 @@ from model import GPT, GPTConfig, fingerprint
 # ---------------------------------------------------------------------------------------------------------------------
 # helpers
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On matrices this small a second thread is only waited for: on a busy machine it makes these tests 50 times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 C, RANK, N_LAYER, N_INNER = 16, 3, 2, 64
 
 def near(got, want):

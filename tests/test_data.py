@@ -29,7 +29,13 @@ def write_jsonl(path, records):
 def load(path, pairs=True):
     """All the examples of a file, whatever their split, and what was dropped."""
     splits, dropped = data.load_examples(str(path), pairs=pairs)
-    return splits["train"] + splits["val"], dropped
+    return [e for part in splits.values() for e in part], dropped
+
+def divided(source, data_dir=None, pairs=True):
+    """{"train": examples, "val": examples} as load_rows divides them, read back from the tokens."""
+    tokenizer = toy.encoding()
+    rows = data.load_rows(source, data_dir, tokenizer, 10_000, pairs=pairs)
+    return {split: [{side: data.decode(tokenizer, tokens) for side, tokens in r.items()} for r in part] for split, part in rows.items()}
 
 def text_key(example):
     return sorted(example.items())
@@ -314,26 +320,26 @@ def test_a_files_split_is_read_off_its_name_or_its_folders(tmp_path, names):
     """Whole words only: "latest" is no test file. And data_dir's own name ("test") says nothing about what is in it."""
     for name, tag in zip(names, "tve", strict=True):
         hh_file(tmp_path / "test" / "val", name, tag)
-    splits, _ = data.load_examples("hh", str(tmp_path / "test" / "val"))
+    splits = divided("hh", str(tmp_path / "test" / "val"))
     assert (tags(splits["train"]), tags(splits["val"])) == ({"t": 4}, {"v": 4})
 
 def test_without_validation_files_some_training_prompts_are_held_out_and_test_stays_out(tmp_path):
     """Early stopping on the test set is the usual way to a result that does not repeat."""
     hh_file(tmp_path / "d", "helpful/train.jsonl.gz", "t", 30)
     hh_file(tmp_path / "d", "helpful/test.jsonl.gz", "e", 30)
-    splits, _ = data.load_examples("hh", str(tmp_path / "d"))
+    splits = divided("hh", str(tmp_path / "d"))
     assert tags(splits["train"] + splits["val"]) == {"t": 30} and 1 <= len(splits["val"]) <= 9
 
 def test_test_files_alone_are_split_into_training_and_validation(tmp_path):
     """A sample of a data set may hold its test files alone; "no training rows" would help nobody."""
     hh_file(tmp_path / "d", "helpful-base.test.jsonl.gz", "e", 30)
-    splits, _ = data.load_examples("hh", str(tmp_path / "d"))
+    splits = divided("hh", str(tmp_path / "d"))
     assert len(splits["train"]) > len(splits["val"]) > 0 and len(splits["train"]) + len(splits["val"]) == 30
 
 def test_training_and_validation_share_no_prompt_and_lose_no_row(tmp_path):
     """UltraFeedback-like sets have several pairs a prompt: split by rows, validation measures memory."""
     records = [pair(i % 20, chosen=f" {i}") for i in range(100)]
-    splits, _ = data.load_examples(write_jsonl(tmp_path / "p.jsonl", records))
+    splits = divided(write_jsonl(tmp_path / "p.jsonl", records))
     prompts = {s: {e["prompt"] for e in part} for s, part in splits.items()}
     assert not prompts["train"] & prompts["val"] and len(prompts["val"]) == 2
     assert sorted(splits["train"] + splits["val"], key=text_key) == sorted(records, key=text_key)
@@ -343,23 +349,23 @@ def test_who_is_held_out_does_not_depend_on_the_order_of_the_rows(tmp_path):
     records = [pair(i) for i in range(50)]
     held = []
     for rows in (records, records[::-1]):
-        splits, _ = data.load_examples(write_jsonl(tmp_path / "p.jsonl", rows))
+        splits = divided(write_jsonl(tmp_path / "p.jsonl", rows))
         held.append({e["prompt"] for e in splits["val"]})
     assert held[0] == held[1] and held[0] != {r["prompt"] for r in records[-5:]} and held[0] != {r["prompt"] for r in records[:5]}
 
 def test_texts_without_prompts_are_split_by_the_text(tmp_path):
     """All their prompts are "": split by prompt they would fall into one split. Duplicates (96 in IMDB) stay together."""
     records = [{"text": f"film {i % 30}"} for i in range(60)]
-    splits, _ = data.load_examples(write_jsonl(tmp_path / "t.jsonl", records), pairs=False)
+    splits = divided(write_jsonl(tmp_path / "t.jsonl", records), pairs=False)
     texts = {s: {e["chosen"] for e in part} for s, part in splits.items()}
     assert len(texts["val"]) == 3 and len(texts["train"]) == 27 and not texts["train"] & texts["val"]
 
 def test_own_validation_files_share_no_prompt_with_training(tmp_path):
-    """load_examples says that splits are disjoint by prompt; 123 texts of IMDB stand in two of its files."""
+    """Validation on what was trained on measures memory; 123 texts of IMDB stand in two of its files."""
     hh_file(tmp_path / "d", "train.jsonl", "a", 8)
     hh_file(tmp_path / "d", "val.jsonl", "a", 2)
     hh_file(tmp_path / "d", "val-2.jsonl", "v", 2)
-    splits, _ = data.load_examples("hh", str(tmp_path / "d"))
+    splits = divided("hh", str(tmp_path / "d"))
     assert not {e["prompt"] for e in splits["train"]} & {e["prompt"] for e in splits["val"]}
 
 def test_one_unusable_row_never_stops_a_small_file(tmp_path, tokenizer):
@@ -373,11 +379,11 @@ def test_one_unusable_row_never_stops_a_small_file(tmp_path, tokenizer):
 def test_fewer_than_two_prompts_are_an_error(tmp_path, records):
     """Training and validation need one each; an empty validation set would stop the run in the middle, dividing by 0."""
     with pytest.raises(ValueError, match="prompt"):
-        data.load_examples(write_jsonl(tmp_path / "p.jsonl", records))
+        divided(write_jsonl(tmp_path / "p.jsonl", records))
 
 def test_two_prompts_are_enough(tmp_path):
     """10% of two is none, rounded."""
-    splits, _ = data.load_examples(write_jsonl(tmp_path / "p.jsonl", [pair(1), pair(2)]))
+    splits = divided(write_jsonl(tmp_path / "p.jsonl", [pair(1), pair(2)]))
     assert len(splits["train"]) == len(splits["val"]) == 1
 
 # ---------------------------------------------------------------------------------------------------------------------

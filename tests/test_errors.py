@@ -320,8 +320,9 @@ def test_a_device_that_is_not_there_is_refused(refused, device):
     for main, argv in ((train_sft.main, ["--data", "good.jsonl", *SFT]), (train_pref.main, pref()), (evaluation.main, ["--run", "sft"])):
         refused(main, [*argv, "--device", device], "--device", device)
 
-@pytest.mark.parametrize("main,argv", [(train_sft.main, ["--max_step", "2"]), (train_pref.main, ["--label_smooth", "0.1"]),
-                                       (train_pref.main, ["--eval", "2"]), (evaluation.main, ["--run", "sft", "--n_prompt", "2"])])
+@pytest.mark.parametrize("main,argv", [
+    (train_sft.main, ["--data", "good.jsonl", *SFT, "--max_step", "2"]), (train_pref.main, pref("--loss", "cdpo", "--label_smooth", "0.1")),
+    (train_pref.main, pref("--eval", "2")), (evaluation.main, ["--run", "sft", "--n_prompt", "2"])], ids=["sft", "loss", "pref", "eval"])
 def test_flags_are_never_guessed_from_a_beginning(refused, main, argv):
     """A new flag would change the meaning of old commands; and --max_len is a beginning of nothing only today."""
     refused(main, argv, argv[-2])

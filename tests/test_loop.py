@@ -1,0 +1,211 @@
+"""The training loop: schedule, early stopping, gradient accumulation, what is saved, and going on after an interruption."""
+import csv
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+import loop
+
+class Line(torch.nn.Module):
+    """y = a x + b with a dropout in front that does nothing unless it is left on."""
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.a, self.b = torch.nn.Parameter(torch.tensor([[0.5]])), torch.nn.Parameter(torch.zeros(1))
+        self.dropout = torch.nn.Dropout(dropout)
+
+    def forward(self, x):
+        return self.dropout(x) @ self.a + self.b
+
+class Stream:
+    """An endless stream of batches of 1 to 4 points of y = 3 x - 1, a function of the index."""
+    def __getitem__(self, i):
+        x = torch.randn(1 + i % 4, 1, generator=torch.Generator().manual_seed(i))
+        return {"x": x, "y": 3 * x - 1, "weight": len(x)}
+
+VAL = [Stream()[1000], Stream()[1001]]
+
+def squared_error(model):
+    def compute_loss(batch):
+        loss = (model(batch["x"]) - batch["y"]).pow(2).mean()
+        return loss, {"error": loss.detach().sqrt()}
+    return compute_loss
+
+def fit(model, out_dir, save=lambda folder: None, compute_loss=None, train=None, val=VAL, **flags):
+    flags = dict(max_steps=12, eval_every=4, lr=0.05) | flags
+    out_dir.mkdir(exist_ok=True)
+    return loop.fit(model, compute_loss or squared_error(model), train or Stream(), val, out_dir=out_dir, save=save, **flags)
+
+def read_log(out_dir):
+    with open(out_dir / "log.csv", newline="") as f:
+        return [(int(r["step"]), r["split"], r["metric"], float(r["value"])) for r in csv.DictReader(f)]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# schedule and stopping
+
+def test_cosine_lr_by_hand():
+    """Warmup that starts at 0 wastes the first update; a cosine over max_steps from step 0 starts too low behind the warmup."""
+    lr = [loop.cosine_lr(step, 1.0, 0.1, 4, 12) for step in range(13)]
+    assert lr[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert lr[4] == 1.0 and lr[8] == pytest.approx(0.55) and lr[12] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(lr[3:], lr[4:]))
+    assert loop.cosine_lr(0, 1.0, 0.0, 0, 1) == 1.0
+
+def test_early_stopping_counts_evaluations_in_a_row():
+    """A counter that is not reset by a better value stops a run that still improves now and then."""
+    stopper = loop.EarlyStopping(2)
+    seen = [(stopper.update(v, i), stopper.stop) for i, v in enumerate([3.0, 2.0, 2.5, 1.0, 1.0, 1.5])]
+    assert seen == [(True, False), (True, False), (False, False), (True, False), (False, False), (False, True)]
+    assert (stopper.best, stopper.best_step) == (1.0, 3)
+    never = loop.EarlyStopping(0)
+    assert not any(never.update(1.0, i) and never.stop for i in range(9)) and not never.stop
+
+def test_patience_stops_the_run_and_says_so(tmp_path, capsys):
+    """At lr 0 nothing improves: after the first evaluation two more, then the end."""
+    result = fit(Line(), tmp_path, lr=0.0, patience=2, max_steps=100)
+    assert result["step"] == 8 and result["best_step"] == 0
+    assert "early stopping at step 8" in capsys.readouterr().out
+
+# ---------------------------------------------------------------------------------------------------------------------
+# one update
+
+def test_accumulated_ragged_batches_give_the_gradient_of_their_union():
+    """The mean of the batches' means weighs a point of a small batch more: with 1 and 4 points, four times."""
+    small, large = Stream()[0], Stream()[3]
+    union = {"x": torch.cat([small["x"], large["x"]]), "y": torch.cat([small["y"], large["y"]]), "weight": 5}
+    grads = []
+    for batches in ([small, large], [union]):
+        model = Line()
+        metrics = loop.train_step(model, squared_error(model), batches, torch.optim.SGD(model.parameters(), lr=0.0), grad_clip=0)
+        grads.append([model.a.grad.item(), model.b.grad.item(), metrics["loss"]])
+    assert grads[0] == pytest.approx(grads[1], rel=1e-5, abs=1e-6)
+
+def test_evaluate_weighs_batches_by_their_size():
+    """Likewise for the validation loss: the last, smaller batch must not count as much as the others."""
+    model, whole = Line(), {k: torch.cat([b[k] for b in VAL]) for k in ("x", "y")}
+    want = (model(whole["x"]) - whole["y"]).pow(2).mean().item()
+    assert loop.evaluate(model, squared_error(model), VAL)["loss"] == pytest.approx(want, rel=1e-6)
+
+def test_dropout_is_on_in_training_and_off_in_evaluation():
+    """Left on in evaluation the validation loss is noise, and early stopping stops by chance."""
+    model = Line(dropout=0.5)
+    losses = {loop.evaluate(model.train(), squared_error(model), VAL)["loss"] for _ in range(5)}
+    assert len(losses) == 1 and model.training
+    optimizer = torch.optim.SGD(model.eval().parameters(), lr=0.0)
+    assert len({loop.train_step(model, squared_error(model), [Stream()[3]], optimizer)["loss"] for _ in range(9)}) > 1
+
+def test_grad_norm_is_the_norm_before_clipping_and_0_does_not_clip():
+    """Logged after clipping it would read 1.0 for ever; 0 taken as a norm would freeze the model."""
+    for clip in (0.0, 1e-3):
+        model = Line()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        metrics = loop.train_step(model, squared_error(model), [Stream()[3]], optimizer, clip)
+        moved = ((model.a - 0.5) ** 2 + model.b ** 2).sum().sqrt().item()
+        assert metrics["grad_norm"] > 0.1 and moved == pytest.approx(clip or metrics["grad_norm"], rel=1e-3)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the run
+
+def test_it_evaluates_before_the_first_update_and_at_the_end(tmp_path):
+    """Without the first number there is nothing to compare with: for dpo it is log 2."""
+    model = Line()
+    before = loop.evaluate(model, squared_error(model), VAL)["loss"]
+    fit(model, tmp_path, max_steps=10)
+    log = read_log(tmp_path)
+    assert log[0][:3] == (0, "val", "loss") and log[0][3] == pytest.approx(before, rel=1e-6)
+    assert [s for s, split, metric, _ in log if (split, metric) == ("val", "loss")] == [0, 4, 8, 10]
+    assert [s for s, split, metric, _ in log if (split, metric) == ("train", "lr")] == list(range(1, 11))
+
+def test_the_best_weights_are_kept_not_the_last(tmp_path):
+    """The last weights may be the worst: here training pulls away from what validation wants."""
+    model, saved = Line(), []
+    away = lambda batch: (((model(batch["x"]) - batch["y"] * batch["sign"]).pow(2).mean()), {})
+    train = [{**Stream()[3], "sign": 1 if i < 6 else -1} for i in range(20)]
+    result = fit(model, tmp_path, save=lambda folder: saved.append(model.a.item()), compute_loss=away, train=train,
+                 val=[{**b, "sign": 1} for b in VAL], max_steps=20, eval_every=2, lr=0.1)
+    assert 0 < result["best_step"] < 20 and len(saved) == 1 + result["best_step"] // 2
+    assert abs(saved[-1] - 3) < abs(model.a.item() - 3)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["model"]["a"].item() == model.a.item()
+
+def test_frozen_parameters_stay_frozen(tmp_path):
+    """Weight decay moves a parameter without a gradient too, if the optimizer is given it."""
+    model = Line()
+    model.a.requires_grad_(False)
+    fit(model, tmp_path, weight_decay=0.5)
+    assert model.a.item() == 0.5 and model.b.item() != 0
+
+def test_weight_decay_leaves_biases_alone(tmp_path):
+    """On a bias or a layer norm it pulls towards a wrong function, not towards a simpler one."""
+    model, still = Line(), lambda batch: (0.0 * (model.a.sum() + model.b.sum()), {})
+    model.b.data.fill_(1.0)
+    fit(model, tmp_path, compute_loss=still, weight_decay=0.5)
+    assert model.b.item() == 1.0 and model.a.item() < 0.5
+
+def test_a_run_resumed_equals_a_run_not_stopped(tmp_path):
+    """Optimizer moments, schedule, position, dropout's random state, early stopping and log: whatever is forgotten shows here."""
+    whole, cut = Line(dropout=0.3), Line(dropout=0.3)
+    torch.manual_seed(5)
+    fit(whole, tmp_path / "whole", grad_accum=2, patience=9)
+
+    class Interrupting(Stream):
+        def __getitem__(self, i):
+            if i == 13:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().__getitem__(i)
+    torch.manual_seed(5)
+    with pytest.raises(SystemExit) as stop:
+        fit(cut, tmp_path / "cut", train=Interrupting(), grad_accum=2, patience=9)
+    assert stop.value.code == 130
+    torch.manual_seed(99)
+    again = Line(dropout=0.3)
+    fit(again, tmp_path / "cut", grad_accum=2, patience=9, resume=True)
+    assert torch.equal(again.a, whole.a) and torch.equal(again.b, whole.b)
+    assert (tmp_path / "cut" / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
+    results = [json.loads((tmp_path / d / "result.json").read_text()) for d in ("whole", "cut")]
+    assert {**results[0], "seconds": 0} == {**results[1], "seconds": 0}
+
+def test_an_interruption_says_how_to_go_on(tmp_path, capsys):
+    """SIGTERM is what a scheduler sends: the last finished update is saved, and the command to type is on the screen."""
+    class Interrupting(Stream):
+        def __getitem__(self, i):
+            if i == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__getitem__(i)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        fit(Line(), tmp_path, train=Interrupting(), go_on="python x.py --resume")
+    assert "after 6 updates" in (err := capsys.readouterr().err) and "python x.py --resume" in err
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 6
+    assert signal.getsignal(signal.SIGTERM) == before and not (tmp_path / "result.json").exists()
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_not_finite_stops_with_one_line(tmp_path, what):
+    """One update with a NaN destroys every weight; the weights must still be those of the step before."""
+    model = Line()
+    def compute_loss(batch):
+        loss, metrics = squared_error(model)(batch)
+        if model.training and batch["weight"] == 3:
+            loss = loss * float("nan") if what == "loss" else loss + (model.a - model.a.detach()).abs().sqrt().sum()
+        return loss, metrics
+    with pytest.raises(SystemExit) as stop:
+        fit(model, tmp_path, compute_loss=compute_loss)
+    assert "step 2" in str(stop.value) and "--lr" in str(stop.value) and "\n" not in str(stop.value)
+    assert model.a.isfinite().all()
+
+def test_a_damaged_state_is_refused_in_one_line(tmp_path):
+    """Half a checkpoint must not be taken for a whole one."""
+    fit(Line(), tmp_path, max_steps=4)
+    state = (tmp_path / "state.pt").read_bytes()
+    (tmp_path / "state.pt").write_bytes(state[:len(state) // 2])
+    with pytest.raises(SystemExit, match="state.pt") as stop:
+        fit(Line(), tmp_path, resume=True)
+    assert "\n" not in str(stop.value)
+
+def test_the_curves_are_drawn_from_the_log(tmp_path):
+    """A PNG of some size with every metric in it: a run's picture must not need the run in memory."""
+    fit(Line(), tmp_path)
+    (tmp_path / "curves.png").unlink()
+    loop.plot_curves(tmp_path)
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG" and (tmp_path / "curves.png").stat().st_size > 10_000

@@ -1,0 +1,269 @@
+"""The log-prob of a completion and every loss: by hand, against slow loops, against golden values, and properties over all of LOSSES."""
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import losses
+from losses import LOSSES, Pairs, sequence_logps
+from model import GPT, GPTConfig
+
+GOLDEN = json.loads((Path(__file__).parent / "oracle" / "losses.json").read_text())
+
+def pairs_of(c, r, c0, r0, n=(10.0,), m=(10.0,), dtype=torch.float64):
+    """Pairs from lists, with gradients to the policy's log-probs."""
+    t = [torch.tensor(x, dtype=dtype) for x in (c, r, c0, r0, n, m)]
+    t[0].requires_grad_()
+    t[1].requires_grad_()
+    return Pairs(*t)
+
+def random_pairs(B=6, dtype=torch.float64, spread=5.0, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    c0, r0 = -40 - 20 * torch.rand(2, B, generator=g, dtype=torch.float64)
+    w, l = spread * torch.randn(2, B, generator=g, dtype=torch.float64)
+    n, m = torch.randint(5, 30, (2, B), generator=g).double()
+    return pairs_of((c0 + w).tolist(), (r0 + l).tolist(), c0.tolist(), r0.tolist(), n.tolist(), m.tolist(), dtype)
+
+def gradients(name, pairs, **hparams):
+    out = LOSSES[name].fn(pairs, **hparams)[0]
+    return out.detach(), [torch.zeros_like(out) if g is None else g for g in
+                          torch.autograd.grad(out.sum(), (pairs.policy_chosen_logps, pairs.policy_rejected_logps), allow_unused=True)]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the log-prob of a completion
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    return GPT(GPTConfig(block_size=32, vocab_size=50, n_layer=2, n_head=2, n_embd=16)).eval()
+
+SPANS = ((5, 9), (1, 20), (12, 13), (3, 18))    # first token of the completion, first behind it
+
+@pytest.fixture(scope="module")
+def batch():
+    torch.manual_seed(1)
+    idx, mask = torch.randint(0, 50, (4, 20)), torch.zeros(4, 20, dtype=torch.bool)
+    for i, (a, b) in enumerate(SPANS):
+        mask[i, a:b] = True
+    return idx, mask
+
+def test_logps_of_a_uniform_model_are_the_length_times_log_v(tiny, batch):
+    """On paper: with equal logits each token has probability 1 / 50. A mean for the sum gives log V whatever the length."""
+    flat = copy.deepcopy(tiny)
+    flat.lm_head.weight.data.zero_()
+    logps, lens = sequence_logps(flat, *batch)
+    assert lens.tolist() == [b - a for a, b in SPANS]
+    assert logps.tolist() == pytest.approx([-(b - a) * math.log(50) for a, b in SPANS], rel=1e-5)
+
+def test_logps_equal_a_slow_double_loop(tiny, batch):
+    """Unshifted, logits[:, t] would be read as the prediction of idx[:, t], which is the input itself."""
+    idx, mask = batch
+    with torch.no_grad():
+        log_p = tiny(idx).log_softmax(-1)
+        want = [sum(log_p[i, t - 1, idx[i, t]].item() for t in range(a, b)) for i, (a, b) in enumerate(SPANS)]
+        assert sequence_logps(tiny, idx, mask)[0].tolist() == pytest.approx(want, abs=1e-4)
+
+def test_logps_do_not_see_what_stands_behind_a_completion(tiny, batch):
+    """Padding that is counted, or attended to, changes the sum."""
+    idx, mask = batch
+    other = idx.clone()
+    for i, (_, b) in enumerate(SPANS):
+        other[i, b:] = 7
+    assert torch.allclose(sequence_logps(tiny, other, mask)[0], sequence_logps(tiny, idx, mask)[0], atol=1e-5)
+
+def test_logps_depend_on_the_prompt_but_do_not_count_it(tiny, batch):
+    """A prompt that is counted adds its own log-prob; one that is masked out of attention changes nothing."""
+    idx, mask = batch
+    longer = mask.clone()
+    longer[0, 3:5] = True
+    assert (sequence_logps(tiny, idx, longer)[0][0] < sequence_logps(tiny, idx, mask)[0][0] - 1).item()
+    other = idx.clone()
+    other[0, 1] = (other[0, 1] + 1) % 50
+    assert not torch.allclose(sequence_logps(tiny, other, mask)[0][0], sequence_logps(tiny, idx, mask)[0][0], atol=1e-6)
+
+def test_a_row_has_the_same_logps_in_any_batch(tiny, batch):
+    """Rows must not leak into each other: alone, or in another order, a row has the sum it has."""
+    idx, mask = batch
+    together, order = sequence_logps(tiny, idx, mask)[0], torch.tensor([2, 0, 3, 1])
+    alone = torch.cat([sequence_logps(tiny, idx[i:i + 1], mask[i:i + 1])[0] for i in range(4)])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert torch.allclose(sequence_logps(tiny, idx[order], mask[order])[0], together[order], atol=1e-5)
+
+def test_the_gradient_equals_that_of_the_whole_log_softmax(tiny, batch):
+    """The vocabulary is paid for under the mask only, and what is left out must have had no gradient."""
+    idx, mask = batch
+    grads = []
+    for slow in (False, True):
+        model = copy.deepcopy(tiny)
+        if slow:
+            per_token = model(idx)[:, :-1].log_softmax(-1).gather(2, idx[:, 1:, None]).squeeze(2)
+            logps = (per_token * mask[:, 1:]).sum(1)
+        else:
+            logps = sequence_logps(model, idx, mask)[0]
+        (logps * torch.tensor([1.0, -2.0, 0.5, 3.0])).sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads))
+
+def test_logps_are_float32_under_bfloat16_autocast(tiny, batch):
+    """A sum of hundreds in bfloat16 has two digits: the difference of two such sums is noise."""
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        logps = sequence_logps(tiny, *batch)[0]
+    assert logps.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.allclose(logps, sequence_logps(tiny, *batch)[0], rtol=0.01)
+
+def test_the_first_column_never_counts(tiny):
+    """Nothing stands before it, so nothing predicts it: counting it would read the last token's logits."""
+    idx, mask = torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.bool)
+    later = mask.clone()
+    later[0, 0] = False
+    for a, b in zip(sequence_logps(tiny, idx, mask), sequence_logps(tiny, idx, later)):
+        assert torch.equal(a, b)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# values
+
+def test_dpo_by_hand():
+    """beta 0.5, log-ratios 3 and 1: h = 1, L = log(1 + 1/e) = 0.31326, rewards 1.5 and 0.5."""
+    losses, chosen, rejected = LOSSES["dpo"].fn(pairs_of([-7.0], [-11.0], [-10.0], [-12.0]), beta=0.5)
+    assert (losses.item(), chosen.item(), rejected.item()) == pytest.approx((math.log(1 + math.exp(-1)), 1.5, 0.5))
+
+def test_the_reports_losses_by_hand():
+    """At log-ratios 3 and 1 and beta 0.5, each value can be had on paper: h = 1, gap 2 nats."""
+    pairs = pairs_of([-7.0], [-11.0], [-10.0], [-12.0], [4.0], [5.0])
+    of = lambda name, **hparams: LOSSES[name].fn(pairs, **hparams)[0].item()
+    soft = lambda x: math.log1p(math.exp(-x))
+    assert of("cdpo", beta=0.5, label_smoothing=0.25) == pytest.approx(0.75 * soft(1) + 0.25 * soft(-1))
+    assert of("hinge", beta=0.5) == pytest.approx(0)
+    assert of("hinge", beta=0.1) == pytest.approx(0.8)
+    assert of("ipo", beta=0.5) == pytest.approx((2 - 1) ** 2)
+    assert of("slic", delta=5.0, reg=0.1) == pytest.approx((5 + 7 - 11) + 0.7)
+    assert of("sft") == pytest.approx(7 / 4)
+    assert of("fdpo", beta=0.5, divergence="forward_kl") == pytest.approx(soft(0.5 * (math.exp(-1) - math.exp(-3))))
+    assert of("fdpo", beta=0.5, divergence="jsd") == pytest.approx(soft(0.5 * (soft(1) - soft(3))))
+    assert of("fdpo", beta=0.5, divergence="alpha", alpha=0.5) == pytest.approx(soft(math.exp(-0.5) - math.exp(-1.5)))
+    assert of("fdpo", beta=0.5, divergence="reverse_kl") == pytest.approx(of("dpo", beta=0.5))
+
+@pytest.mark.parametrize("row", [r for r in GOLDEN["rows"] if r["loss"] in LOSSES], ids=lambda r: f"{r['loss']}-{r['case'][:8]}")
+def test_golden_values_and_gradients(row):
+    """Formulas written apart from losses.py, in float64, checked against TRL where it has the loss."""
+    case, hparams = GOLDEN["cases"][row["case"]], dict(row["hparams"])
+    pairs = pairs_of(*(case[k] for k in ("c", "r", "c0", "r0", "n", "m")))
+    if "kl" in hparams:
+        pairs.kl_logratios = torch.full_like(pairs.chosen_lens, hparams.pop("kl"))
+    values, (chosen, rejected) = gradients(row["loss"], pairs, **hparams)
+    assert values.tolist() == pytest.approx(row["values"], rel=1e-6, abs=1e-9)
+    assert chosen.tolist() == pytest.approx(row["grad_chosen"], rel=1e-6, abs=1e-9)
+    assert rejected.tolist() == pytest.approx(row["grad_rejected"], rel=1e-6, abs=1e-9)
+
+AT_START = {"dpo": math.log(2), "cdpo": math.log(2), "hinge": 1.0, "ipo": 1 / (4 * 0.1 ** 2), "fdpo": math.log(2)}
+
+@pytest.mark.parametrize("name", AT_START)
+def test_the_value_while_policy_equals_reference_is_the_documented_one(name):
+    """The first number that a run prints: a wrong one means a wrong reference, or another loss."""
+    pairs = pairs_of([-30.0, -4.0], [-25.0, -9.0], [-30.0, -4.0], [-25.0, -9.0], [9.0, 2.0], [7.0, 3.0])
+    assert LOSSES[name].fn(pairs, beta=0.1)[0].tolist() == pytest.approx([AT_START[name]] * 2)
+
+@pytest.mark.parametrize("name, gap", [("cdpo", math.log(0.85 / 0.15) / 0.1), ("hinge", 10.0), ("ipo", 5.0)])
+def test_the_margin_at_which_a_loss_stops_pushing_is_the_documented_one(name, gap):
+    """cdpo stops at log((1 - eps) / eps) / beta, hinge at 1 / beta, ipo at 1 / (2 beta), in nats; dpo never."""
+    hparams = {"label_smoothing": 0.15} if name == "cdpo" else {}
+    slope = lambda w: gradients(name, pairs_of([w - 20.0], [-20.0], [-20.0], [-20.0]), beta=0.1, **hparams)[1][0].item()
+    assert slope(gap - 0.5) < -1e-4 and slope(gap + 0.5) >= 0
+    dpo = gradients("dpo", pairs_of([gap - 19.5], [-20.0], [-20.0], [-20.0]), beta=0.1)[1][0].item()
+    assert dpo < -1e-3
+
+# ---------------------------------------------------------------------------------------------------------------------
+# properties of every entry
+
+DIVERGENCES = (("reverse_kl", 0.5), ("jsd", 0.5), ("alpha", 0.3), ("alpha", 1.0))
+EVERY = [(name, {}) for name in LOSSES] + [("fdpo", {"divergence": d, "alpha": a}) for d, a in DIVERGENCES]
+every = pytest.mark.parametrize("name, hparams", EVERY, ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values())))
+
+@every
+def test_shapes_and_rewards_without_gradient(name, hparams):
+    """A loss that reduces, or lets the logged rewards pull on the policy, breaks whoever averages it."""
+    pairs = random_pairs()
+    for out in LOSSES[name].fn(pairs, **hparams)[1:]:
+        assert out.shape == (6,) and not out.requires_grad
+    assert LOSSES[name].fn(pairs, **hparams)[0].shape == (6,)
+
+@every
+@pytest.mark.parametrize("w, l", [(1e4, -1e4), (-1e4, 1e4), (-1e4, -1e4), (1e4, 1e4), (-200.0, -280.0), (-280.0, -200.0)])
+def test_finite_in_float32_with_finite_gradients_far_out(name, hparams, w, l):
+    """log sigmoid by way of sigmoid, or a bare exp(-x), is inf with a NaN gradient there."""
+    value, grads = gradients(name, pairs_of([-1.5e4 + w], [-1.5e4 + l], [-1.5e4], [-1.5e4], dtype=torch.float32), **hparams)
+    assert value.isfinite().all() and all(g.isfinite().all() for g in grads)
+    if w < l and name not in ("sft",) and hparams.get("divergence") != "jsd":
+        assert any((g != 0).any() for g in grads), "ordered wrongly, and nothing pulls it back"
+
+@every
+def test_float32_agrees_with_float64(name, hparams):
+    """Log-probs are sums of hundreds of nats: a formula that subtracts large numbers loses its digits in float32."""
+    a, b = (LOSSES[name].fn(random_pairs(dtype=d, spread=2.0), **hparams)[0].double() for d in (torch.float32, torch.float64))
+    assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+@every
+def test_permuting_the_batch_permutes_the_losses(name, hparams):
+    """A mean or a sort over the batch inside a loss couples pairs that have nothing to do with each other."""
+    pairs, order = random_pairs(), torch.tensor([3, 1, 5, 0, 2, 4])
+    moved = Pairs(*(getattr(pairs, f)[order] for f in list(vars(pairs))[:6]))
+    assert torch.allclose(LOSSES[name].fn(moved, **hparams)[0], LOSSES[name].fn(pairs, **hparams)[0][order])
+
+@every
+def test_needs_ref_is_true_exactly_when_the_reference_changes_the_answer(name, hparams):
+    """A false needs_ref saves the reference's forward pass and trains on its absence."""
+    pairs = random_pairs()
+    other = Pairs(pairs.policy_chosen_logps, pairs.policy_rejected_logps, pairs.ref_chosen_logps - 1, pairs.ref_rejected_logps + 2,
+                  pairs.chosen_lens, pairs.rejected_lens)
+    same = torch.allclose(LOSSES[name].fn(pairs, **hparams)[0], LOSSES[name].fn(other, **hparams)[0])
+    assert same != LOSSES[name].needs_ref
+    if not LOSSES[name].needs_ref:
+        pairs.ref_chosen_logps = pairs.ref_rejected_logps = None
+        LOSSES[name].fn(pairs, **hparams)
+
+@every
+def test_a_step_down_the_gradient_raises_the_chosen_against_the_rejected(name, hparams):
+    """A flipped sign, or chosen and rejected swapped, trains the model to prefer what was rejected."""
+    g_chosen, g_rejected = gradients(name, pairs_of([-20.0], [-20.0], [-20.0], [-20.0]), **hparams)[1]
+    assert g_chosen.item() < 0 and g_chosen.item() < g_rejected.item()
+
+def test_no_two_losses_have_the_same_gradients():
+    """A name in the table that points to another one's function would go unnoticed in a run."""
+    seen = {}
+    for name in LOSSES:
+        key = tuple(round(x, 6) for g in gradients(name, random_pairs())[1] for x in g.tolist())
+        assert key not in seen, f"{name} is {seen[key]}"
+        seen[key] = name
+
+@every
+def test_docstrings_say_formula_source_and_every_hyperparameter(name, hparams):
+    """The docstring is what a student quotes: a hyperparameter without a line there is undocumented on the command line too."""
+    doc = LOSSES[name].fn.__doc__
+    assert "L = " in doc and ("arXiv:" in doc or "ericmitchell.ai" in doc)
+    assert all(f"\n    {h} " in doc for h in LOSSES[name].hparams)
+
+@pytest.mark.parametrize("name, hparams", [("dpo", {"beta": 0.0}), ("cdpo", {"label_smoothing": 0.5}), ("hinge", {"beta": -1.0}),
+                                           ("ipo", {"beta": 0.0}), ("fdpo", {"divergence": "kl"}), ("fdpo", {"alpha": 0.0}),
+                                           ("slic", {"delta": 0.0})])
+def test_a_hyperparameter_out_of_its_range_is_refused(name, hparams):
+    """beta = 0 gives a constant loss that trains nothing and says nothing."""
+    with pytest.raises(ValueError, match=next(iter(hparams))):
+        LOSSES[name].fn(random_pairs(), **hparams)
+
+def test_the_line_behind_the_exponential_goes_on_smoothly():
+    """At the cap the tangent has the exponential's value and slope; a clamp instead has slope 0 and leaves a lost pair lost."""
+    x = torch.tensor([29.999, 30.0, 30.001, 1e4], dtype=torch.float64, requires_grad=True)
+    y = losses.exp_line(x)
+    slope, = torch.autograd.grad(y.sum(), x)
+    assert y[:3].tolist() == pytest.approx([math.exp(29.999), math.exp(30), math.exp(30.001)], rel=1e-5)
+    assert slope.tolist() == pytest.approx([math.exp(29.999)] + [math.exp(30)] * 3, rel=1e-5)
+
+def test_alpha_lies_between_reverse_and_forward_kl():
+    """The paper's alpha: near 0 the reverse KL, at 1 the forward one. TRL's is mirrored."""
+    grads = lambda **hparams: torch.stack(gradients("fdpo", random_pairs(spread=1.0), **hparams)[1])
+    assert torch.allclose(grads(divergence="alpha", alpha=1e-6), grads(divergence="reverse_kl"), atol=1e-5)
+    assert torch.allclose(grads(divergence="alpha", alpha=1.0), grads(divergence="forward_kl"), atol=1e-9)

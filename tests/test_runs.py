@@ -1,0 +1,305 @@
+"""The scripts end to end, in-process, on the toy world made small: SFT, every loss, adapters, evaluation, going on, run directories."""
+import csv
+import itertools
+import json
+import math
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+import adapters
+import data
+import eval
+import losses
+import loop
+import toy
+import train_pref
+import train_sft
+from losses import LOSSES, sequence_logps
+from model import GPT, GPTConfig, fingerprint
+
+QUICK = ["--batch_size", "16", "--max_steps", "4", "--eval_every", "2", "--n_prompts", "12", "--n_show", "0"]
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with out/toy/sft in it: an SFT policy of a few seconds, bad but with varied samples."""
+    root = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        train_sft.main(["--n_layer", "1", "--n_head", "2", "--n_embd", "32", "--max_steps", "60", "--batch_size", "32", "--lr", "1e-2",
+                        "--eval_every", "60"])
+    return root
+
+@pytest.fixture
+def here(world, monkeypatch):
+    monkeypatch.chdir(world)
+    return world
+
+def first_log(run, metric="loss", split="val"):
+    with open(Path(run) / "log.csv", newline="") as f:
+        return [float(r["value"]) for r in csv.DictReader(f) if (r["split"], r["metric"]) == (split, metric)]
+
+def pref(out_dir, *flags):
+    """train_pref.main on a few prompts, without the long evaluation at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eval, "main", lambda argv: {})
+        return train_pref.main(["--out_dir", str(out_dir), *QUICK, *flags])
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what a run trains
+
+AT_START = {"dpo": math.log(2), "cdpo": math.log(2), "hinge": 1.0, "ipo": 25.0, "fdpo": math.log(2)}
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_trains_through_the_command_line(here, tmp_path, name):
+    """A loss that only its unit tests ever call may not survive the parser, the batches or the log."""
+    pref(tmp_path / "run", "--loss", name)
+    values = first_log(tmp_path / "run")
+    assert len(values) == 3 and all(map(math.isfinite, values)) and values[-1] != values[0]
+    if name in AT_START:
+        assert values[0] == pytest.approx(AT_START[name], abs=1e-5)
+        assert first_log(tmp_path / "run", "rewards/accuracies")[0] == 0.5
+
+def test_the_first_loss_is_that_of_the_rows_by_a_slow_way(here, tmp_path):
+    """slic has no fixed first value, so it is computed from the pairs' file: the loss named is the loss trained, and the rows are right."""
+    pref(tmp_path / "run", "--loss", "slic", "--delta", "2", "--reg", "0.3")
+    facts, model = json.loads((tmp_path / "run" / "args.json").read_text()), GPT.from_pretrained("out/toy/sft")
+    total, rows = 0.0, data.read_pairs(facts["pairs"])["val"]
+    with torch.no_grad():
+        for row in rows:
+            c, r = (sum(model(torch.tensor([row["prompt"] + row[s]]))[0].log_softmax(-1)[len(row["prompt"]) - 1 + t, token].item()
+                        for t, token in enumerate(row[s])) for s in ("chosen", "rejected"))
+            total += max(0.0, 2 - c + r) - 0.3 * c
+    assert first_log(tmp_path / "run")[0] == pytest.approx(total / len(rows), rel=1e-4)
+
+def test_the_reference_is_fixed_and_without_gradient(here, tmp_path, monkeypatch):
+    """A reference that moves with the policy gives log 2 for ever; one with a gradient is trained backwards."""
+    seen = {}
+    @losses.register(needs_ref=True)
+    def spy(pairs, *, beta=0.1):
+        assert not pairs.ref_chosen_logps.requires_grad and not pairs.ref_rejected_logps.requires_grad
+        for length, total in zip(pairs.chosen_lens.tolist(), pairs.ref_chosen_logps.tolist()):
+            seen.setdefault(length, set()).add(total)
+        return losses.dpo(pairs, beta=beta)
+    monkeypatch.setitem(LOSSES, "spy", LOSSES.pop("spy"))
+    pref(tmp_path / "run", "--loss", "spy", "--lr", "1e-2", "--patience", "0")
+    facts = json.loads((tmp_path / "run" / "args.json").read_text())
+    reference, want = GPT.from_pretrained("out/toy/sft"), set()
+    for rows in data.read_pairs(facts["pairs"]).values():
+        for batch in data.Batches(rows, 16):
+            want |= {round(x, 2) for x in sequence_logps(reference, batch["idx"], batch["completion_mask"])[0].tolist()}
+    del seen[1.0]    # the pair of ones with which the hyperparameters are tried
+    assert seen and all(min(abs(x - w) for w in want) < 0.02 for part in seen.values() for x in part)
+    assert first_log(tmp_path / "run", "loss", "train")[-1] < math.log(2) - 0.01
+
+def test_a_new_loss_is_one_function(here, tmp_path, monkeypatch, capsys):
+    """It is a choice, has flags with its defaults, trains, and is refused the flags of others, with nothing else edited."""
+    @losses.register(needs_ref=False)
+    def mine(pairs, *, sharpness=2.0):
+        """L = softplus(-sharpness * (c - r))"""
+        gap = pairs.policy_chosen_logps - pairs.policy_rejected_logps
+        return torch.nn.functional.softplus(-sharpness * gap), gap.detach(), 0 * gap.detach()
+    monkeypatch.setitem(LOSSES, "mine", LOSSES.pop("mine"))
+    pref(tmp_path / "run", "--loss", "mine", "--sharpness", "0.5")
+    facts = json.loads((tmp_path / "run" / "args.json").read_text())
+    assert facts["hparams"] == {"sharpness": 0.5} and len(first_log(tmp_path / "run")) == 3
+    with pytest.raises(SystemExit) as stop:
+        train_pref.get_args(["--loss", "mine", "--beta", "1"])
+    assert stop.value.code == 2 and "--sharpness" in capsys.readouterr().err
+
+def test_sft_counts_tokens_not_rows(here, tmp_path):
+    """The validation loss is the mean over all completion tokens, prompts left out: computed here one review at a time."""
+    model = GPT.from_pretrained("out/toy/sft")
+    rows = data.make_rows(toy.examples("val", 512), toy.encoding(), 64)[0]
+    total = count = 0
+    with torch.no_grad():
+        for row in rows[:512:8]:
+            log_p = model(torch.tensor([row["prompt"] + row["chosen"]]))[0].log_softmax(-1)
+            total -= sum(log_p[len(row["prompt"]) - 1 + t, token].item() for t, token in enumerate(row["chosen"]))
+            count += len(row["chosen"])
+    # 64 of the 512 reviews: the mean over them differs from the whole by chance only
+    assert json.loads(Path("out/toy/sft/result.json").read_text())["best_val_loss"] == pytest.approx(total / count, rel=0.05)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# adapters
+
+@pytest.mark.parametrize("mode", adapters.MODES)
+def test_adapter_runs_train_save_the_adapter_alone_and_load_again(here, tmp_path, mode):
+    """The whole model in every adapter run, or an adapter that loads onto the wrong weights, is what this mode is meant to avoid."""
+    base = fingerprint(GPT.from_pretrained("out/toy/sft"))
+    pref(tmp_path / "run", "--adapter", mode, "--adapter_rank", "4", "--lr", "1e-2")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert (tmp_path / "run" / "adapter.safetensors").stat().st_size < 4000
+    start = first_log(tmp_path / "run")[0]
+    assert (abs(start - math.log(2)) < 1e-5) == (mode != "replace")
+    facts, policy, reference = eval.load_policy(tmp_path / "run", torch.device("cpu"))
+    rows = data.read_pairs(facts["pairs"])["val"]
+    measured = eval.pair_measures(policy, reference, rows, 16, torch.autocast("cpu", enabled=False))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert 0.1 * measured["margin"].mean() == pytest.approx(
+        first_log(tmp_path / "run", "rewards/margins")[result["best_step"] // 2], abs=1e-4)
+    assert fingerprint(GPT.from_pretrained("out/toy/sft")) == base
+
+def test_an_adapter_whose_base_has_changed_is_refused(here, tmp_path):
+    """Loaded onto other weights an adapter still gives fluent numbers: nothing else would show it."""
+    base = GPT.from_pretrained("out/toy/sft")
+    base.save_pretrained(tmp_path / "base")
+    pref(tmp_path / "run", "--adapter", "parallel", "--init_from", str(tmp_path / "base"))
+    base.transformer.ln_f.bias.data += 0.1
+    base.save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="another model"):
+        eval.load_policy(tmp_path / "run", torch.device("cpu"))
+
+# ---------------------------------------------------------------------------------------------------------------------
+# run directories
+
+def test_the_same_command_twice_takes_the_next_free_name(here, monkeypatch):
+    """Nothing is written over: out/toy/hinge, out/toy/hinge-2."""
+    monkeypatch.setattr(eval, "main", lambda argv: {})
+    for _ in range(2):
+        train_pref.main(["--loss", "hinge", *QUICK])
+    weights = [Path("out/toy") / d / "model.safetensors" for d in ("hinge", "hinge-2")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()    # and the same seed gives the same bits
+    args = [json.loads((w.parent / "args.json").read_text()) for w in weights]
+    assert args[0]["args"]["out_dir"] != args[1]["args"]["out_dir"] and args[0]["versions"]["torch"]
+    assert args[0]["hparams"] == {"beta": 0.1} and args[0]["args"]["init_from"] == "out/toy/sft"
+
+def test_the_pairs_are_sampled_once_for_all_losses(here, tmp_path, capsys):
+    """They stay beside the SFT run; another seed is another recipe."""
+    for loss, seed in (("ipo", "3"), ("dpo", "3"), ("dpo", "4")):
+        pref(tmp_path / f"{loss}{seed}", "--loss", loss, "--seed", seed)
+    pairs = [json.loads((tmp_path / d / "args.json").read_text())["pairs"] for d in ("ipo3", "dpo3", "dpo4")]
+    assert pairs[0] == pairs[1] != pairs[2] and all(Path(p).parent == Path("out/toy/sft") for p in pairs)
+    assert "sampled before" in capsys.readouterr().out
+
+def test_without_an_sft_run_the_toy_world_trains_one_and_says_so(tmp_path, monkeypatch, capsys):
+    """The main job starts from nothing; an SFT run that was cut off is finished, not taken as it is."""
+    monkeypatch.chdir(tmp_path)
+    calls, small = [], ["--n_layer", "1", "--n_embd", "32", "--max_steps", "60", "--batch_size", "32", "--lr", "1e-2"]
+    real = train_sft.main
+    monkeypatch.setattr(train_sft, "main", lambda argv: calls.append(argv) or real(argv + ([] if "--resume" in argv else small)))
+    assert pref(tmp_path / "a", "--loss", "dpo")["step"] == 4
+    assert len(calls) == 1 and "no SFT policy" in capsys.readouterr().out
+    Path("out/toy/sft/result.json").unlink()
+    pref(tmp_path / "b", "--loss", "dpo")
+    assert len(calls) == 2 and "--resume" in calls[1]
+
+def test_resume_goes_on_to_the_same_weights(here, tmp_path, monkeypatch):
+    """Through the scripts, not only the loop: arguments, pairs, reference and adapters must come back as they were."""
+    flags = ["--loss", "dpo", "--adapter", "sequential", "--lr", "1e-2", "--seed", "7", "--max_steps", "6"]
+    pref(tmp_path / "whole", *flags)
+    real, done = loop.train_step, []
+    def cut(*args):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*args)
+    monkeypatch.setattr(loop, "train_step", cut)
+    with pytest.raises(SystemExit) as stop:
+        pref(tmp_path / "cut", *flags)
+    assert stop.value.code == 130
+    monkeypatch.setattr(loop, "train_step", real)
+    monkeypatch.setattr(eval, "main", lambda argv: {})
+    train_pref.main(["--resume", "--out_dir", str(tmp_path / "cut")])
+    for name in ("log.csv", "adapter.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+# ---------------------------------------------------------------------------------------------------------------------
+# evaluation
+
+def test_eval_measures_a_run_and_its_reference(here, tmp_path, capsys):
+    """Everything that the table at the end shows, with intervals, is in eval.json, and the pictures are drawn."""
+    pref(tmp_path / "run", "--loss", "dpo", "--lr", "1e-3")
+    result = eval.main(["--run", str(tmp_path / "run"), "--n_prompts", "40", "--show", "2"])
+    out, stored = capsys.readouterr().out, json.loads((tmp_path / "run" / "eval.json").read_text())
+    for side in ("before", "after"):
+        for key in ("reward", "kl", "entropy", "length", "eos", "accuracy"):
+            mean, low, high = stored["measures"][side][key]
+            assert low <= mean <= high
+    assert stored["measures"]["before"]["kl"] == [0, 0, 0] and stored["measures"]["after"]["kl"][0] > 0
+    assert result["measures"] == stored["measures"] and len(stored["samples"]) == 40
+    assert out.count("prompt   ") == 2 and out.count("(reward ") == 4
+    assert (tmp_path / "run" / "eval.png").stat().st_size > 10_000
+    sample = stored["samples"][0]
+    assert stored["measures"]["after"]["reward"][0] == pytest.approx(
+        sum(toy.reward(s["prompt"] + s["after"]) for s in stored["samples"]) / 40)
+    assert toy.split_of(sample["prompt"]) == "test"
+
+def test_eval_of_an_sft_run_needs_no_reference(here, capsys):
+    """From scratch there is nothing to compare with: no column before, no KL."""
+    measures = eval.main(["--run", "out/toy/sft", "--n_prompts", "20", "--show", "1"])["measures"]
+    assert list(measures) == ["after"] and "kl" not in measures["after"] and 0 < measures["after"]["reward"][0] < 1
+
+def test_eval_of_data_without_a_reward(here, tmp_path, monkeypatch, tokenizer):
+    """Real pairs have no reward: everything else is there, with accuracy and margin on the held-out pairs."""
+    monkeypatch.setattr(data, "get_tokenizer", lambda name: tokenizer)
+    rows = [{"prompt": f"the plot {i} was", "chosen": " superb .", "rejected": " dull ."} for i in range(40)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eval, "main", lambda argv: {})
+        train_pref.main(["--data", str(tmp_path / "mine.jsonl"), "--init_from", "out/toy/sft", "--max_len", "32", "--batch_size", "8",
+                         "--max_steps", "10", "--eval_every", "5", "--lr", "1e-2", "--out_dir", str(tmp_path / "run"), "--n_show", "0"])
+    result = eval.main(["--run", str(tmp_path / "run"), "--max_new_tokens", "8"])
+    assert "reward" not in result["measures"]["after"] and result["pairs"] == 4
+    assert result["measures"]["after"]["accuracy"][0] == 1 and result["measures"]["after"]["margin"][0] > 0.1
+
+def test_the_kl_is_exact_on_a_model_small_enough_to_enumerate():
+    """
+    On all sequences of three tokens over V = 4, weighted by their probability, the per-token sums add up to KL(p || q) over sequences.
+    Swapped arguments, a mean over positions or a forgotten EOS give another number.
+    """
+    torch.manual_seed(3)
+    p, q = (GPT(GPTConfig(block_size=8, vocab_size=4, n_layer=1, n_head=1, n_embd=8)).eval() for _ in range(2))
+    for m in (p, q):
+        m.lm_head.weight.data *= 12
+    ends = [s for n in (1, 2, 3) for s in itertools.product(range(4), repeat=n) if 3 not in s[:-1] and (n == 3 or s[-1] == 3)]    # EOS is 3
+    rows = [{"prompt": [0, 1], "chosen": list(s)} for s in ends]
+    batch = data.collate(rows)
+    with torch.no_grad():
+        log_p, log_q = (sequence_logps(m, batch["idx"], batch["completion_mask"])[0] for m in (p, q))
+    measures = eval.token_measures(p, nullcontext(q), batch, torch.device("cpu"))
+    assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-4)
+    exact = (log_p.exp() * (log_p - log_q)).sum().item()
+    assert (log_p.exp().numpy() * measures["kl"].sum(1)).sum() == pytest.approx(exact, rel=1e-3) and exact > 0.1
+    assert measures["logratio"].sum(1) == pytest.approx((log_p - log_q).numpy(), abs=1e-3)
+    assert (log_p.exp().numpy() * measures["entropy"].sum(1)).sum() == pytest.approx(-(log_p.exp() * log_p).sum().item(), rel=1e-3)
+
+def test_the_bootstrap_interval_covers_the_mean_of_a_known_distribution():
+    """Over values instead of resampled means, the interval would be sqrt(n) too wide."""
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0)).numpy()
+    mean, low, high = eval.bootstrap(values)
+    assert low < mean < high and high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# other libraries, compiling
+
+def test_transformers_opens_a_run(here):
+    """A run is a Hugging Face checkpoint as it stands: no export step."""
+    transformers = pytest.importorskip("transformers")
+    idx = torch.tensor([[300, 301, 302, 303]])
+    hf = transformers.AutoModelForCausalLM.from_pretrained("out/toy/sft").eval()
+    with torch.no_grad():
+        assert torch.allclose(hf(idx).logits, GPT.from_pretrained("out/toy/sft")(idx), atol=1e-4)
+
+@pytest.mark.slow
+def test_a_compiled_run_has_the_losses_of_a_plain_one(here, tmp_path):
+    """--compile may reorder sums, but not change what is trained."""
+    for name, flags in (("plain", []), ("compiled", ["--compile"])):
+        pref(tmp_path / name, "--loss", "dpo", *flags)
+    assert first_log(tmp_path / "plain") == pytest.approx(first_log(tmp_path / "compiled"), abs=1e-4)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_main_job_aligns_the_policy(seed, tmp_path, monkeypatch):
+    """From nothing: a reward of at least 0.9 at a KL of at most 10 nats, in varied sentences that the grammar knows."""
+    monkeypatch.chdir(tmp_path)
+    measures = train_pref.main(["--loss", "dpo", "--seed", str(seed)])["measures"]
+    assert abs(measures["before"]["reward"][0] - 0.5) < 0.08
+    assert measures["after"]["reward"][0] >= 0.9 and 0 < measures["after"]["kl"][0] <= 10
+    samples = json.loads(Path("out/toy/dpo/eval.json").read_text())["samples"]
+    known = [bool(toy.OPINION.fullmatch(s) or toy.SUMMARY.fullmatch(s)) for x in samples
+             for s in (" ".join(part.split()) for part in (x["prompt"] + x["after"]).split(".")[1:]) if s]
+    assert sum(known) / len(known) > 0.9
+    assert len({x["after"] for x in samples}) > 0.95 * len(samples)
