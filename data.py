@@ -5,9 +5,8 @@ Text -> rows -> batches, for every data set; pairs by sampling and ranking.
     rows       dicts of token lists: prompt, chosen, rejected; a completion ends in EOS unless it was cut
     batches    dicts of tensors: idx (N, T), completion_mask (N, T), weight; for pairs N = 2B, chosen on top of rejected
 
-Data sets: toy; hh (Anthropic's HH-RLHF, single-turn); or a path to .json, .jsonl, .jsonl.gz, .csv or .parquet with
-prompt / chosen / rejected (strings or lists of messages), with instruction (and input) in the prompt's place, or with text.
-Read next: losses.py
+Data sets: toy; hh (Anthropic's HH-RLHF, single-turn); or a path to .json, .jsonl, .jsonl.gz, .csv or .parquet with prompt, chosen,
+rejected (strings or lists of messages), with instruction (and input) in the prompt's place, or with text. Read next: losses.py
 """
 import csv
 import gzip
@@ -243,15 +242,16 @@ def divide(rows):
     if not rows.get("train"):    # a sample of a data set may hold its test files alone
         rows = {"train": [r for part in rows.values() for r in part]}
     if not rows.get("val"):
-        prompts = sorted({key(r) for r in rows["train"]}, key=lambda tokens: zlib.crc32(str(tokens).encode()))
-        held_out = set(prompts[:max(1, len(prompts) // 10)])
-        return {"train": [r for r in rows["train"] if key(r) not in held_out], "val": [r for r in rows["train"] if key(r) in held_out]}, 0
+        # one prompt in ten, each by its own hash: so SFT and preference training hold out the same ones, whatever else they drop
+        place = {p: zlib.crc32(str(p).encode()) % 1000 for p in map(key, rows["train"])}
+        limit = min(max(100, min(place.values(), default=0) + 1), max(place.values(), default=0))    # and at least one on each side
+        return {split: [r for r in rows["train"] if (place[key(r)] < limit) == held] for split, held in (("train", False), ("val", True))}, 0
     known = {key(r) for r in rows["train"]}
     val = [r for r in rows["val"] if key(r) not in known]
     return {"train": rows["train"], "val": val}, len(rows["val"]) - len(val)
 
 def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=True):
-    """{"train": rows, "val": rows}; prints, once, what was kept and what was dropped for which reason. Raises as load_examples does."""
+    """{"train": rows, "val": rows}; prints, once, what was dropped and why. Raises ValueError or OSError in one line."""
     splits, dropped = load_examples(data, data_dir, pairs)
     made = {split: make_rows(examples, tokenizer, max_len, max_prompt_len) for split, examples in splits.items()}
     rows, shared = divide({split: part for split, (part, _) in made.items()})
@@ -339,8 +339,7 @@ def sample_completions(model, tokenizer, prompts, max_new_tokens, *, temperature
             out[i] = tokens[:end]
     return out
 
-def decode(tokenizer, tokens):
-    """Text of a completion, without its EOS."""
+def decode(tokenizer, tokens):    # without the EOS
     return tokenizer.decode([t for t in tokens if t != tokenizer.eot_token])
 
 def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tokens, k=4, seed=0):

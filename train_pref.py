@@ -36,9 +36,9 @@ def get_args(argv=None):
     p.add_argument("--adapter_rank", type=cli.positive, help="hidden units of an adapter (default: 16)")
     p.add_argument("--adapter_init", choices=adapters.INITS,
                    help="for replace: random, or the MLP's own neurons that matter most (default: neurons)")
-    p.add_argument("--n_prompts", type=cli.positive, help="toy: prompts to sample training pairs for, 4 completions each (default: 1000)")
+    p.add_argument("--n_prompts", type=cli.positive, help="toy: prompts to sample training pairs for, 4 completions each (default: 1200)")
     p.add_argument("--n_show", type=int, default=3, help="samples to print at the end (default: %(default)s)")
-    p.set_defaults(lr=4e-4, warmup_steps=10, max_steps=90, eval_every=15)
+    p.set_defaults(lr=5e-4, warmup_steps=10, max_steps=100, eval_every=20)
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "train_pref.py", args.loss)
@@ -72,7 +72,7 @@ def toy_pairs(args, model, tokenizer):
     """The file of pairs sampled from the policy and ranked by the exact reward, for training and validation; no prompt is in both."""
     if args.max_len <= toy.PROMPT_LEN:
         raise ValueError(f"--max_len {args.max_len} leaves no room for a completion behind the {toy.PROMPT_LEN} tokens of a prompt")
-    sizes = {"train": args.n_prompts or 1000, "val": 100}
+    sizes = {"train": args.n_prompts or 1200, "val": 100}
     prompts = {split: [e["prompt"] for e in toy.examples(split, n, args.seed)] for split, n in sizes.items()}
     return data.make_pairs(model, tokenizer, prompts, toy.reward, args.init_from, {"weights": fingerprint(model), "reward": "toy"},
                            max_new_tokens=args.max_len - toy.PROMPT_LEN, seed=args.seed)

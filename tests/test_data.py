@@ -358,7 +358,7 @@ def test_texts_without_prompts_are_split_by_the_text(tmp_path):
     records = [{"text": f"film {i % 30}"} for i in range(60)]
     splits = divided(write_jsonl(tmp_path / "t.jsonl", records), pairs=False)
     texts = {s: {e["chosen"] for e in part} for s, part in splits.items()}
-    assert len(texts["val"]) == 3 and len(texts["train"]) == 27 and not texts["train"] & texts["val"]
+    assert 1 <= len(texts["val"]) <= 6 and len(texts["train"] | texts["val"]) == 30 and not texts["train"] & texts["val"]
 
 def test_own_validation_files_share_no_prompt_with_training(tmp_path):
     """Validation on what was trained on measures memory; 123 texts of IMDB stand in two of its files."""

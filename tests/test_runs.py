@@ -211,7 +211,7 @@ def test_resume_goes_on_to_the_same_weights(here, tmp_path, monkeypatch):
 
 def test_eval_measures_a_run_and_its_reference(here, tmp_path, capsys):
     """Everything that the table at the end shows, with intervals, is in eval.json, and the pictures are drawn."""
-    pref(tmp_path / "run", "--loss", "dpo", "--lr", "1e-3")
+    pref(tmp_path / "run", "--loss", "dpo", "--lr", "1e-3", "--n_prompts", "150", "--max_steps", "12")
     result = eval.main(["--run", str(tmp_path / "run"), "--n_prompts", "40", "--show", "2"])
     out, stored = capsys.readouterr().out, json.loads((tmp_path / "run" / "eval.json").read_text())
     for side in ("before", "after"):
