@@ -245,7 +245,7 @@ def divide(rows):
         # one prompt in ten, each by its own hash: so SFT and preference training hold out the same ones, whatever else they drop
         place = {p: zlib.crc32(str(p).encode()) % 1000 for p in map(key, rows["train"])}
         limit = min(max(100, min(place.values(), default=0) + 1), max(place.values(), default=0))    # and at least one on each side
-        return {split: [r for r in rows["train"] if (place[key(r)] < limit) == held] for split, held in (("train", False), ("val", True))}, 0
+        return {s: [r for r in rows["train"] if (place[key(r)] < limit) == held] for s, held in (("train", False), ("val", True))}, 0
     known = {key(r) for r in rows["train"]}
     val = [r for r in rows["val"] if key(r) not in known]
     return {"train": rows["train"], "val": val}, len(rows["val"]) - len(val)
