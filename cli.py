@@ -101,7 +101,7 @@ def fit_flags(args):
     names = "max_steps eval_every lr min_lr warmup_steps grad_accum grad_clip weight_decay patience resume out_dir".split()
     return {name: getattr(args, name) for name in names}
 
-def set_up(args):
+def set_up(args, say=print):
     """Seeds torch; returns (device, autocast) and says them in one line. Raises ValueError for a device that is not there."""
     torch.manual_seed(args.seed)
     name = args.device
@@ -114,7 +114,7 @@ def set_up(args):
         raise ValueError(f"--device {name}: {str(e).splitlines()[0]}") from None
     bf16 = args.dtype == "bfloat16" or (args.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"device {device} ({what}), {'bfloat16' if bf16 else 'float32'}")
+    say(f"device {device} ({what}), {'bfloat16' if bf16 else 'float32'}")
     return device, torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
 
 def check_fits(model, tokenizer, max_len, name):

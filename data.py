@@ -1,20 +1,16 @@
 """
 Text -> rows -> batches, for every data set; pairs by sampling and ranking.
 
-    examples   dicts of text: prompt, chosen, rejected (rejected only for pairs)
+    examples   dicts of text: prompt, chosen, rejected (rejected only for pairs), from sources.py
     rows       dicts of token lists: prompt, chosen, rejected; a completion ends in EOS unless it was cut
     batches    dicts of tensors: idx (N, T), completion_mask (N, T), weight; for pairs N = 2B, chosen on top of rejected
 
-Data sets: toy; hh (Anthropic's HH-RLHF, single-turn); or a path to .json, .jsonl, .jsonl.gz, .csv or .parquet with prompt, chosen,
-rejected (strings or lists of messages), with instruction (and input) in the prompt's place, or with text. Read next: losses.py
+Read next: losses.py
 """
-import csv
-import gzip
 import hashlib
 import json
 import os
 import random
-import re
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -23,179 +19,7 @@ import tiktoken
 import torch
 
 import toy
-
-SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
-SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test", "eval": "test"}
-
-# ---------------------------------------------------------------------------------------------------------------------
-# files -> records
-
-def read_records(path):
-    """Yields ("file, row n", dict) for each row of a file. Raises ValueError in one line that names file and row."""
-    path, row = Path(path), 1
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-            records = pyarrow.parquet.read_table(path).to_pylist()
-        elif path.suffix == ".csv":
-            csv.field_size_limit(2**31 - 1)
-            records = csv.DictReader(open(path, encoding="utf-8-sig", newline=""), strict=True)
-        elif path.suffix == ".json":
-            records = json.loads(path.read_text(encoding="utf-8-sig"))
-            if not isinstance(records, list):
-                raise ValueError("expected one JSON array of objects; for an object a line, name the file .jsonl")
-        else:
-            # the file itself, not read().splitlines(): that would also cut at U+0085, which stands inside real reviews
-            lines = (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="\n")
-            records = (json.loads(line) if line.strip() else ... for line in lines)
-        for record in records:
-            if record is not ...:    # a blank line
-                if not isinstance(record, dict):
-                    raise ValueError(f"expected an object with named fields, got {short(record)}")
-                if None in record:
-                    raise ValueError(f"more fields than the header names: {short(record[None])} are too many; quote texts with commas")
-                yield f"{path}, row {row}", record
-            row += 1
-    except (ValueError, EOFError, RecursionError, zlib.error, gzip.BadGzipFile, csv.Error) as e:
-        kind = {UnicodeDecodeError: "not UTF-8, here or soon after: ", json.JSONDecodeError: "not valid JSON, perhaps cut short: ",
-                EOFError: "gzip cut short: ", zlib.error: "damaged gzip: ", gzip.BadGzipFile: "damaged gzip: "}.get(type(e), "")
-        raise ValueError(f"{path}{'' if path.suffix == '.json' and row == 1 else f', row {row}'}: {kind}{e}") from None
-
-def short(value):
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-# ---------------------------------------------------------------------------------------------------------------------
-# records -> examples
-
-ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
-ALPACA = ("Below is an instruction that describes a task{}. Write a response that appropriately completes the request.\n\n"
-          "### Instruction:\n{}\n\n{}### Response:")    # Stanford Alpaca's template, github.com/tatsu-lab/stanford_alpaca
-
-def text_of(record, field, where):
-    if not isinstance(record.get(field), str):
-        got = short(record[field]) if field in record else f"a row with {', '.join(map(str, record)) or 'nothing'}"
-        raise ValueError(f"{where}, field {field!r}: expected text, got {got}")
-    return record[field]
-
-def render(messages, field, where):
-    """Messages as one dialogue in HH's format, \\n\\nHuman: ...\\n\\nAssistant: ...; a system message stands first, as it is."""
-    out = ""
-    for m in messages:
-        if not (isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") in (*ROLES, "system")):
-            raise ValueError(f"{where}, field {field!r}: expected messages of role (user, assistant, system) and content, got {short(m)}")
-        out += m["content"] if m["role"] == "system" else f"\n\n{ROLES[m['role']]}: {m['content']}"
-    return out
-
-def split_answer(record, field, where):
-    """(messages before the answer, the answer) of a list of messages; (None, the text) of a string."""
-    value = record.get(field)
-    if not isinstance(value, list):
-        return None, text_of(record, field, where)
-    if not render(value, field, where) or ROLES.get(value[-1]["role"]) != "Assistant":
-        raise ValueError(f"{where}, field {field!r}: expected messages that end with the assistant's, got {short(value)}")
-    return value[:-1], value[-1]["content"]
-
-def example_of(record, where, pairs):
-    """One row of a local file -> a dict with prompt, chosen and, if pairs, rejected; or the reason why it is dropped."""
-    # supervised data calls its one answer completion, output or text
-    sides = ("chosen", "rejected") if pairs else (next((f for f in ("chosen", "completion", "output", "text") if f in record), "chosen"),)
-    befores, answers = zip(*(split_answer(record, side, where) for side in sides))
-    messages, prompt = befores[0], record.get("prompt")
-    if any(b != messages for b in befores):
-        return "chosen and rejected have different prompts"
-    if isinstance(prompt, list):
-        messages = max(messages or [], prompt, key=len)    # the answers may repeat the prompt, or leave its system message out
-    elif messages == []:
-        messages = [{"role": "user", "content": text_of(record, "prompt", where)}]
-    if messages:
-        prompt = render(messages, "prompt", where) + "\n\nAssistant:"
-        answers = [" " + a for a in answers]
-    elif "prompt" in record:
-        prompt = text_of(record, "prompt", where)
-    elif "instruction" in record:
-        given = f"### Input:\n{text_of(record, 'input', where)}\n\n" if record.get("input") else ""
-        more = ", paired with an input that provides further context" if given else ""
-        prompt = ALPACA.format(more, text_of(record, "instruction", where), given)
-    elif sides == ("text",):
-        prompt = ""
-    else:
-        raise ValueError(f"{where}, field 'prompt': missing, as is 'instruction'; the row has {', '.join(map(str, record))}")
-    return {"prompt": prompt, **dict(zip(("chosen", "rejected"), answers))}
-
-# only with the line break and the colon: the bare words occur inside answers
-TURN = re.compile(r"\n\n(Human|Assistant):")
-
-def hh_example(record, where, pairs):
-    """
-    Anthropic's HH-RLHF: each side is a whole dialogue in one string. Only single-turn ones are kept, as in the DPO paper's dialogue
-    task. The two sides are parsed apart: cutting `rejected` at the length of chosen's prompt corrupts the rows where prompts differ.
-    """
-    out = {}
-    for side in ("chosen", "rejected") if pairs else ("chosen",):
-        start, *turns = TURN.split(text_of(record, side, where))
-        if start or turns[::2] != ["Human", "Assistant"]:
-            return "not single-turn"
-        prompt = f"\n\nHuman:{turns[1]}\n\nAssistant:"
-        if out.setdefault("prompt", prompt) != prompt:
-            return "chosen and rejected have different prompts"
-        out[side] = turns[3]
-    return out
-
-# name -> (the hub's name, function from a record to an example or to the reason why it is dropped)
-HUB = {"hh": ("Anthropic/hh-rlhf", hh_example)}
-
-def check_source(data, data_dir):
-    """Raises ValueError, before anything is fetched, for a data set that there is not."""
-    if data_dir and data not in HUB:
-        raise ValueError(f"--data_dir has no effect on --data {data}: it goes with {', '.join(HUB)}")
-    if data not in ("toy", *HUB) and not (data.endswith(SUFFIXES) and Path(data).is_file()):
-        raise ValueError(f"{data}: no such file or data set; there are toy, {', '.join(HUB)}, and paths to {' '.join(SUFFIXES)} files")
-
-def records_of(data, data_dir):
-    """Yields (split, where, record) from a file, a folder, or the hub; a file's split is read off its name or its folder's."""
-    if data not in HUB:
-        for where, record in read_records(data):
-            yield "train", where, record
-    elif data_dir:
-        files = sorted(f for f in Path(data_dir).rglob("*") if f.name.endswith(SUFFIXES))
-        if not files:
-            raise ValueError(f"{data_dir}: holds no file that ends in {', '.join(SUFFIXES)}")
-        for file in files:
-            words = re.split(r"[^a-z]+", str(file.relative_to(data_dir)).lower())
-            split = next((SPLITS[w] for w in reversed(words) if w in SPLITS), "train")
-            for where, record in read_records(file):
-                yield split, where, record
-    else:
-        import datasets
-        try:
-            loaded = datasets.load_dataset(HUB[data][0])
-        except Exception as e:    # the client raises a dozen kinds; for the user they are one
-            raise ValueError(f"{data}: {HUB[data][0]} could not be had from the hub ({type(e).__name__}); offline, give its files with "
-                             f"--data_dir, or set HF_HOME to a cache that holds it") from None
-        for split, part in loaded.items():
-            for row, record in enumerate(part, 1):
-                yield SPLITS.get(split, "train"), f"{HUB[data][0]} {split}, row {row}", record
-
-def load_examples(data, data_dir=None, pairs=True):
-    """
-    ({split: examples} as the source has them, a Counter of what was dropped and why). Raises ValueError or OSError in one line.
-
-    data      toy, a name of HUB, or a path to a file
-    data_dir  a folder with the files of a HUB data set, instead of the hub
-    pairs     whether `rejected` is needed
-    """
-    check_source(data, data_dir)
-    if data == "toy":
-        return {"train": toy.examples("train", 20_000), "val": toy.examples("val", 512)}, Counter()
-    splits, dropped = {}, Counter()
-    for split, where, record in records_of(data, data_dir):
-        example = (HUB[data][1] if data in HUB else example_of)(record, where, pairs)
-        if isinstance(example, str):
-            dropped[example] += 1
-        else:
-            splits.setdefault(split, []).append(example)
-    return splits, dropped
+from sources import load_examples, read_records
 
 # ---------------------------------------------------------------------------------------------------------------------
 # examples -> rows
@@ -250,8 +74,8 @@ def divide(rows):
     val = [r for r in rows["val"] if key(r) not in known]
     return {"train": rows["train"], "val": val}, len(rows["val"]) - len(val)
 
-def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=True):
-    """{"train": rows, "val": rows}; prints, once, what was dropped and why. Raises ValueError or OSError in one line."""
+def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=True, say=print):
+    """{"train": rows, "val": rows}; says what was dropped and why. Raises ValueError or OSError in one line."""
     splits, dropped = load_examples(data, data_dir, pairs)
     made = {split: make_rows(examples, tokenizer, max_len, max_prompt_len) for split, examples in splits.items()}
     rows, shared = divide({split: part for split, (part, _) in made.items()})
@@ -260,7 +84,7 @@ def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=Tru
     if not rows["train"] or not rows["val"]:
         raise ValueError(f"{data}: training and validation need a prompt each, and {len(rows['train'] + rows['val'])} rows are left; "
                          f"dropped: {reasons}")
-    print(f"data: {data}, {len(rows['train']):,} rows to train on, {len(rows['val']):,} to validate; dropped: {reasons}")
+    say(f"data: {data}, {len(rows['train']):,} rows to train on, {len(rows['val']):,} to validate; dropped: {reasons}")
     return rows
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -370,6 +194,14 @@ def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tok
             print(f"pairs: {len(texts):,} {split} prompts x {k} samples gave {n:,} pairs that differ in reward -> {path}")
     os.replace(path.with_suffix(".tmp"), path)
     return path
+
+def toy_pairs(model, tokenizer, folder, weights, n_prompts, max_len, seed):
+    """The file of pairs on the toy world, ranked by its exact reward, for training and validation; no prompt is in both."""
+    if max_len <= toy.PROMPT_LEN:
+        raise ValueError(f"--max_len {max_len} leaves no room for a completion behind the {toy.PROMPT_LEN} tokens of a prompt")
+    prompts = {split: [e["prompt"] for e in toy.examples(split, n, seed)] for split, n in (("train", n_prompts), ("val", 100))}
+    recipe = {"weights": weights, "reward": "toy"}
+    return make_pairs(model, tokenizer, prompts, toy.reward, folder, recipe, max_new_tokens=max_len - toy.PROMPT_LEN, seed=seed)
 
 def read_pairs(path):
     """{"train": rows, "val": rows} of a file of make_pairs."""

@@ -64,7 +64,7 @@ def as_reference(policy, reference):
     with adapters.adapters_off(policy) if reference is policy else nullcontext():
         yield reference
 
-def held_out(facts, args):
+def held_out(facts, args, say):
     """(tokenizer, prompts as token lists, held-out pairs or None, max_new_tokens) of the data that a run was trained on."""
     run_args, pairs = facts["args"], None
     tokenizer, room = data.get_tokenizer(run_args["data"]), run_args["max_len"]
@@ -75,7 +75,7 @@ def held_out(facts, args):
             pairs = data.read_pairs(facts["pairs"])["val"]
     else:
         source = (run_args["data"], run_args["data_dir"], tokenizer, room, run_args["max_prompt_len"])
-        rows = data.load_rows(*source, pairs="loss" in run_args)["val"]
+        rows = data.load_rows(*source, pairs="loss" in run_args, say=say)["val"]
         pairs = rows if "loss" in run_args else None
         prompts = list({tuple(r["prompt"]): r["prompt"] for r in rows}.values())
     fit = [p for p in prompts if len(p) + max_new_tokens <= room]
@@ -203,12 +203,13 @@ def draw(path, raw, curves):
     fig.savefig(path, dpi=110)
     plt.close(fig)
 
-def main(argv=None):
+def main(argv=None, say=print):
+    """Returns what eval.json holds, without the samples. say: where the lines about device and data go; train_pref has said them."""
     args = get_args(argv)
     with cli.bad_input():
-        device, autocast = cli.set_up(args)
+        device, autocast = cli.set_up(args, say)
         facts, policy, reference = load_policy(args.run, device)
-        tokenizer, prompts, pairs, max_new_tokens = held_out(facts, args)
+        tokenizer, prompts, pairs, max_new_tokens = held_out(facts, args, say)
     reward = toy.reward if facts["args"]["data"] == "toy" else None
     rest, raw, curves, answers = (prompts, tokenizer, reward, args, max_new_tokens, autocast), {}, {}, {}
     no_reference = lambda: None

@@ -19,7 +19,7 @@ import cli
 import data
 import eval
 import loop
-import toy
+import sources
 import train_sft
 from losses import LOSSES, Pairs, sequence_logps
 from model import GPT, fingerprint
@@ -68,15 +68,6 @@ def sft_run(args):
         print()
     return str(run)
 
-def toy_pairs(args, model, tokenizer):
-    """The file of pairs sampled from the policy and ranked by the exact reward, for training and validation; no prompt is in both."""
-    if args.max_len <= toy.PROMPT_LEN:
-        raise ValueError(f"--max_len {args.max_len} leaves no room for a completion behind the {toy.PROMPT_LEN} tokens of a prompt")
-    sizes = {"train": args.n_prompts or 1200, "val": 100}
-    prompts = {split: [e["prompt"] for e in toy.examples(split, n, args.seed)] for split, n in sizes.items()}
-    return data.make_pairs(model, tokenizer, prompts, toy.reward, args.init_from, {"weights": fingerprint(model), "reward": "toy"},
-                           max_new_tokens=args.max_len - toy.PROMPT_LEN, seed=args.seed)
-
 @torch.no_grad()
 def add_reference(model, batches, autocast):
     """Puts the reference's summed log-probs, nats, into every row."""
@@ -93,20 +84,19 @@ def main(argv=None):
     loss, hparams = LOSSES[args.loss], {h: getattr(args, h) for h in LOSSES[args.loss].hparams}
     with cli.bad_input():
         loss.fn(Pairs(*torch.ones(6, 1)), **hparams)    # a hyperparameter out of its range shows here, not after an hour
-        data.check_source(args.data, args.data_dir)
+        sources.check_source(args.data, args.data_dir)
         cli.check_out_dir(args)
         args.init_from = args.init_from or sft_run(args)
         device, autocast = cli.set_up(args)
         tokenizer = data.get_tokenizer(args.data)
         model = GPT.from_pretrained(args.init_from, args.dropout).to(device).eval()
         cli.check_fits(model, tokenizer, args.max_len, args.init_from)
-        pairs = {}
+        base, pairs = fingerprint(model), {}
         if args.data == "toy":
-            pairs["pairs"] = str(toy_pairs(args, model, tokenizer))
+            pairs["pairs"] = str(data.toy_pairs(model, tokenizer, args.init_from, base, args.n_prompts or 1200, args.max_len, args.seed))
             rows = data.read_pairs(pairs["pairs"])
         else:
             rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len)
-        base = fingerprint(model)
         if args.adapter:
             init = (args.adapter_init or "neurons") if args.adapter == "replace" else "random"
             adapters.add_adapters(model, args.adapter, args.adapter_rank or 16, init)
@@ -144,7 +134,8 @@ def main(argv=None):
     result = loop.fit(model, compute_loss, batches["train"], batches["val"], save=save, autocast=autocast,
                       show=("rewards/accuracies", "rewards/margins"), go_on=cli.go_on("train_pref.py", args), **cli.fit_flags(args))
     print()
-    return result | eval.main(["--run", str(out_dir), "--device", args.device, "--dtype", args.dtype, "--show", str(args.n_show)])
+    return result | eval.main(["--run", str(out_dir), "--device", args.device, "--dtype", args.dtype, "--show", str(args.n_show)],
+                              say=lambda line: None)
 
 if __name__ == "__main__":
     main()

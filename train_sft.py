@@ -13,6 +13,7 @@ import torch
 import cli
 import data
 import loop
+import sources
 from losses import sequence_logps
 from model import GPT, GPTConfig
 
@@ -43,7 +44,7 @@ def make_model(args, tokenizer):
 def main(argv=None):
     args = get_args(argv)
     with cli.bad_input():
-        data.check_source(args.data, args.data_dir)
+        sources.check_source(args.data, args.data_dir)
         cli.check_out_dir(args)
         device, autocast = cli.set_up(args)
         tokenizer = data.get_tokenizer(args.data)

@@ -8,12 +8,12 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import data
+import sources
 import toy
 from model import GPT, GPTConfig
 
@@ -28,7 +28,7 @@ def write_jsonl(path, records):
 
 def load(path, pairs=True):
     """All the examples of a file, whatever their split, and what was dropped."""
-    splits, dropped = data.load_examples(str(path), pairs=pairs)
+    splits, dropped = sources.load_examples(str(path), pairs=pairs)
     return [e for part in splits.values() for e in part], dropped
 
 def divided(source, data_dir=None, pairs=True):
@@ -151,7 +151,7 @@ def test_every_file_type_gives_the_same_examples(tmp_path):
     """Quoted line breaks in .csv, U+0085 in .jsonl, and newline translation each corrupt one type alone."""
     records = [{"prompt": f"{i} {text}", "chosen": NASTY[i - 1], "rejected": text + "!"} for i, text in enumerate(NASTY)]
     for path in in_every_format(tmp_path, records):
-        assert [r for _, r in data.read_records(path)] == records, path
+        assert [r for _, r in sources.read_records(path)] == records, path
         assert sorted(load(path)[0], key=text_key) == sorted(records, key=text_key), path
 
 @pytest.mark.parametrize("char", ["\x85", "\u2028", "\u2029", "\x1c", "\x0b", "\x0c"])
@@ -159,19 +159,19 @@ def test_every_file_type_gives_the_same_examples(tmp_path):
 def test_only_a_newline_ends_a_row(tmp_path, name, char):
     """str.splitlines() also cuts at U+0085, which stands in 350 of IMDB's reviews; JSON escapes what is below U+0020 anyway."""
     records = [{"text": f"one{char}two"}, {"text": char}]
-    assert [r for _, r in data.read_records(write_jsonl(tmp_path / name, records))] == records
+    assert [r for _, r in sources.read_records(write_jsonl(tmp_path / name, records))] == records
 
 def test_rows_are_numbered_as_lines_whatever_is_blank(tmp_path):
     """The number in a message must lead an editor to the line."""
     (tmp_path / "r.jsonl").write_text('\n{"a": 1}\n\n  \n{"a": 2}\n\n')
-    got = list(data.read_records(tmp_path / "r.jsonl"))
+    got = list(sources.read_records(tmp_path / "r.jsonl"))
     assert [r for _, r in got] == [{"a": 1}, {"a": 2}]
     assert got[0][0].endswith("row 2") and got[1][0].endswith("row 5") and str(tmp_path / "r.jsonl") in got[0][0]
 
 def test_windows_line_ends_and_a_missing_last_one_do_no_harm(tmp_path):
     """A file that went through an editor on Windows; the last line often has no end."""
     (tmp_path / "r.jsonl").write_bytes(b'{"a": 1}\r\n\r\n{"a": 2}')
-    assert [(w[-1], r) for w, r in data.read_records(tmp_path / "r.jsonl")] == [("1", {"a": 1}), ("3", {"a": 2})]
+    assert [(w[-1], r) for w, r in sources.read_records(tmp_path / "r.jsonl")] == [("1", {"a": 1}), ("3", {"a": 2})]
 
 @pytest.mark.parametrize("name", ["r.json", "r.jsonl", "r.csv", "r.jsonl.gz"])
 def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path, name):
@@ -179,12 +179,12 @@ def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path, name):
     text = {"json": '[{"prompt": "a"}]', "jsonl": '{"prompt": "a"}\n', "gz": '{"prompt": "a"}\n', "csv": "prompt\na\n"}[name.split(".")[-1]]
     raw = b"\xef\xbb\xbf" + text.encode()
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
-    assert [r for _, r in data.read_records(tmp_path / name)] == [{"prompt": "a"}]
+    assert [r for _, r in sources.read_records(tmp_path / name)] == [{"prompt": "a"}]
 
 def test_a_csv_field_may_be_longer_than_pythons_limit(tmp_path):
     """csv stops at 131,072 characters unless told otherwise, and articles are longer."""
     (tmp_path / "r.csv").write_text("text\n" + "a" * 200_000 + "\n")
-    assert [len(r["text"]) for _, r in data.read_records(tmp_path / "r.csv")] == [200_000]
+    assert [len(r["text"]) for _, r in sources.read_records(tmp_path / "r.csv")] == [200_000]
 
 def test_a_csv_row_with_a_field_too_many_is_refused(tmp_path):
     """An unquoted comma shifts the columns: the prompt's second half becomes the chosen answer, and nothing looks wrong."""
@@ -221,15 +221,15 @@ DIALOGUE = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Yes", "rejected
 ], ids=["shared turn", "shared turn and prompt", "prompt as messages", "prompt as text", "answers as text"])
 def test_messages_in_every_shape_become_one_dialogue(record):
     """The hub's sets put the shared turn into the prompt, into both sides, or into all three; it must stand in the prompt once."""
-    assert data.example_of(record, "here", True) == DIALOGUE
-    assert data.example_of(record, "here", False) == {k: DIALOGUE[k] for k in ("prompt", "chosen")}
+    assert sources.example_of(record, "here", True) == DIALOGUE
+    assert sources.example_of(record, "here", False) == {k: DIALOGUE[k] for k in ("prompt", "chosen")}
 
 def test_earlier_turns_and_the_system_message_stand_in_the_prompt():
     """The answer is the last message alone: training on the earlier ones counts them on both sides."""
     before = [{"role": "system", "content": "Be brief."}, user("Hi"), assistant("Hello"), user("And?")]
-    got = data.example_of({"chosen": [*before, assistant("Yes")], "rejected": [*before, assistant("No")]}, "here", True)
+    got = sources.example_of({"chosen": [*before, assistant("Yes")], "rejected": [*before, assistant("No")]}, "here", True)
     assert got == {"prompt": "Be brief.\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant:", "chosen": " Yes", "rejected": " No"}
-    assert data.example_of({"prompt": before, "chosen": [assistant("Yes")], "rejected": [assistant("No")]}, "here", True) == got
+    assert sources.example_of({"prompt": before, "chosen": [assistant("Yes")], "rejected": [assistant("No")]}, "here", True) == got
 
 def test_message_pairs_with_different_prompts_are_dropped_and_counted(tmp_path):
     """The pair then compares answers to different questions; taking chosen's prompt for both would go unseen."""
@@ -242,30 +242,30 @@ def test_message_pairs_with_different_prompts_are_dropped_and_counted(tmp_path):
 def test_alpacas_template_has_an_input_section_only_if_there_is_an_input():
     """775 of 1,100 real rows have input "": an empty section, or "None", is not what models were tuned on."""
     record = {"instruction": "Add.", "output": "3", "chosen": "3!", "rejected": "4"}
-    with_input = data.example_of(record | {"input": "1 + 2"}, "here", True)
+    with_input = sources.example_of(record | {"input": "1 + 2"}, "here", True)
     assert "### Instruction:\nAdd.\n\n### Input:\n1 + 2\n\n### Response:" in with_input["prompt"]
     assert "paired with an input" in with_input["prompt"] and (with_input["chosen"], with_input["rejected"]) == ("3!", "4")
     for without in (record, record | {"input": ""}, record | {"input": None}):
-        prompt = data.example_of(without, "here", True)["prompt"]
+        prompt = sources.example_of(without, "here", True)["prompt"]
         assert "### Instruction:\nAdd.\n\n### Response:" in prompt and "put" not in prompt and "None" not in prompt
 
 @pytest.mark.parametrize("field", ["chosen", "completion", "output", "text"])
 def test_supervised_data_may_call_its_answer_by_any_usual_name(field):
     """SFT data says completion (OpenAI), output (Alpaca) or text; pairs serve by their chosen side."""
-    assert data.example_of({"prompt": "p", field: "c", "rejected": "r"}, "here", False) == {"prompt": "p", "chosen": "c"}
+    assert sources.example_of({"prompt": "p", field: "c", "rejected": "r"}, "here", False) == {"prompt": "p", "chosen": "c"}
 
 def test_a_text_alone_is_trained_on_as_a_whole_and_does_for_supervised_data_only():
     """IMDB has no prompt. A pair of plain texts, though, would have nothing that both sides answer."""
-    assert data.example_of({"text": "a film", "label": 1}, "here", False) == {"prompt": "", "chosen": "a film"}
+    assert sources.example_of({"text": "a film", "label": 1}, "here", False) == {"prompt": "", "chosen": "a film"}
     with pytest.raises(ValueError, match="here.*chosen"):
-        data.example_of({"text": "a film"}, "here", True)
+        sources.example_of({"text": "a film"}, "here", True)
 
 def hh(question, answer, more=""):
     return f"\n\nHuman: {question}\n\nAssistant:{answer}{more}"
 
 def test_hh_keeps_the_leading_space_of_the_answer_and_ends_the_prompt_before_it():
     """ " Yes" is one token of GPT-2's; a prompt that ends in a space, or a stripped answer, is text the model never saw."""
-    got = data.hh_example({"chosen": hh("Hi", " Yes"), "rejected": hh("Hi", " No")}, "here", True)
+    got = sources.hh_example({"chosen": hh("Hi", " Yes"), "rejected": hh("Hi", " No")}, "here", True)
     assert got == {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Yes", "rejected": " No"}
 
 @pytest.mark.parametrize("dialogue", [
@@ -275,20 +275,20 @@ def test_hh_keeps_the_leading_space_of_the_answer_and_ends_the_prompt_before_it(
 def test_hh_takes_single_turn_dialogues_only(dialogue):
     """Two answers in a row, or a last turn of the human's, occur; parsed loosely they train on the wrong side's words."""
     for chosen, rejected in ((dialogue, hh("Hi", " No")), (hh("Hi", " No"), dialogue)):
-        why = data.hh_example({"chosen": chosen, "rejected": rejected}, "here", True)
+        why = sources.hh_example({"chosen": chosen, "rejected": rejected}, "here", True)
         assert isinstance(why, str)
-    assert isinstance(data.hh_example({"chosen": dialogue}, "here", False), str)
+    assert isinstance(sources.hh_example({"chosen": dialogue}, "here", False), str)
 
 @pytest.mark.parametrize("answer", [" Human: is a word", " so\nHuman: x\nAssistant: y", " the\n\nHuman race", " \n\nAssistants: many"])
 def test_hh_splits_at_whole_markers_only(answer):
     """The bare words stand inside 87 of the real answers; splitting there calls them multi-turn, or cuts them."""
-    got = data.hh_example({"chosen": hh("Hi", answer), "rejected": hh("Hi", " No")}, "here", True)
+    got = sources.hh_example({"chosen": hh("Hi", answer), "rejected": hh("Hi", " No")}, "here", True)
     assert got["chosen"] == answer
 
 @pytest.mark.parametrize("other", ["Ho", "Hi there", "H"])
 def test_hh_drops_pairs_whose_prompts_differ_and_never_slices(other):
     """rejected[len(prompt):] looks right on 8,545 of 8,552 real rows."""
-    why = data.hh_example({"chosen": hh("Hi", " Yes"), "rejected": hh(other, " No")}, "here", True)
+    why = sources.hh_example({"chosen": hh("Hi", " Yes"), "rejected": hh(other, " No")}, "here", True)
     assert isinstance(why, str) and "different prompts" in why
 
 def test_hh_counts_every_kind_of_dropped_row_once(tmp_path, tokenizer, capsys):
@@ -548,10 +548,8 @@ def test_a_sample_ends_in_eos_unless_it_was_cut(tmp_path, tokenizer, stopping_mo
 
 def test_toy_pairs_share_no_prompt_between_training_and_validation(tmp_path, tokenizer, stopping_model, monkeypatch):
     """Both are drawn with one seed; only the split keeps them apart."""
-    train_pref = pytest.importorskip("train_pref")
     monkeypatch.setattr(toy, "reward", fifths)    # the exact one is 1/2 for whatever this model says
-    args = SimpleNamespace(seed=0, n_prompts=40, max_len=toy.PROMPT_LEN + 6, init_from=str(tmp_path))
-    rows = data.read_pairs(train_pref.toy_pairs(args, stopping_model, tokenizer))
+    rows = data.read_pairs(data.toy_pairs(stopping_model, tokenizer, tmp_path, "weights", 40, toy.PROMPT_LEN + 6, seed=0))
     prompts = {split: {tuple(r["prompt"]) for r in part} for split, part in rows.items()}
     assert len(prompts["train"]) > 30 and len(prompts["val"]) > 50 and not prompts["train"] & prompts["val"]
 
@@ -682,5 +680,5 @@ def test_gpt2s_own_merges_do_not_cross_from_prompt_to_completion(gpt2):
 @real
 def test_real_imdb_has_25000_rows_though_350_hold_u0085():
     """splitlines() finds more, and breaks the JSON of 350."""
-    texts = [r["text"] for _, r in data.read_records(REAL / "imdb" / "train.jsonl.gz")]
+    texts = [r["text"] for _, r in sources.read_records(REAL / "imdb" / "train.jsonl.gz")]
     assert len(texts) == 25_000 and sum("\x85" in t for t in texts) == 350

@@ -1,0 +1,188 @@
+"""
+Where text comes from: files, folders and the hub -> examples, dicts of text with prompt, chosen and, for pairs, rejected.
+
+Data sets: toy; hh (Anthropic's HH-RLHF, single-turn); or a path to .json, .jsonl, .jsonl.gz, .csv or .parquet with prompt, chosen,
+rejected (strings or lists of messages), with instruction (and input) in the prompt's place, or with text. Read next: data.py
+"""
+import csv
+import gzip
+import json
+import re
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import toy
+
+SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
+SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test", "eval": "test"}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# files -> records
+
+def read_records(path):
+    """Yields ("file, row n", dict) for each row of a file. Raises ValueError in one line that names file and row."""
+    path, row = Path(path), 1
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+            records = pyarrow.parquet.read_table(path).to_pylist()
+        elif path.suffix == ".csv":
+            csv.field_size_limit(2**31 - 1)
+            records = csv.DictReader(open(path, encoding="utf-8-sig", newline=""), strict=True)
+        elif path.suffix == ".json":
+            records = json.loads(path.read_text(encoding="utf-8-sig"))
+            if not isinstance(records, list):
+                raise ValueError("expected one JSON array of objects; for an object a line, name the file .jsonl")
+        else:
+            # the file itself, not read().splitlines(): that would also cut at U+0085, which stands inside real reviews
+            lines = (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="\n")
+            records = (json.loads(line) if line.strip() else ... for line in lines)
+        for record in records:
+            if record is not ...:    # a blank line
+                if not isinstance(record, dict):
+                    raise ValueError(f"expected an object with named fields, got {short(record)}")
+                if None in record:
+                    raise ValueError(f"more fields than the header names: {short(record[None])} are too many; quote texts with commas")
+                yield f"{path}, row {row}", record
+            row += 1
+    except (ValueError, EOFError, RecursionError, zlib.error, gzip.BadGzipFile, csv.Error) as e:
+        kind = {UnicodeDecodeError: "not UTF-8, here or soon after: ", json.JSONDecodeError: "not valid JSON, perhaps cut short: ",
+                EOFError: "gzip cut short: ", zlib.error: "damaged gzip: ", gzip.BadGzipFile: "damaged gzip: "}.get(type(e), "")
+        raise ValueError(f"{path}{'' if path.suffix == '.json' and row == 1 else f', row {row}'}: {kind}{e}") from None
+
+def short(value):
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+# ---------------------------------------------------------------------------------------------------------------------
+# records -> examples
+
+ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
+ALPACA = ("Below is an instruction that describes a task{}. Write a response that appropriately completes the request.\n\n"
+          "### Instruction:\n{}\n\n{}### Response:")    # Stanford Alpaca's template, github.com/tatsu-lab/stanford_alpaca
+
+def text_of(record, field, where):
+    if not isinstance(record.get(field), str):
+        got = short(record[field]) if field in record else f"a row with {', '.join(map(str, record)) or 'nothing'}"
+        raise ValueError(f"{where}, field {field!r}: expected text, got {got}")
+    return record[field]
+
+def render(messages, field, where):
+    """Messages as one dialogue in HH's format, \\n\\nHuman: ...\\n\\nAssistant: ...; a system message stands first, as it is."""
+    out = ""
+    for m in messages:
+        if not (isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") in (*ROLES, "system")):
+            raise ValueError(f"{where}, field {field!r}: expected messages of role (user, assistant, system) and content, got {short(m)}")
+        out += m["content"] if m["role"] == "system" else f"\n\n{ROLES[m['role']]}: {m['content']}"
+    return out
+
+def split_answer(record, field, where):
+    """(messages before the answer, the answer) of a list of messages; (None, the text) of a string."""
+    value = record.get(field)
+    if not isinstance(value, list):
+        return None, text_of(record, field, where)
+    if not render(value, field, where) or ROLES.get(value[-1]["role"]) != "Assistant":
+        raise ValueError(f"{where}, field {field!r}: expected messages that end with the assistant's, got {short(value)}")
+    return value[:-1], value[-1]["content"]
+
+def example_of(record, where, pairs):
+    """One row of a local file -> a dict with prompt, chosen and, if pairs, rejected; or the reason why it is dropped."""
+    # supervised data calls its one answer completion, output or text
+    sides = ("chosen", "rejected") if pairs else (next((f for f in ("chosen", "completion", "output", "text") if f in record), "chosen"),)
+    befores, answers = zip(*(split_answer(record, side, where) for side in sides))
+    messages, prompt = befores[0], record.get("prompt")
+    if any(b != messages for b in befores):
+        return "chosen and rejected have different prompts"
+    if isinstance(prompt, list):
+        messages = max(messages or [], prompt, key=len)    # the answers may repeat the prompt, or leave its system message out
+    elif messages == []:
+        messages = [{"role": "user", "content": text_of(record, "prompt", where)}]
+    if messages:
+        prompt = render(messages, "prompt", where) + "\n\nAssistant:"
+        answers = [" " + a for a in answers]
+    elif "prompt" in record:
+        prompt = text_of(record, "prompt", where)
+    elif "instruction" in record:
+        given = f"### Input:\n{text_of(record, 'input', where)}\n\n" if record.get("input") else ""
+        more = ", paired with an input that provides further context" if given else ""
+        prompt = ALPACA.format(more, text_of(record, "instruction", where), given)
+    elif sides == ("text",):
+        prompt = ""
+    else:
+        raise ValueError(f"{where}, field 'prompt': missing, as is 'instruction'; the row has {', '.join(map(str, record))}")
+    return {"prompt": prompt, **dict(zip(("chosen", "rejected"), answers))}
+
+# only with the line break and the colon: the bare words occur inside answers
+TURN = re.compile(r"\n\n(Human|Assistant):")
+
+def hh_example(record, where, pairs):
+    """
+    Anthropic's HH-RLHF: each side is a whole dialogue in one string. Only single-turn ones are kept, as in the DPO paper's dialogue
+    task. The two sides are parsed apart: cutting `rejected` at the length of chosen's prompt corrupts the rows where prompts differ.
+    """
+    out = {}
+    for side in ("chosen", "rejected") if pairs else ("chosen",):
+        start, *turns = TURN.split(text_of(record, side, where))
+        if start or turns[::2] != ["Human", "Assistant"]:
+            return "not single-turn"
+        prompt = f"\n\nHuman:{turns[1]}\n\nAssistant:"
+        if out.setdefault("prompt", prompt) != prompt:
+            return "chosen and rejected have different prompts"
+        out[side] = turns[3]
+    return out
+
+# name -> (the hub's name, function from a record to an example or to the reason why it is dropped)
+HUB = {"hh": ("Anthropic/hh-rlhf", hh_example)}
+
+def check_source(data, data_dir):
+    """Raises ValueError, before anything is fetched, for a data set that there is not."""
+    if data_dir and data not in HUB:
+        raise ValueError(f"--data_dir has no effect on --data {data}: it goes with {', '.join(HUB)}")
+    if data not in ("toy", *HUB) and not (data.endswith(SUFFIXES) and Path(data).is_file()):
+        raise ValueError(f"{data}: no such file or data set; there are toy, {', '.join(HUB)}, and paths to {' '.join(SUFFIXES)} files")
+
+def records_of(data, data_dir):
+    """Yields (split, where, record) from a file, a folder, or the hub; a file's split is read off its name or its folder's."""
+    if data not in HUB:
+        for where, record in read_records(data):
+            yield "train", where, record
+    elif data_dir:
+        files = sorted(f for f in Path(data_dir).rglob("*") if f.name.endswith(SUFFIXES))
+        if not files:
+            raise ValueError(f"{data_dir}: holds no file that ends in {', '.join(SUFFIXES)}")
+        for file in files:
+            words = re.split(r"[^a-z]+", str(file.relative_to(data_dir)).lower())
+            split = next((SPLITS[w] for w in reversed(words) if w in SPLITS), "train")
+            for where, record in read_records(file):
+                yield split, where, record
+    else:
+        import datasets
+        try:
+            loaded = datasets.load_dataset(HUB[data][0])
+        except Exception as e:    # the client raises a dozen kinds; for the user they are one
+            raise ValueError(f"{data}: {HUB[data][0]} could not be had from the hub ({type(e).__name__}); offline, give its files with "
+                             f"--data_dir, or set HF_HOME to a cache that holds it") from None
+        for split, part in loaded.items():
+            for row, record in enumerate(part, 1):
+                yield SPLITS.get(split, "train"), f"{HUB[data][0]} {split}, row {row}", record
+
+def load_examples(data, data_dir=None, pairs=True):
+    """
+    ({split: examples} as the source has them, a Counter of what was dropped and why). Raises ValueError or OSError in one line.
+
+    data      toy, a name of HUB, or a path to a file
+    data_dir  a folder with the files of a HUB data set, instead of the hub
+    pairs     whether `rejected` is needed
+    """
+    check_source(data, data_dir)
+    if data == "toy":
+        return {"train": toy.examples("train", 20_000), "val": toy.examples("val", 512)}, Counter()
+    splits, dropped = {}, Counter()
+    for split, where, record in records_of(data, data_dir):
+        example = (HUB[data][1] if data in HUB else example_of)(record, where, pairs)
+        if isinstance(example, str):
+            dropped[example] += 1
+        else:
+            splits.setdefault(split, []).append(example)
+    return splits, dropped
