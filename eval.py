@@ -142,7 +142,8 @@ def measure(model, reference, prompts, tokenizer, reward, args, max_new_tokens, 
                 curves.setdefault(key, np.zeros(max_new_tokens))[:length] += values
     out["entropy"] = out["entropy"] / out["length"]
     reached = np.array([(out["length"] > t).sum() for t in range(max_new_tokens)])    # completions that have a token there
-    return out, answers, {k: v[reached > 0] / reached[reached > 0] for k, v in curves.items()}
+    enough = reached >= max(1, n // 20)                                              # a mean over two or three would be noise
+    return out, answers, {k: v[enough] / reached[enough] for k, v in curves.items()}
 
 @torch.no_grad()
 def pair_measures(policy, reference, rows, batch_size, autocast):
