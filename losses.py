@@ -163,7 +163,7 @@ def exp_line(x, cap=30.0):
     return below.exp() * (1 + (x - below))
 
 @register(needs_ref=True)
-def fdpo(pairs, *, beta=0.1, divergence="forward_kl", alpha=0.5):
+def fdpo(pairs, *, beta=0.1, divergence="jsd", alpha=0.5):
     """
     f-DPO, DPO with another divergence than the reverse KL: Wang et al. 2023, arXiv:2309.16240.
 
@@ -178,9 +178,10 @@ def fdpo(pairs, *, beta=0.1, divergence="forward_kl", alpha=0.5):
     divergence  reverse_kl, forward_kl, jsd or alpha.
     alpha       in (0, 1], for divergence alpha alone: near 0 it is the reverse KL, at 1 the forward KL.
 
-    Unlike dpo, a completion that the policy has nearly given up costs more and more, without a bound for forward_kl. TRL's alpha
-    is 1 - alpha of the paper (and of this function). Where e^-x would overflow, from x = -30 / alpha on, g goes on as a straight
-    line, so that a pair in the wrong order keeps a gradient. While policy == reference, L = log 2.
+    Unlike dpo, a completion that the policy has nearly given up costs more and more: with forward_kl so steeply that at beta 0.1 a
+    few pairs throw the policy off, and 0.001 or less is called for. TRL's alpha is 1 - alpha of the paper (and of this function).
+    Where e^-x would overflow, from x = -30 / alpha on, g goes on as a straight line, so that a pair in the wrong order keeps a
+    gradient. While policy == reference, L = log 2.
     """
     links = {
         "reverse_kl": lambda x: x,
