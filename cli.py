@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import loop
+from losses import LOSSES
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a wrong flag is answered with one line instead of the whole usage; flags are never guessed from a beginning."""
@@ -74,6 +75,37 @@ def add_common_flags(p):
                    help="tokens of prompt and completion together; a longer completion loses its end (default: %(default)s)")
     p.add_argument("--compile", action="store_true", help="torch.compile the trunk; a minute to start, pays on long runs")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out_dir, or else the newest of this name")
+
+def add_loss_flags(p):
+    """--loss, every hyperparameter of any loss, and what goes with all of them: read off LOSSES."""
+    p.add_argument("--loss", default="dpo", choices=list(LOSSES), help="see losses.py (default: %(default)s)")
+    for name in dict.fromkeys(h for loss in LOSSES.values() for h in loss.hparams):
+        takers = {k: loss.hparams[name] for k, loss in LOSSES.items() if name in loss.hparams}
+        p.add_argument(f"--{name}", type=type(next(iter(takers.values()))),
+                       help="for " + ", ".join(f"{k} (default: {v})" for k, v in takers.items()))
+    p.add_argument("--beta_end", type=float, help="beta at the last update, where it goes from --beta (default: beta stays)")
+    p.add_argument("--beta_schedule", choices=("linear", "cosine", "constant"), help="how it goes there (default: linear)")
+    p.add_argument("--mean_logps", action="store_true", help="log-probs per token in place of sums")
+    p.add_argument("--sft_weight", type=not_negative, help="adds the chosen's NLL per token, times this, as RPO does (default: 0)")
+
+def resolve_loss_flags(p, args):
+    """Fills the chosen loss's hyperparameters with its defaults; refuses flags that mean nothing to it."""
+    loss, name = LOSSES[args.loss], args.loss
+    taken = ", ".join(f"--{h}" for h in loss.hparams) or "no hyperparameter"
+    others = {h for other in LOSSES.values() for h in other.hparams} - loss.hparams.keys()
+    refuse(p, args, [(h, False, f"on --loss {name}, which takes {taken}") for h in sorted(others)])
+    refuse(p, args, (("mean_logps", not loss.per_token, f"on --loss {name}, which takes means per token already"),
+                     ("sft_weight", not loss.has_nll, f"on --loss {name}, which has the chosen's NLL in it already"),
+                     ("beta_end", "beta" in loss.hparams, f"on --loss {name}, which has no beta"),
+                     ("beta_schedule", args.beta_end is not None, "without --beta_end")))
+    for h, default in loss.hparams.items():
+        setattr(args, h, default if getattr(args, h) is None else getattr(args, h))
+
+def refuse(p, args, rules):
+    """Each rule is (flag, whether it has an effect, why it has none)."""
+    for flag, effective, why in rules:
+        if getattr(args, flag) not in (None, False) and not effective:
+            p.error(f"--{flag} has no effect {why}")
 
 FREE = ("max_steps", "eval_every", "patience", "device", "compile", "resume", "out_dir")    # may change when a run goes on
 

@@ -104,10 +104,20 @@ def collate(rows):
         idx[i, :len(p) + len(c)] = torch.tensor(p + c)
         mask[i, len(p):len(p) + len(c)] = True
     batch = {"idx": idx, "completion_mask": mask, "weight": len(rows) if len(sides) == 2 else int(mask.sum())}
-    for key in ("ref_chosen_logps", "ref_rejected_logps"):
+    for key in ("ref_chosen_logps", "ref_rejected_logps", "ref_kl_logps"):
         if key in rows[0]:
             batch[key] = torch.tensor([r[key] for r in rows])
+    if "mismatched" in rows[0]:
+        kl = collate([{"prompt": r["prompt"], "chosen": r["mismatched"]} for r in rows])    # B more rows
+        batch |= {"kl_idx": kl["idx"], "kl_mask": kl["completion_mask"]}
     return batch
+
+def mismatch(rows, max_len):
+    """Gives every row a completion of another prompt, for the KL of KTO: the next row's chosen one, cut to the room there is."""
+    for i, row in enumerate(rows):
+        others = (rows[(i + j) % len(rows)] for j in range(1, len(rows)))
+        other = next((r for r in others if r["prompt"] != row["prompt"]), row)
+        row["mismatched"] = other["chosen"][:max(1, max_len - len(row["prompt"]))]
 
 class Batches:
     """

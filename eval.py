@@ -37,7 +37,7 @@ def get_args(argv=None):
                    help="of sampling; KL and entropy are those of the model at 1 all the same (default: %(default)s)")
     p.add_argument("--show", type=int, default=3, help="samples to print (default: %(default)s)")
     p.add_argument("--max_new_tokens", type=cli.positive,
-                   help="tokens of a sample at most (default: on toy what fits, else half of the run's max_len, up to 128)")
+                   help="tokens of a sample at most (default: what 3 prompts in 4 leave room for, up to 128)")
     cli.add_device_flags(p)
     return p.parse_args(argv)
 
@@ -68,7 +68,6 @@ def held_out(facts, args, say):
     """(tokenizer, prompts as token lists, held-out pairs or None, max_new_tokens) of the data that a run was trained on."""
     run_args, pairs = facts["args"], None
     tokenizer, room = data.get_tokenizer(run_args["data"]), run_args["max_len"]
-    max_new_tokens = args.max_new_tokens or (room - toy.PROMPT_LEN if run_args["data"] == "toy" else min(128, room // 2))
     if run_args["data"] == "toy":
         prompts = tokenizer.encode_ordinary_batch([e["prompt"] for e in toy.examples("test", args.n_prompts, args.seed)])
         if "pairs" in facts:
@@ -78,6 +77,8 @@ def held_out(facts, args, say):
         rows = data.load_rows(*source, pairs="loss" in run_args, say=say)["val"]
         pairs = rows if "loss" in run_args else None
         prompts = list({tuple(r["prompt"]): r["prompt"] for r in rows}.values())
+    # unless told otherwise, as much as three prompts out of four leave room for
+    max_new_tokens = args.max_new_tokens or min(128, room - int(np.percentile([len(p) for p in prompts], 75, method="higher")))
     fit = [p for p in prompts if len(p) + max_new_tokens <= room]
     if not fit:
         raise ValueError(f"--max_new_tokens {max_new_tokens}: no held-out prompt leaves so much room in the run's {room} tokens")

@@ -2,9 +2,8 @@
 The one training loop: cosine schedule, early stopping, checkpoints, log. SFT, reward models and preference training differ in one
 closure of a few lines, compute_loss(batch) -> (loss, dict of floats).
 
-A run directory (out/<data>/<name>) holds args.json (arguments, versions), config.json + model.safetensors (the best weights by
-validation loss; adapter.json + adapter.safetensors for adapters), log.csv (step, split, metric, value), curves.png, state.pt (the
-last weights, the optimizer and the position, to resume from) and, once it is finished, result.json.
+A run directory (out/<data>/<name>) holds args.json, config.json + model.safetensors (the best weights by validation loss; for adapters
+adapter.json + adapter.safetensors), log.csv, curves.png, state.pt (the last weights, to resume from) and, when finished, result.json.
 """
 import csv
 import json
@@ -28,6 +27,13 @@ def cosine_lr(step, lr, min_lr, warmup_steps, max_steps):
         return lr * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+def anneal(step, start, end, schedule, max_steps):
+    """A hyperparameter at update `step` (from 1): from start on to end, which it has at update max_steps. At 0 it is that of update 1."""
+    if end is None or schedule == "constant":
+        return start
+    done = max(1, step) / max_steps
+    return start + (end - start) * (0.5 - 0.5 * math.cos(math.pi * done) if schedule == "cosine" else done)
 
 class EarlyStopping:
     """Keeps the best validation loss; `stop` once `patience` evaluations in a row were no better (patience 0: never)."""
@@ -97,7 +103,8 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
     """
     Trains the parameters that require a gradient, and returns {"step", "best_step", "best_val_loss", "seconds"}.
 
-    train_batches[i]   the i-th batch of an endless stream; update n takes the batches from n * grad_accum on
+    train_batches[i]   the i-th batch of an endless stream, a dict; update n takes the batches from n * grad_accum on. Each is given
+                       to compute_loss with "step", the number of its update from 1 on (in validation: of updates made)
     val_batches        any iterable that can be gone through again; evaluated before the first update and every eval_every
     save(out_dir)      writes the weights; called whenever the validation loss is the best so far
     show               metrics to print beside the validation loss; go_on: what to tell the user to type after an interruption
@@ -128,7 +135,7 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
         with interrupts() as check:
             while True:
                 if (step % eval_every == 0 or step == max_steps) and not evaluated:
-                    metrics = evaluate(model, compute_loss, val_batches, autocast, check)
+                    metrics = evaluate(model, compute_loss, ({**b, "step": step} for b in val_batches), autocast, check)
                     note("val", metrics)
                     better, evaluated = stopper.update(metrics["loss"], step), True
                     if better:
@@ -143,7 +150,7 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
                 batches = []
                 for i in range(step * grad_accum, (step + 1) * grad_accum):
                     check()
-                    batches.append(train_batches[i])
+                    batches.append({**train_batches[i], "step": step + 1})
                 metrics = train_step(model, compute_loss, batches, optimizer, grad_clip, autocast)
                 step, evaluated = step + 1, False
                 note("train", metrics | {"lr": optimizer.param_groups[0]["lr"]})

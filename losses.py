@@ -9,7 +9,8 @@ With w and l for the log-ratios of the chosen (winning) and the rejected (losing
     h = beta * (w - l)                               what most losses push up
 
 A new loss is one function under `@register`: the command line's choices, flags and help, the README's table and the tests read
-LOSSES. The rewards are for the log: they carry no gradient. Read next: loop.py
+LOSSES. The rewards are for the log: they carry no gradient. eps is label_smoothing, n and m are the lengths in tokens of the chosen
+and the rejected completion. Read next: loop.py
 """
 import inspect
 import math
@@ -54,6 +55,12 @@ class Pairs:
     rejected_lens: torch.Tensor
     kl_logratios: torch.Tensor | None = None    # log-ratios of completions beside the wrong prompts, for losses that estimate the KL
 
+    def per_token(self):
+        """The same with means per token in place of sums."""
+        n, m, kl = self.chosen_lens, self.rejected_lens, self.kl_logratios
+        ref = (None, None) if self.ref_chosen_logps is None else (self.ref_chosen_logps / n, self.ref_rejected_logps / m)
+        return Pairs(self.policy_chosen_logps / n, self.policy_rejected_logps / m, *ref, torch.ones_like(n), torch.ones_like(m), kl)
+
     @property
     def chosen_logratios(self):
         return self.policy_chosen_logps - self.ref_chosen_logps
@@ -67,13 +74,19 @@ class Loss:
     fn: object        # (pairs, **hparams) -> (losses, chosen_rewards, rejected_rewards)
     needs_ref: bool   # whether the reference's log-probs change the answer
     hparams: dict     # name -> default, read off the function's signature
+    start: str        # its value while policy == reference, as an expression of the hyperparameters; "" if it depends on the pair
+    limit: str        # the gap w - l, nats, at which it stops pushing, likewise; "inf" if it never does; "" if the gap is not what counts
+    trl: str          # TRL 1.16's name for it, and how that differs
+    per_token: bool   # it takes means per token already
+    has_nll: bool     # the chosen completion's NLL is part of it already
+    needs_kl: bool    # it looks at kl_logratios
 
 LOSSES = {}
 
-def register(*, needs_ref):
+def register(*, needs_ref, start="", limit="", trl="none", per_token=False, has_nll=False, needs_kl=False):
     def into_table(fn):
         hparams = {p.name: p.default for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY}
-        LOSSES[fn.__name__] = Loss(fn, needs_ref, hparams)
+        LOSSES[fn.__name__] = Loss(fn, needs_ref, hparams, start, limit, trl, per_token, has_nll, needs_kl)
         return fn
     return into_table
 
@@ -81,31 +94,44 @@ def need(ok, message):
     if not ok:
         raise ValueError(message)
 
+def log_ratios(pairs, beta):
+    """w, l and h = beta * (w - l), (B,) each."""
+    need(beta > 0, f"beta must be > 0, not {beta}")
+    w, l = pairs.chosen_logratios, pairs.rejected_logratios
+    return w, l, beta * (w - l)
+
+def smoothed(h, eps):
+    """-(1 - eps) log sigmoid(h) - eps log sigmoid(-h)."""
+    need(0 <= eps < 0.5, f"label_smoothing must be in [0, 0.5), not {eps}")
+    # logsigmoid(h), not sigmoid(h).log(): at h = -110 the second is -inf with a NaN gradient in fp32
+    return -(1 - eps) * F.logsigmoid(h) - eps * F.logsigmoid(-h)
+
 def with_rewards(losses, beta, chosen, rejected):
     return losses, (beta * chosen).detach(), (beta * rejected).detach()
 
-# ---------------------------------------------------------------------------------------------------------------------
-# on the margin h: the Bradley-Terry family
+def exp_line(x, cap=30.0):
+    """e^x up to x = cap, then on along its tangent: finite in fp32 at x = 1e4, and with a gradient that does not vanish."""
+    below = x.clamp(max=cap)
+    return below.exp() * (1 + (x - below))
 
-@register(needs_ref=True)
+# ---------------------------------------------------------------------------------------------------------------------
+# on the margin h: what counts is how far the chosen is above the rejected
+
+@register(needs_ref=True, start="log(2)", limit="inf", trl="sigmoid")
 def dpo(pairs, *, beta=0.1):
     """
     Direct Preference Optimization: Rafailov et al. 2023, arXiv:2305.18290, Eq. 7.
 
-        h = beta * (chosen_logratios - rejected_logratios)
-        L = -log sigmoid(h)
+        L = -log sigmoid(h),   h = beta * (w - l)
 
-    beta   > 0. The strength of the KL penalty that the loss stands for: small beta lets the policy move far from the reference.
+    beta  > 0. The strength of the KL penalty that the loss stands for: small beta lets the policy move far from the reference.
 
-    While policy == reference, L = log 2 for every beta. h has no limit: a pair is never separated enough.
+    Where all pairs agree, no margin is ever enough: whatever beta, the policy leaves the reference behind.
     """
-    need(beta > 0, f"beta must be > 0, not {beta}")
-    w, l = pairs.chosen_logratios, pairs.rejected_logratios    # (B,)
-    h = beta * (w - l)                                         # (B,)
-    # logsigmoid(h), not sigmoid(h).log(): at h = -110 the second is -inf with a NaN gradient in fp32
-    return with_rewards(-F.logsigmoid(h), beta, w, l)
+    w, l, h = log_ratios(pairs, beta)
+    return with_rewards(smoothed(h, 0.0), beta, w, l)
 
-@register(needs_ref=True)
+@register(needs_ref=True, start="log(2)", limit="log((1 - label_smoothing) / label_smoothing) / beta", trl="none: sigmoid has no smoothing")
 def cdpo(pairs, *, beta=0.1, label_smoothing=0.1):
     """
     Conservative DPO: Mitchell 2023, ericmitchell.ai/cdpo.pdf.
@@ -115,54 +141,58 @@ def cdpo(pairs, *, beta=0.1, label_smoothing=0.1):
     beta             > 0, as in dpo.
     label_smoothing  eps in [0, 0.5): assumed probability that a pair is labelled backwards.
 
-    Unlike dpo it stops pushing at h = log((1 - eps) / eps). While policy == reference, L = log 2 for every beta and eps.
+    Unlike dpo it stops pushing where sigmoid(h) = 1 - eps, and pulls back what is beyond.
     """
-    need(beta > 0, f"beta must be > 0, not {beta}")
+    w, l, h = log_ratios(pairs, beta)
+    return with_rewards(smoothed(h, label_smoothing), beta, w, l)
+
+@register(needs_ref=True, start="log(2)", limit="inf", trl="robust")
+def robust(pairs, *, beta=0.1, label_smoothing=0.1):
+    """
+    Robust DPO (rDPO): Chowdhury et al. 2024, arXiv:2403.00409.
+
+        L = (-(1 - eps) log sigmoid(h) + eps log sigmoid(-h)) / (1 - 2 eps)
+
+    beta             > 0, as in dpo.
+    label_smoothing  eps in [0, 0.5): the known probability that a pair is labelled backwards.
+
+    Unlike cdpo the sign of the second term is +: the mean over flipped labels is dpo's loss on the true ones. Not bounded below.
+    """
     need(0 <= label_smoothing < 0.5, f"label_smoothing must be in [0, 0.5), not {label_smoothing}")
-    w, l = pairs.chosen_logratios, pairs.rejected_logratios    # (B,)
-    h = beta * (w - l)                                         # (B,)
-    losses = -(1 - label_smoothing) * F.logsigmoid(h) - label_smoothing * F.logsigmoid(-h)
+    w, l, h = log_ratios(pairs, beta)
+    losses = (-(1 - label_smoothing) * F.logsigmoid(h) + label_smoothing * F.logsigmoid(-h)) / (1 - 2 * label_smoothing)
     return with_rewards(losses, beta, w, l)
 
-@register(needs_ref=True)
+@register(needs_ref=True, start="1", limit="1 / beta", trl="hinge")
 def hinge(pairs, *, beta=0.1):
     """
-    Hinge on DPO's margin: Liu et al. 2023 (RSO), arXiv:2309.06657, where it is SLiC with log-ratios for log-probs.
+    Hinge on DPO's margin: Liu et al. 2023 (RSO), arXiv:2309.06657. Reports that say "SLiC" often mean this one.
 
         L = max(0, 1 - h)
 
-    beta   > 0. 1 / beta is the gap in nats between the log-ratios at which a pair is left alone.
+    beta  > 0. 1 / beta is the gap in nats at which a pair is left alone.
 
-    Unlike dpo it stops pushing at h = 1, and every pair below pushes equally hard. While policy == reference, L = 1. Reports that
-    say "SLiC" often mean this one; `slic` is SLiC-HF as its own paper has it.
+    Unlike dpo every pair below the gap pushes equally hard, and none beyond. `slic` is SLiC-HF as its own paper has it.
     """
-    need(beta > 0, f"beta must be > 0, not {beta}")
-    w, l = pairs.chosen_logratios, pairs.rejected_logratios    # (B,)
-    h = beta * (w - l)                                         # (B,)
+    w, l, h = log_ratios(pairs, beta)
     return with_rewards(F.relu(1 - h), beta, w, l)
 
-@register(needs_ref=True)
+@register(needs_ref=True, start="1 / (4 * beta**2)", limit="1 / (2 * beta)", trl="ipo: on means per token, here --mean_logps")
 def ipo(pairs, *, beta=0.1):
     """
     Identity Preference Optimization: Azar et al. 2023, arXiv:2310.12036, Eq. 17; their tau is beta here.
 
-        L = (chosen_logratios - rejected_logratios - 1 / (2 beta))^2
+        L = (w - l - 1 / (2 beta))^2
 
-    beta   > 0. 1 / (2 beta) is the gap in nats at which a pair stands still: large beta keeps the policy near the reference.
+    beta  > 0. 1 / (2 beta) is the gap in nats at which a pair stands still: large beta keeps the policy near the reference.
 
-    Unlike dpo it pulls back a pair that is too far apart. The log-ratios are sums over tokens, as in the paper; TRL's `ipo` takes
-    means per token, so that the same beta means another distance there. While policy == reference, L = 1 / (4 beta^2).
+    Unlike dpo it pulls back a pair that is too far apart. The log-ratios are sums, as the paper has them. Its authors told TRL's that
+    their results came from means per token: that is --mean_logps, and another scale of beta.
     """
-    need(beta > 0, f"beta must be > 0, not {beta}")
-    w, l = pairs.chosen_logratios, pairs.rejected_logratios    # (B,)
+    w, l, _ = log_ratios(pairs, beta)
     return with_rewards((w - l - 1 / (2 * beta)) ** 2, beta, w, l)
 
-def exp_line(x, cap=30.0):
-    """e^x up to x = cap, then on along its tangent: finite in fp32 at x = 1e4, and with a gradient that does not vanish."""
-    below = x.clamp(max=cap)
-    return below.exp() * (1 + (x - below))
-
-@register(needs_ref=True)
+@register(needs_ref=True, start="log(2)", limit="inf", trl="sigmoid with f_divergence_type; alpha is 1 - its alpha")
 def fdpo(pairs, *, beta=0.1, divergence="jsd", alpha=0.5):
     """
     f-DPO, DPO with another divergence than the reverse KL: Wang et al. 2023, arXiv:2309.16240.
@@ -178,10 +208,8 @@ def fdpo(pairs, *, beta=0.1, divergence="jsd", alpha=0.5):
     divergence  reverse_kl, forward_kl, jsd or alpha.
     alpha       in (0, 1], for divergence alpha alone: near 0 it is the reverse KL, at 1 the forward KL.
 
-    Unlike dpo, a completion that the policy has nearly given up costs more and more: with forward_kl so steeply that at beta 0.1 a
-    few pairs throw the policy off, and 0.001 or less is called for. TRL's alpha is 1 - alpha of the paper (and of this function).
-    Where e^-x would overflow, from x = -30 / alpha on, g goes on as a straight line, so that a pair in the wrong order keeps a
-    gradient. While policy == reference, L = log 2.
+    Unlike dpo, a completion that the policy has nearly given up costs more and more: with forward_kl so steeply that a few pairs can
+    throw the policy off. From x = -30 / alpha on g is a straight line: e^-x would overflow, and TRL's clamp there has no gradient.
     """
     links = {
         "reverse_kl": lambda x: x,
@@ -189,41 +217,304 @@ def fdpo(pairs, *, beta=0.1, divergence="jsd", alpha=0.5):
         "jsd": lambda x: math.log(2) + F.logsigmoid(x),
         "alpha": lambda x: (1 - exp_line(-alpha * x)) / alpha,
     }
-    need(beta > 0, f"beta must be > 0, not {beta}")
     need(divergence in links, f"divergence must be one of {', '.join(links)}, not {divergence}")
     need(0 < alpha <= 1, f"alpha must be in (0, 1], not {alpha}")
-    w, l = pairs.chosen_logratios, pairs.rejected_logratios    # (B,)
+    w, l, _ = log_ratios(pairs, beta)
     g = links[divergence]
-    return with_rewards(-F.logsigmoid(beta * (g(w) - g(l))), beta, g(w), g(l))
+    return with_rewards(smoothed(beta * (g(w) - g(l)), 0.0), beta, g(w), g(l))
+
+@register(needs_ref=True, start="-log(2) - log(label_smoothing * (1 - label_smoothing)) / 2",
+          limit="log((1 - label_smoothing) / label_smoothing) / beta", trl="exo_pair")
+def exo(pairs, *, beta=0.1, label_smoothing=0.001):
+    """
+    Efficient Exact Optimization, on pairs: Ji et al. 2024, arXiv:2402.00856.
+
+        L = p (log p - log(1 - eps)) + (1 - p) (log(1 - p) - log eps),   p = sigmoid(h)
+
+    beta             > 0, as in dpo.
+    label_smoothing  eps in (0, 0.5): the data's preference is 1 - eps against eps.
+
+    Unlike cdpo, whose KL runs from the data to the policy, this one runs from the policy to the data; both stop at the same gap.
+    """
+    need(0 < label_smoothing < 0.5, f"label_smoothing must be in (0, 0.5), not {label_smoothing}")
+    w, l, h = log_ratios(pairs, beta)
+    losses = (h.sigmoid() * (F.logsigmoid(h) - math.log(1 - label_smoothing))
+              + (-h).sigmoid() * (F.logsigmoid(-h) - math.log(label_smoothing)))
+    return with_rewards(losses, beta, w, l)
+
+@register(needs_ref=True, start="(1 + log(2)) / 2", trl="discopop")
+def discopop(pairs, *, beta=0.1, tau=0.05):
+    """
+    DiscoPOP, a loss found by a language model's search: Lu et al. 2024, arXiv:2406.08414.
+
+        L = -(1 - mix) log sigmoid(h) + mix e^-h,   mix = sigmoid(h / tau)
+
+    beta  > 0, as in dpo.
+    tau   > 0. How sharply it changes from the logistic loss (h < 0) to the exponential one (h > 0).
+
+    Unlike dpo it is not convex: it rises from log 2 to 1 around h = 0, so that pairs just below 0 are pushed back. mix and e^-h are
+    multiplied as logarithms: apart, they are 0 * inf at h = -100.
+    """
+    need(tau > 0, f"tau must be > 0, not {tau}")
+    w, l, h = log_ratios(pairs, beta)
+    losses = -(-h / tau).sigmoid() * F.logsigmoid(h) + exp_line(F.logsigmoid(h / tau) - h)
+    return with_rewards(losses, beta, w, l)
+
+@register(needs_ref=True, start="log(2)", limit="inf")
+def dpop(pairs, *, beta=0.1, lam=5.0):
+    """
+    DPO-Positive: Pal et al. 2024, arXiv:2402.13228.
+
+        L = -log sigmoid(beta * (w - l - lam * max(0, -w)))
+
+    beta  > 0, as in dpo.
+    lam   >= 0. Nats of margin lost for each nat that the chosen completion falls below the reference.
+
+    Unlike dpo a pair cannot win by both completions falling, the chosen one more slowly.
+    """
+    need(lam >= 0, f"lam must be >= 0, not {lam}")
+    w, l, h = log_ratios(pairs, beta)
+    return with_rewards(smoothed(h - beta * lam * F.relu(-w), 0.0), beta, w, l)
+
+@register(needs_ref=True, start="log(2)")
+def chipo(pairs, *, beta=0.1, r_max=10.0):
+    """
+    chi-squared Preference Optimization: Huang et al. 2024, arXiv:2407.13399.
+
+        L = -log sigmoid(clip(beta * (phi(w) - phi(l)), -2 r_max, 2 r_max)),   phi(x) = e^min(x, 20) + x
+
+    beta   > 0, as in dpo.
+    r_max  > 0. Bound of the reward; beyond 2 r_max a pair is left alone, on either side, as in the paper.
+
+    Unlike dpo a completion that becomes likelier pays a chi-squared price, e^w, so that the policy is kept within the data's coverage.
+    """
+    need(r_max > 0, f"r_max must be > 0, not {r_max}")
+    w, l, _ = log_ratios(pairs, beta)
+    phi = lambda x: x.clamp(max=20).exp() + x
+    h = (beta * (phi(w) - phi(l))).clamp(-2 * r_max, 2 * r_max)
+    return with_rewards(smoothed(h, 0.0), beta, phi(w), phi(l))
+
+@register(needs_ref=True, start="log(2)", trl="aot")
+def aot(pairs, *, beta=0.1, label_smoothing=0.0):
+    """
+    Alignment via Optimal Transport, paired: Melnyk et al. 2024, arXiv:2406.05882.
+
+        L = -(1 - eps) log sigmoid(d) - eps log sigmoid(-d),   d = beta * (sort(c - r) - sort(c_ref - r_ref)) over the batch
+
+    beta             > 0, as in dpo.
+    label_smoothing  eps in [0, 0.5), as in cdpo.
+
+    Unlike dpo it compares distributions: the sorted margins of the policy with the sorted ones of the reference. So it needs a large
+    batch; gradient accumulation and several processes sort within each part of the batch only.
+    """
+    w, l, _ = log_ratios(pairs, beta)
+    policy = (pairs.policy_chosen_logps - pairs.policy_rejected_logps).sort().values
+    reference = (pairs.ref_chosen_logps - pairs.ref_rejected_logps).sort().values
+    return with_rewards(smoothed(beta * (policy - reference), label_smoothing), beta, w, l)
+
+@register(needs_ref=True, start="log(2)", trl="aot_unpaired")
+def aot_unpaired(pairs, *, beta=0.1, label_smoothing=0.0):
+    """
+    Alignment via Optimal Transport, unpaired: Melnyk et al. 2024, arXiv:2406.05882.
+
+        L = -(1 - eps) log sigmoid(d) - eps log sigmoid(-d),   d = beta * (sort(w) - sort(l)) over the batch
+
+    beta             > 0, as in dpo.
+    label_smoothing  eps in [0, 0.5), as in cdpo.
+
+    Unlike aot it needs no pairs: chosen and rejected completions may belong to different prompts. On the batch, the same holds.
+    """
+    w, l, _ = log_ratios(pairs, beta)
+    return with_rewards(smoothed(beta * (w.sort().values - l.sort().values), label_smoothing), beta, w, l)
 
 # ---------------------------------------------------------------------------------------------------------------------
-# without a reference
+# on each reward by itself: the chosen is to rise and the rejected to fall, whatever the other does
+
+@register(needs_ref=True, start="2 * log(2)", trl="nca_pair")
+def nca(pairs, *, beta=0.1):
+    """
+    Noise Contrastive Alignment, on pairs: Chen et al. 2024, arXiv:2402.05369.
+
+        L = -log sigmoid(beta w) - log sigmoid(-beta w) / 2 - log sigmoid(-beta l) / 2
+
+    beta  > 0, as in dpo.
+
+    Unlike dpo it settles the chosen completion's own log-ratio, at w = log(2) / beta.
+    """
+    w, l, _ = log_ratios(pairs, beta)
+    losses = -F.logsigmoid(beta * w) - 0.5 * F.logsigmoid(-beta * w) - 0.5 * F.logsigmoid(-beta * l)
+    return with_rewards(losses, beta, w, l)
+
+@register(needs_ref=True, start="2 * log(2)", limit="inf", trl="bco_pair")
+def bco(pairs, *, beta=0.1):
+    """
+    Binary Classifier Optimization: Jung et al. 2024, arXiv:2404.04656, with the reward shift at 0.
+
+        L = -log sigmoid(beta w) - log sigmoid(-beta l)
+
+    beta  > 0, as in dpo.
+
+    Unlike dpo the chosen has to rise and the rejected to fall, each against the reference. It bounds dpo's loss from above.
+    """
+    w, l, _ = log_ratios(pairs, beta)
+    return with_rewards(-F.logsigmoid(beta * w) - F.logsigmoid(-beta * l), beta, w, l)
+
+@register(needs_ref=True, start="1 / (2 * beta**2)", limit="1 / beta", trl="sppo_hard")
+def sppo(pairs, *, beta=0.1):
+    """
+    Self-Play Preference Optimization with hard labels: Wu et al. 2024, arXiv:2405.00675.
+
+        L = (w - 1 / (2 beta))^2 + (l + 1 / (2 beta))^2
+
+    beta  > 0. 1 / (2 beta) is how far in nats the chosen is to rise, and the rejected to fall.
+
+    Unlike ipo both completions have a place of their own. The paper samples anew each round; this is one round on given pairs.
+    """
+    w, l, _ = log_ratios(pairs, beta)
+    return with_rewards((w - 1 / (2 * beta)) ** 2 + (l + 1 / (2 * beta)) ** 2, beta, w, l)
+
+@register(needs_ref=True, start="1", limit="inf", trl="apo_zero")
+def apo_zero(pairs, *, beta=0.1):
+    """
+    Anchored Preference Optimization, zero: D'Oosterlinck et al. 2024, arXiv:2408.06266.
+
+        L = 1 - sigmoid(beta w) + sigmoid(beta l)
+
+    beta  > 0, as in dpo.
+
+    For data better than the policy. Unlike dpo both are anchored at the reference, and a pair far out on either side has no pull.
+    """
+    w, l, _ = log_ratios(pairs, beta)
+    return with_rewards(1 - (beta * w).sigmoid() + (beta * l).sigmoid(), beta, w, l)
+
+@register(needs_ref=True, start="1", trl="apo_down")
+def apo_down(pairs, *, beta=0.1):
+    """
+    Anchored Preference Optimization, down: D'Oosterlinck et al. 2024, arXiv:2408.06266.
+
+        L = sigmoid(beta w) + 1 - sigmoid(h)
+
+    beta  > 0, as in dpo.
+
+    For data worse than the policy: unlike in dpo the chosen completion falls too, only less than the rejected one.
+    """
+    w, l, h = log_ratios(pairs, beta)
+    return with_rewards((beta * w).sigmoid() + 1 - h.sigmoid(), beta, w, l)
+
+@register(needs_ref=True, start="(desirable_weight + undesirable_weight) / 4", needs_kl=True, trl="KTOTrainer, on single completions")
+def kto(pairs, *, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
+    """
+    Kahneman-Tversky Optimization, on both sides of a pair: Ethayarajh et al. 2024, arXiv:2402.01306.
+
+        L = (desirable_weight (1 - sigmoid(beta (w - kl))) + undesirable_weight (1 - sigmoid(beta (kl - l)))) / 2
+
+    beta                > 0, as in dpo.
+    desirable_weight    >= 0, of the chosen completions.
+    undesirable_weight  >= 0, of the rejected ones.
+
+    Unlike dpo it does not compare the two, but each with kl, the policy's distance from the reference: max(0, mean of kl_logratios),
+    without gradient. It is a mean over the batch: accumulation and several processes each use that of their part.
+    """
+    need(desirable_weight >= 0 and undesirable_weight >= 0, "desirable_weight and undesirable_weight must be >= 0")
+    w, l, _ = log_ratios(pairs, beta)
+    kl = pairs.kl_logratios.mean().clamp(min=0).detach() if pairs.kl_logratios is not None else 0.0
+    losses = desirable_weight * (1 - (beta * (w - kl)).sigmoid()) + undesirable_weight * (1 - (beta * (kl - l)).sigmoid())
+    return with_rewards(losses / 2, beta, w, l)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# without a reference: c and r are the policy's log-probs
 
 @register(needs_ref=False)
 def slic(pairs, *, delta=1.0, reg=0.1):
     """
     SLiC-HF: Zhao et al. 2023, arXiv:2305.10425, with the chosen completion as the target of the regularisation.
 
-        L = max(0, delta - log pi(y_w | x) + log pi(y_l | x)) - reg * log pi(y_w | x)
+        L = max(0, delta - c + r) - reg c
 
     delta  > 0. The margin in nats between the two summed log-probs at which the calibration stops.
     reg    >= 0. Weight of the cross-entropy, the only thing that keeps the policy near where it started.
 
-    Unlike dpo it compares log-probs, not log-ratios: a pair starts out right or wrong by its length and its commonness. The value
-    at the start depends on the pair. The rewards in the log are the log-probs.
+    Unlike hinge it compares log-probs: a pair starts out right or wrong by its lengths. The rewards in the log are c and r.
     """
     need(delta > 0 and reg >= 0, f"delta must be > 0 and reg >= 0, not {delta} and {reg}")
     c, r = pairs.policy_chosen_logps, pairs.policy_rejected_logps    # (B,)
     return with_rewards(F.relu(delta - c + r) - reg * c, 1.0, c, r)
 
+def mean_logps(pairs):
+    return pairs.policy_chosen_logps / pairs.chosen_lens, pairs.policy_rejected_logps / pairs.rejected_lens    # (B,)
+
+@register(needs_ref=False, per_token=True, trl="CPOTrainer with simpo")
+def simpo(pairs, *, beta=2.0, gamma_beta_ratio=0.5):
+    """
+    Simple Preference Optimization: Meng et al. 2024, arXiv:2405.14734.
+
+        L = -log sigmoid(beta * (c / n - r / m - gamma_beta_ratio))
+
+    beta              > 0. On means per token, so of the order of 1 to 10, not of 0.1.
+    gamma_beta_ratio  >= 0. The margin per token, nats, that the chosen is to have: the paper's gamma over beta.
+
+    Unlike dpo nothing but a small learning rate holds it near a reference.
+    """
+    need(beta > 0 and gamma_beta_ratio >= 0, f"beta must be > 0 and gamma_beta_ratio >= 0, not {beta} and {gamma_beta_ratio}")
+    c, r = mean_logps(pairs)
+    return with_rewards(smoothed(beta * (c - r - gamma_beta_ratio), 0.0), beta, c, r)
+
+@register(needs_ref=False, has_nll=True, trl="CPOTrainer with sigmoid")
+def cpo(pairs, *, beta=0.1, nll_weight=1.0):
+    """
+    Contrastive Preference Optimization: Xu et al. 2024, arXiv:2401.08417.
+
+        L = -log sigmoid(beta * (c - r)) - nll_weight c / n
+
+    beta        > 0, as in dpo.
+    nll_weight  >= 0. Weight of the chosen's NLL per token, which stands in for the reference.
+
+    Unlike dpo it takes the reference for uniform, so that it drops out.
+    """
+    need(beta > 0 and nll_weight >= 0, f"beta must be > 0 and nll_weight >= 0, not {beta} and {nll_weight}")
+    c, r = pairs.policy_chosen_logps, pairs.policy_rejected_logps    # (B,)
+    return with_rewards(smoothed(beta * (c - r), 0.0) - nll_weight * mean_logps(pairs)[0], beta, c, r)
+
+@register(needs_ref=False, per_token=True, has_nll=True, trl="ORPOTrainer")
+def orpo(pairs, *, lam=0.1):
+    """
+    Odds Ratio Preference Optimization: Hong et al. 2024, arXiv:2403.07691.
+
+        L = -c / n - lam * log sigmoid(log odds(c / n) - log odds(r / m)),   log odds(x) = x - log(1 - e^x)
+
+    lam  >= 0. Weight of the odds ratio beside the NLL.
+
+    Unlike dpo it is fine-tuning first: the preference is a small term on top, and there is no SFT policy to start from.
+    """
+    need(lam >= 0, f"lam must be >= 0, not {lam}")
+    c, r = mean_logps(pairs)
+    # 1 - e^x = -expm1(x): the difference itself is 0 in fp32 for a mean log-prob above -6e-8
+    log_odds = lambda x: x - (-torch.expm1(x.clamp(max=-1e-6))).log()
+    return with_rewards(-c - lam * F.logsigmoid(log_odds(c) - log_odds(r)), 1.0, c, r)
+
 @register(needs_ref=False)
+def unlikelihood(pairs, *, alpha=0.1):
+    """
+    Unlikelihood, a baseline of the DPO paper (arXiv:2305.18290).
+
+        L = -c + alpha r
+
+    alpha  in [0, 1]. Weight of pushing the rejected completion down.
+
+    Unlike dpo nothing stops it: log-probs of rejected completions fall without end, and the language with them.
+    """
+    need(0 <= alpha <= 1, f"alpha must be in [0, 1], not {alpha}")
+    c, r = pairs.policy_chosen_logps, pairs.policy_rejected_logps    # (B,)
+    return with_rewards(-c + alpha * r, 1.0, c, r)
+
+@register(needs_ref=False, per_token=True, has_nll=True, trl="sft: the mean over all tokens of the batch")
 def sft(pairs):
     """
     Preferred-FT, a baseline of the DPO paper (arXiv:2305.18290): supervised fine-tuning on the chosen completions.
 
-        L = -log pi(y_w | x) / length of y_w
+        L = -c / n
 
     Unlike dpo it never looks at the rejected one. The rewards in the log are log-probs per token.
     """
-    c, r = pairs.policy_chosen_logps / pairs.chosen_lens, pairs.policy_rejected_logps / pairs.rejected_lens    # (B,)
+    c, r = mean_logps(pairs)
     return with_rewards(-c, 1.0, c, r)

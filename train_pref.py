@@ -27,11 +27,7 @@ from model import GPT, fingerprint
 def get_args(argv=None):
     p = cli.Parser(__doc__)
     cli.add_common_flags(p)
-    p.add_argument("--loss", default="dpo", choices=list(LOSSES), help="see losses.py (default: %(default)s)")
-    for name in dict.fromkeys(h for loss in LOSSES.values() for h in loss.hparams):    # every hyperparameter of any loss, once
-        takers = {k: loss.hparams[name] for k, loss in LOSSES.items() if name in loss.hparams}
-        p.add_argument(f"--{name}", type=type(next(iter(takers.values()))),
-                       help="for " + ", ".join(f"{k} (default: {v})" for k, v in takers.items()))
+    cli.add_loss_flags(p)
     p.add_argument("--adapter", choices=adapters.MODES, help="train an adapter in every block, freeze the rest (default: train everything)")
     p.add_argument("--adapter_rank", type=cli.positive, help="hidden units of an adapter (default: 16)")
     p.add_argument("--adapter_init", choices=adapters.INITS,
@@ -42,18 +38,10 @@ def get_args(argv=None):
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "train_pref.py", args.loss)
-    takes = LOSSES[args.loss].hparams
-    for name in {h for loss in LOSSES.values() for h in loss.hparams} - takes.keys():
-        if getattr(args, name) is not None:
-            taken = ", ".join(f"--{h}" for h in takes) or "no hyperparameter"
-            p.error(f"--{name} has no effect on --loss {args.loss}, which takes {taken}")
-    toy_data = args.data == "toy"
-    for flag, where, here in (("adapter_rank", "--adapter", args.adapter), ("adapter_init", "--adapter replace", args.adapter == "replace"),
-                              ("n_prompts", "--data toy", toy_data), ("max_prompt_len", "data other than --data toy", not toy_data)):
-        if getattr(args, flag) is not None and not here:
-            p.error(f"--{flag} has no effect without {where}")
-    for name, default in takes.items():
-        setattr(args, name, default if getattr(args, name) is None else getattr(args, name))
+    cli.resolve_loss_flags(p, args)
+    cli.refuse(p, args, (("adapter_rank", args.adapter, "without --adapter"), ("n_prompts", args.data == "toy", "without --data toy"),
+                         ("adapter_init", args.adapter == "replace", "without --adapter replace"),
+                         ("max_prompt_len", args.data != "toy", "on --data toy")))
     return args
 
 def sft_run(args):
@@ -75,15 +63,26 @@ def add_reference(model, batches, autocast):
     for rows in batches.groups():
         batch = loop.to_device(data.collate(rows), device)
         with autocast:
-            logps, _ = sequence_logps(model, batch["idx"], batch["completion_mask"])    # (2B,)
-        for row, chosen, rejected in zip(rows, *logps.view(2, -1).tolist()):
-            row["ref_chosen_logps"], row["ref_rejected_logps"] = chosen, rejected
+            chosen, rejected = sequence_logps(model, batch["idx"], batch["completion_mask"])[0].chunk(2)    # (B,) each
+            logps = {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+            if "kl_idx" in batch:
+                logps["ref_kl_logps"] = sequence_logps(model, batch["kl_idx"], batch["kl_mask"])[0]    # (B,)
+        for name, values in logps.items():
+            for row, value in zip(rows, values.tolist()):
+                row[name] = value
 
 def main(argv=None):
     args = get_args(argv)
     loss, hparams = LOSSES[args.loss], {h: getattr(args, h) for h in LOSSES[args.loss].hparams}
+
+    def hparams_at(step):
+        """The hyperparameters of an update, where beta may be annealed."""
+        beta = loop.anneal(step, args.beta, args.beta_end, args.beta_schedule, args.max_steps)
+        return hparams | {"beta": beta} if "beta" in hparams else hparams
+
     with cli.bad_input():
-        loss.fn(Pairs(*torch.ones(6, 1)), **hparams)    # a hyperparameter out of its range shows here, not after an hour
+        for step in (1, args.max_steps):
+            loss.fn(Pairs(*torch.ones(6, 1)), **hparams_at(step))    # a hyperparameter out of its range shows here, not after an hour
         sources.check_source(args.data, args.data_dir)
         cli.check_out_dir(args)
         args.init_from = args.init_from or sft_run(args)
@@ -107,6 +106,8 @@ def main(argv=None):
     if args.adapter == "replace":
         print("adapter replace: policy and reference differ from the start, so the first loss and KL are not those of policy == reference")
 
+    for part in rows.values() if loss.needs_kl else ():
+        data.mismatch(part, args.max_len)
     batches = {split: data.Batches(rows[split], args.batch_size, args.seed) for split in ("train", "val")}
     with adapters.adapters_off(model) if args.adapter else nullcontext():
         for part in batches.values() if loss.needs_ref else ():
@@ -118,12 +119,20 @@ def main(argv=None):
         logps, lens = sequence_logps(model, batch["idx"], batch["completion_mask"])    # (2B,), chosen on top of rejected
         (chosen, rejected), (chosen_lens, rejected_lens) = logps.chunk(2), lens.chunk(2)    # (B,) each
         pairs = Pairs(chosen, rejected, batch.get("ref_chosen_logps"), batch.get("ref_rejected_logps"), chosen_lens, rejected_lens)
-        losses, chosen_rewards, rejected_rewards = loss.fn(pairs, **hparams)    # (B,) each
+        if loss.needs_kl:
+            with torch.no_grad():
+                kl_logps, kl_lens = sequence_logps(model, batch["kl_idx"], batch["kl_mask"])    # (B,)
+            pairs.kl_logratios = (kl_logps - batch["ref_kl_logps"]) / (kl_lens if args.mean_logps else 1)
+        values = hparams_at(batch["step"])
+        pairs = pairs.per_token() if args.mean_logps else pairs
+        losses, chosen_rewards, rejected_rewards = loss.fn(pairs, **values)    # (B,) each
+        losses = losses - args.sft_weight * chosen / chosen_lens if args.sft_weight else losses
         margins = chosen_rewards - rejected_rewards
         return losses.mean(), {
             "rewards/chosen": chosen_rewards.mean(), "rewards/rejected": rejected_rewards.mean(), "rewards/margins": margins.mean(),
             "rewards/accuracies": ((margins > 0).float() + 0.5 * (margins == 0).float()).mean(),    # a tie counts half
-            "logps/chosen": chosen.detach().mean(), "logps/rejected": rejected.detach().mean()}
+            "logps/chosen": chosen.detach().mean(), "logps/rejected": rejected.detach().mean(),
+            **({"beta": values["beta"]} if "beta" in values else {})}
 
     def save(folder):
         if args.adapter:

@@ -4,8 +4,8 @@ The README's tables, made from the code and from runs.
     python -m study.table --run --losses dpo cdpo hinge ipo     # trains what is not there yet, three seeds each, then as below
     python -m study.table                                       # writes the tables into README.md from LOSSES and study/results
 
-Runs go to out/study/<loss>-<seed>, all from the one SFT policy in out/toy/sft; a seed is that of the sampled pairs, of their order, and of
-the samples that are measured. What was measured goes to study/results/losses.csv, the picture of the first to study/figures.
+Runs go to out/study/<loss>-<seed>, all from the one SFT policy in out/toy/sft; a seed is that of the sampled pairs and of their order.
+What was measured, on the same prompts for all, goes to study/results/losses.csv, the picture of the first to study/figures.
 """
 import argparse
 import csv
@@ -69,13 +69,16 @@ def results_table():
 
 def losses_table():
     """Markdown: a row a loss, read off LOSSES and the docstrings."""
-    lines = ["| loss | per pair | source | reference | hyperparameters |", "|---|---|---|---|---|"]
+    heads = ("loss", "per pair", "source", "reference", "hyperparameters", "at the start", "stops at a gap of", "in TRL 1.16")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, loss in LOSSES.items():
         doc = inspect.getdoc(loss.fn)
         formula = re.search(r"L = (.*?)(?:,   |\n)", doc + "\n")[1].replace("|", "\\|")    # a bare one ends the cell
         source = re.search(r"arXiv:[\d.]+|ericmitchell\.ai/\S+?\.pdf", doc)[0]
         hparams = ", ".join(f"`{k}` {v}" for k, v in loss.hparams.items()) or "none"
-        lines.append(f"| `{name}` | `{formula}` | {source} | {'yes' if loss.needs_ref else 'no'} | {hparams} |")
+        start, limit = (f"`{x}`" if x and x != "inf" else {"inf": "never", "": ""}[x] for x in (loss.start, loss.limit))
+        cells = (f"`{name}`", f"`{formula}`", source, "yes" if loss.needs_ref else "no", hparams, start, limit, loss.trl)
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 def filled(text):

@@ -1,6 +1,7 @@
 """The training loop: schedule, early stopping, gradient accumulation, what is saved, and going on after an interruption."""
 import csv
 import json
+import math
 import os
 import signal
 
@@ -52,6 +53,24 @@ def test_cosine_lr_by_hand():
     assert lr[4] == 1.0 and lr[8] == pytest.approx(0.55) and lr[12] == pytest.approx(0.1)
     assert all(a >= b for a, b in zip(lr[3:], lr[4:]))
     assert loop.cosine_lr(0, 1.0, 0.0, 0, 1) == 1.0
+
+def test_annealing_by_hand():
+    """Update 1 is the first and max_steps the last, which has the end's value; step 0 is validation before any update."""
+    line = [loop.anneal(step, 0.0, 1.0, "linear", 4) for step in range(5)]
+    assert line == [0.25, 0.25, 0.5, 0.75, 1.0]    # never exactly 0, where dpo would have no gradient
+    assert loop.anneal(2, 1.0, 0.01, "cosine", 4) == pytest.approx(0.505) and loop.anneal(4, 1.0, 0.01, "cosine", 4) == pytest.approx(0.01)
+    assert loop.anneal(1, 1.0, 0.0, "cosine", 4) == pytest.approx(0.5 + 0.5 * math.cos(math.pi / 4))
+    assert loop.anneal(3, 0.7, None, None, 4) == 0.7 and loop.anneal(3, 0.7, 0.1, "constant", 4) == 0.7
+    assert loop.anneal(2, 0.0, 1.0, None, 4) == 0.5    # linear unless told otherwise
+
+def test_compute_loss_is_told_the_number_of_the_update(tmp_path):
+    """A schedule that counts calls instead is wrong with gradient accumulation, and after a resumed run."""
+    model, seen = Line(), {"train": [], "val": []}
+    def compute_loss(batch):
+        seen["train" if model.training else "val"].append(batch["step"])
+        return squared_error(model)(batch)
+    fit(model, tmp_path, compute_loss=compute_loss, max_steps=3, eval_every=2, grad_accum=2)
+    assert seen["train"] == [1, 1, 2, 2, 3, 3] and seen["val"] == [0, 0, 2, 2, 3, 3]
 
 def test_early_stopping_counts_evaluations_in_a_row():
     """A counter that is not reset by a better value stops a run that still improves now and then."""

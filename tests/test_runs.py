@@ -20,6 +20,8 @@ import train_sft
 from losses import LOSSES, sequence_logps
 from model import GPT, GPTConfig, fingerprint
 
+eval_expression = __builtins__["eval"] if isinstance(__builtins__, dict) else __builtins__.eval    # the name is taken by eval.py
+
 QUICK = ["--batch_size", "16", "--max_steps", "4", "--eval_every", "2", "--n_prompts", "12", "--n_show", "0"]
 
 @pytest.fixture(scope="module")
@@ -50,16 +52,15 @@ def pref(out_dir, *flags):
 # ---------------------------------------------------------------------------------------------------------------------
 # what a run trains
 
-AT_START = {"dpo": math.log(2), "cdpo": math.log(2), "hinge": 1.0, "ipo": 25.0, "fdpo": math.log(2)}
-
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_trains_through_the_command_line(here, tmp_path, name):
     """A loss that only its unit tests ever call may not survive the parser, the batches or the log."""
     pref(tmp_path / "run", "--loss", name)
     values = first_log(tmp_path / "run")
     assert len(values) == 3 and all(map(math.isfinite, values)) and values[-1] != values[0]
-    if name in AT_START:
-        assert values[0] == pytest.approx(AT_START[name], abs=1e-5)
+    if LOSSES[name].start:
+        start = eval_expression(LOSSES[name].start, {"log": math.log}, LOSSES[name].hparams)
+        assert values[0] == pytest.approx(start, rel=1e-3)    # kto's KL is an estimate of 0 and clamped there
         assert first_log(tmp_path / "run", "rewards/accuracies")[0] == 0.5
 
 def test_the_first_loss_is_that_of_the_rows_by_a_slow_way(here, tmp_path):
@@ -73,6 +74,41 @@ def test_the_first_loss_is_that_of_the_rows_by_a_slow_way(here, tmp_path):
                         for t, token in enumerate(row[s])) for s in ("chosen", "rejected"))
             total += max(0.0, 2 - c + r) - 0.3 * c
     assert first_log(tmp_path / "run")[0] == pytest.approx(total / len(rows), rel=1e-4)
+
+def test_beta_is_annealed_and_logged(here, tmp_path):
+    """The logged reward uses the beta of its step: at the end that of --beta_end."""
+    pref(tmp_path / "run", "--loss", "dpo", "--beta", "0", "--beta_end", "1")
+    assert first_log(tmp_path / "run", "beta", "train") == [0.25, 0.5, 0.75, 1.0]
+    assert first_log(tmp_path / "run", "beta") == [0.25, 0.5, 1.0]
+    assert first_log(tmp_path / "run")[0] == pytest.approx(math.log(2), abs=1e-5)
+    with pytest.raises(SystemExit):
+        train_pref.get_args(["--loss", "orpo", "--beta_end", "1"])
+
+def test_mean_logps_and_sft_weight_change_the_loss_as_they_say(here, tmp_path):
+    """At the start DPO's own part is log 2 in sums and in means; the rest is the weight times Preferred-FT's loss."""
+    for name, flags in (("sft", ["--loss", "sft"]), ("rpo", ["--loss", "dpo", "--sft_weight", "0.5", "--mean_logps"])):
+        pref(tmp_path / name, *flags)
+    nll = first_log(tmp_path / "sft")[0]
+    assert first_log(tmp_path / "rpo")[0] == pytest.approx(math.log(2) + 0.5 * nll, rel=1e-5)
+    pref(tmp_path / "ipo", "--loss", "ipo", "--mean_logps", "--beta", "0.5", "--lr", "1e-2")
+    assert first_log(tmp_path / "ipo")[0] == pytest.approx(1.0, rel=1e-5)
+    assert abs(first_log(tmp_path / "ipo", "rewards/margins")[-1]) < 1    # of means per token: a fraction of a nat
+
+def test_kto_measures_the_kl_on_completions_of_other_prompts(here, tmp_path, monkeypatch):
+    """On its own completions a policy that has learned them would look far away; the estimate must come from mismatched ones."""
+    seen = []
+    @losses.register(needs_ref=True, needs_kl=True)
+    def spy(pairs, *, beta=0.1):
+        if len(pairs.chosen_lens) > 1:
+            assert not pairs.kl_logratios.requires_grad and pairs.kl_logratios.shape == pairs.chosen_lens.shape
+            seen.append(pairs.kl_logratios.abs().max().item())
+        return losses.dpo(pairs, beta=beta)
+    monkeypatch.setitem(LOSSES, "spy", LOSSES.pop("spy"))
+    pref(tmp_path / "run", "--loss", "spy", "--lr", "1e-2", "--patience", "0")
+    assert seen[0] < 1e-4 < seen[-1]
+    rows = [{"prompt": [1, 2], "chosen": [3]}, {"prompt": [1, 2], "chosen": [4, 5]}, {"prompt": [6], "chosen": [7, 8, 9]}]
+    data.mismatch(rows, 4)
+    assert [r["mismatched"] for r in rows] == [[7, 8], [7, 8], [3]]
 
 def test_the_reference_is_fixed_and_without_gradient(here, tmp_path, monkeypatch):
     """A reference that moves with the policy gives log 2 for ever; one with a gradient is trained backwards."""
