@@ -166,10 +166,10 @@ def draw(table, path, seed=0):
     fig, ax = plt.subplots(figsize=(8, 5))
     ax.plot(*zip(*frontier(ref, reward, torch.logspace(-1.2, 2, 100).tolist())), color="0.6", label="RLHF optima, ref * exp(r / beta)")
     for k, row in enumerate(table):
-        ax.plot(row["kl"], row["reward"], "os^Dv"[k % 5], color=f"C{k % 10}", ms=6, label=row["loss"])
+        ax.plot(row["kl"], row["reward"], "os^"[k // 10], color=f"C{k % 10}", ms=6, label=row["loss"])
     ax.set(xlabel="KL to the reference (nats)", ylabel="expected reward", title="Bradley-Terry preferences, full coverage", xlim=(0, 1.2))
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=7, ncol=2, loc="lower right")
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     fig.tight_layout()
     fig.savefig(path, dpi=110)
     plt.close(fig)

@@ -67,6 +67,16 @@ def results_table():
         lines.append(f"| `{policy}` | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
+def bandit_table():
+    """Markdown of study/results/bandit.csv."""
+    lines = ["| loss | settings | reward | KL, nats | below the frontier | mass on answers never seen |", "|---" * 6 + "|"]
+    with open(RESULTS / "bandit.csv", newline="") as f:
+        for r in csv.DictReader(f):
+            shown = (f"{float(r[k]):{form}}" for k, form in (("reward", ".3f"), ("kl", ".3f"), ("below the frontier", ".4f")))
+            unseen = f"{float(r['unseen before']):.2f} to {float(r['unseen after']):.2f}"
+            lines.append(f"| `{r['loss']}` | {r['settings'] or 'defaults'} | " + " | ".join(shown) + f" | {unseen} |")
+    return "\n".join(lines)
+
 def losses_table():
     """Markdown: a row a loss, read off LOSSES and the docstrings."""
     heads = ("loss", "per pair", "source", "reference", "hyperparameters", "at the start", "stops at a gap of", "in TRL 1.16")
@@ -83,7 +93,7 @@ def losses_table():
 
 def filled(text):
     """README text with what stands between its markers made anew."""
-    for name, table in (("results", results_table), ("losses", losses_table)):
+    for name, table in (("results", results_table), ("bandit", bandit_table), ("losses", losses_table)):
         begin, end = f"<!-- {name}: made by study/table.py -->\n", f"\n<!-- end of {name} -->"
         assert begin in text and end in text, f"README.md has no markers for {name}"
         text = text[:text.index(begin) + len(begin)] + table() + text[text.index(end):]
