@@ -147,7 +147,7 @@ def cdpo(pairs, *, beta=0.1, label_smoothing=0.1):
     return with_rewards(smoothed(h, label_smoothing), beta, w, l)
 
 @register(needs_ref=True, start="log(2)", limit="inf", trl="robust")
-def robust(pairs, *, beta=0.1, label_smoothing=0.1):
+def robust(pairs, *, beta=0.1, label_smoothing=0.05):
     """
     Robust DPO (rDPO): Chowdhury et al. 2024, arXiv:2403.00409.
 
@@ -156,7 +156,7 @@ def robust(pairs, *, beta=0.1, label_smoothing=0.1):
     beta             > 0, as in dpo.
     label_smoothing  eps in [0, 0.5): the known probability that a pair is labelled backwards.
 
-    Unlike cdpo the sign of the second term is +: the mean over flipped labels is dpo's loss on the true ones. Not bounded below.
+    Unlike cdpo its second sign is +: over flipped labels its mean is dpo's loss on the true ones. On clean labels it pushes for ever.
     """
     need(0 <= label_smoothing < 0.5, f"label_smoothing must be in [0, 0.5), not {label_smoothing}")
     w, l, h = log_ratios(pairs, beta)
@@ -164,13 +164,13 @@ def robust(pairs, *, beta=0.1, label_smoothing=0.1):
     return with_rewards(losses, beta, w, l)
 
 @register(needs_ref=True, start="1", limit="1 / beta", trl="hinge")
-def hinge(pairs, *, beta=0.1):
+def hinge(pairs, *, beta=0.2):
     """
     Hinge on DPO's margin: Liu et al. 2023 (RSO), arXiv:2309.06657. Reports that say "SLiC" often mean this one.
 
         L = max(0, 1 - h)
 
-    beta  > 0. 1 / beta is the gap in nats at which a pair is left alone.
+    beta  > 0. 1 / beta is the gap in nats at which a pair is left alone; at 0.1 (10 nats) one toy run in three leaves the language.
 
     Unlike dpo every pair below the gap pushes equally hard, and none beyond. `slic` is SLiC-HF as its own paper has it.
     """
@@ -193,7 +193,7 @@ def ipo(pairs, *, beta=0.1):
     return with_rewards((w - l - 1 / (2 * beta)) ** 2, beta, w, l)
 
 @register(needs_ref=True, start="log(2)", limit="inf", trl="sigmoid with f_divergence_type; alpha is 1 - its alpha")
-def fdpo(pairs, *, beta=0.1, divergence="jsd", alpha=0.5):
+def fdpo(pairs, *, beta=1.0, divergence="jsd", alpha=0.5):
     """
     f-DPO, DPO with another divergence than the reverse KL: Wang et al. 2023, arXiv:2309.16240.
 
@@ -204,7 +204,7 @@ def fdpo(pairs, *, beta=0.1, divergence="jsd", alpha=0.5):
         jsd          g = log 2 + log sigmoid(x)
         alpha        g = (1 - e^(-alpha x)) / alpha
 
-    beta        > 0, as in dpo; the divergences have scales of their own, so equal betas are not equal strengths.
+    beta        > 0, as in dpo, on another scale: with jsd g(w) stops at log 2, and at 0.1 only falling log-ratios are left to push.
     divergence  reverse_kl, forward_kl, jsd or alpha.
     alpha       in (0, 1], for divergence alpha alone: near 0 it is the reverse KL, at 1 the forward KL.
 
@@ -225,13 +225,13 @@ def fdpo(pairs, *, beta=0.1, divergence="jsd", alpha=0.5):
 
 @register(needs_ref=True, start="-log(2) - log(label_smoothing * (1 - label_smoothing)) / 2",
           limit="log((1 - label_smoothing) / label_smoothing) / beta", trl="exo_pair")
-def exo(pairs, *, beta=0.1, label_smoothing=0.001):
+def exo(pairs, *, beta=0.5, label_smoothing=0.001):
     """
     Efficient Exact Optimization, on pairs: Ji et al. 2024, arXiv:2402.00856.
 
         L = p (log p - log(1 - eps)) + (1 - p) (log(1 - p) - log eps),   p = sigmoid(h)
 
-    beta             > 0, as in dpo.
+    beta             > 0. With eps = 0.001 it stops at a gap of 6.9 / beta nats, so it is larger than in dpo.
     label_smoothing  eps in (0, 0.5): the data's preference is 1 - eps against eps.
 
     Unlike cdpo, whose KL runs from the data to the policy, this one runs from the policy to the data; both stop at the same gap.
@@ -243,17 +243,17 @@ def exo(pairs, *, beta=0.1, label_smoothing=0.001):
     return with_rewards(losses, beta, w, l)
 
 @register(needs_ref=True, start="(1 + log(2)) / 2", trl="discopop")
-def discopop(pairs, *, beta=0.1, tau=0.05):
+def discopop(pairs, *, beta=0.5, tau=0.2):
     """
     DiscoPOP, a loss found by a language model's search: Lu et al. 2024, arXiv:2406.08414.
 
         L = -(1 - mix) log sigmoid(h) + mix e^-h,   mix = sigmoid(h / tau)
 
-    beta  > 0, as in dpo.
+    beta  > 0, larger than in dpo: for h > 0 it pushes harder than the logistic loss.
     tau   > 0. How sharply it changes from the logistic loss (h < 0) to the exponential one (h > 0).
 
-    Unlike dpo it is not convex: it rises from log 2 to 1 around h = 0, so that pairs just below 0 are pushed back. mix and e^-h are
-    multiplied as logarithms: apart, they are 0 * inf at h = -100.
+    Below tau = 0.12 it is not convex: with the paper's 0.05 it rises from h = -0.11 to 0.07, so that a policy that starts as its
+    reference is pushed the wrong way. mix and e^-h are multiplied as logarithms: apart, they are 0 * inf at h = -100.
     """
     need(tau > 0, f"tau must be > 0, not {tau}")
     w, l, h = log_ratios(pairs, beta)
@@ -261,7 +261,7 @@ def discopop(pairs, *, beta=0.1, tau=0.05):
     return with_rewards(losses, beta, w, l)
 
 @register(needs_ref=True, start="log(2)", limit="inf")
-def dpop(pairs, *, beta=0.1, lam=5.0):
+def dpop(pairs, *, beta=0.1, lam=1.0):
     """
     DPO-Positive: Pal et al. 2024, arXiv:2402.13228.
 
@@ -270,7 +270,7 @@ def dpop(pairs, *, beta=0.1, lam=5.0):
     beta  > 0, as in dpo.
     lam   >= 0. Nats of margin lost for each nat that the chosen completion falls below the reference.
 
-    Unlike dpo a pair cannot win by both completions falling, the chosen one more slowly.
+    Unlike dpo a pair cannot win by both falling. On the policy's own samples some chosen ones must: from lam = 5 on nothing is learned.
     """
     need(lam >= 0, f"lam must be >= 0, not {lam}")
     w, l, h = log_ratios(pairs, beta)
@@ -295,13 +295,13 @@ def chipo(pairs, *, beta=0.1, r_max=10.0):
     return with_rewards(smoothed(h, 0.0), beta, phi(w), phi(l))
 
 @register(needs_ref=True, start="log(2)", trl="aot")
-def aot(pairs, *, beta=0.1, label_smoothing=0.0):
+def aot(pairs, *, beta=1.0, label_smoothing=0.0):
     """
     Alignment via Optimal Transport, paired: Melnyk et al. 2024, arXiv:2406.05882.
 
         L = -(1 - eps) log sigmoid(d) - eps log sigmoid(-d),   d = beta * (sort(c - r) - sort(c_ref - r_ref)) over the batch
 
-    beta             > 0, as in dpo.
+    beta             > 0. Sorted differences are smaller than a pair's own, so it is larger than in dpo.
     label_smoothing  eps in [0, 0.5), as in cdpo.
 
     Unlike dpo it compares distributions: the sorted margins of the policy with the sorted ones of the reference. So it needs a large
@@ -313,13 +313,13 @@ def aot(pairs, *, beta=0.1, label_smoothing=0.0):
     return with_rewards(smoothed(beta * (policy - reference), label_smoothing), beta, w, l)
 
 @register(needs_ref=True, start="log(2)", trl="aot_unpaired")
-def aot_unpaired(pairs, *, beta=0.1, label_smoothing=0.0):
+def aot_unpaired(pairs, *, beta=1.0, label_smoothing=0.0):
     """
     Alignment via Optimal Transport, unpaired: Melnyk et al. 2024, arXiv:2406.05882.
 
         L = -(1 - eps) log sigmoid(d) - eps log sigmoid(-d),   d = beta * (sort(w) - sort(l)) over the batch
 
-    beta             > 0, as in dpo.
+    beta             > 0, as in aot.
     label_smoothing  eps in [0, 0.5), as in cdpo.
 
     Unlike aot it needs no pairs: chosen and rejected completions may belong to different prompts. On the batch, the same holds.
@@ -396,7 +396,7 @@ def apo_down(pairs, *, beta=0.1):
 
     beta  > 0, as in dpo.
 
-    For data worse than the policy: unlike in dpo the chosen completion falls too, only less than the rejected one.
+    For data worse than the policy: the chosen one falls too, only less. On the policy's own samples no language is left in the end.
     """
     w, l, h = log_ratios(pairs, beta)
     return with_rewards((beta * w).sigmoid() + 1 - h.sigmoid(), beta, w, l)
@@ -444,14 +444,14 @@ def mean_logps(pairs):
     return pairs.policy_chosen_logps / pairs.chosen_lens, pairs.policy_rejected_logps / pairs.rejected_lens    # (B,)
 
 @register(needs_ref=False, per_token=True, trl="CPOTrainer with simpo")
-def simpo(pairs, *, beta=2.0, gamma_beta_ratio=0.5):
+def simpo(pairs, *, beta=2.0, gamma_beta_ratio=0.1):
     """
     Simple Preference Optimization: Meng et al. 2024, arXiv:2405.14734.
 
         L = -log sigmoid(beta * (c / n - r / m - gamma_beta_ratio))
 
     beta              > 0. On means per token, so of the order of 1 to 10, not of 0.1.
-    gamma_beta_ratio  >= 0. The margin per token, nats, that the chosen is to have: the paper's gamma over beta.
+    gamma_beta_ratio  >= 0. The margin per token, nats, to reach: the paper's gamma over beta. A tenth of the entropy of a token.
 
     Unlike dpo nothing but a small learning rate holds it near a reference.
     """

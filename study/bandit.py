@@ -12,6 +12,7 @@ the expected loss over all pairs, the best policy for every KL, and each method'
 
 Prints a table, writes study/results/bandit.csv and draws study/figures/bandit.png. Read first: losses.py
 """
+import argparse
 import csv
 from pathlib import Path
 
@@ -174,8 +175,15 @@ def draw(table, path, seed=0):
     fig.savefig(path, dpi=110)
     plt.close(fig)
 
-def main():
-    table = rows()
+def get_args(argv=None):
+    p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
+    p.add_argument("--seed", type=int, default=0, help="of the reference and the rewards (default: %(default)s)")
+    p.add_argument("--beta", type=float, default=1.0, help="of every loss that has one (default: %(default)s)")
+    return p.parse_args(argv)
+
+def main(argv=None):
+    args = get_args(argv)
+    table = rows(args.seed, args.beta)
     print(f"{'loss':14}{'reward':>8}{'KL':>9}{'below the frontier':>20}{'mass on unseen answers':>30}")
     for r in table:
         print(f"{r['loss']:14}{r['reward']:8.3f}{r['kl']:9.3f}{r['below the frontier']:20.4f}"
@@ -186,7 +194,7 @@ def main():
         out.writeheader()
         out.writerows({k: v if isinstance(v, str) else f"{v:.5g}" for k, v in r.items()} for r in table)
     (ROOT / "figures").mkdir(exist_ok=True)
-    draw(table, ROOT / "figures" / "bandit.png")
+    draw(table, ROOT / "figures" / "bandit.png", args.seed)
 
 if __name__ == "__main__":
     main()

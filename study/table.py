@@ -15,6 +15,8 @@ import re
 import shutil
 from pathlib import Path
 
+import eval
+import toy
 from losses import LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +52,20 @@ def run(names, seeds):
         out.writerow(("policy", "seed", "measure", "mean", "low", "high"))
         out.writerows((*row[:3], *(f"{x:.5g}" for x in row[3:])) for row in rows)
     FIGURES.mkdir(exist_ok=True)
-    shutil.copy(f"out/study/{names[0]}-{seeds[0]}/eval.png", FIGURES / "main_job.png")
+    first = Path(f"out/study/{names[0]}-{seeds[0]}")
+    shutil.copy(first / "eval.png", FIGURES / "main_job.png")
+    stored = json.loads((first / "eval.json").read_text())
+    (RESULTS / "main_job.json").write_text(json.dumps(stored | {"samples": stored["samples"][:3]}, indent=1) + "\n")
+
+def example():
+    """What the main job prints at its end."""
+    stored = json.loads((RESULTS / "main_job.json").read_text())
+    lines = eval.table(stored["measures"]).split("\n")
+    for sample in stored["samples"]:
+        lines += ["", f"prompt   {sample['prompt']}"]
+        for side in ("before", "after"):
+            lines.append(f"{side:9}{sample[side].strip()}   (reward {toy.reward(sample['prompt'] + sample[side]):.3f})")
+    return "\n".join(["```", *lines, "```"])
 
 def results_table():
     """Markdown: a row a policy, mean and range over seeds."""
@@ -93,7 +108,7 @@ def losses_table():
 
 def filled(text):
     """README text with what stands between its markers made anew."""
-    for name, table in (("results", results_table), ("bandit", bandit_table), ("losses", losses_table)):
+    for name, table in (("example", example), ("results", results_table), ("bandit", bandit_table), ("losses", losses_table)):
         begin, end = f"<!-- {name}: made by study/table.py -->\n", f"\n<!-- end of {name} -->"
         assert begin in text and end in text, f"README.md has no markers for {name}"
         text = text[:text.index(begin) + len(begin)] + table() + text[text.index(end):]

@@ -242,9 +242,7 @@ def test_needs_ref_is_true_exactly_when_the_reference_changes_the_answer(name, h
 @every
 def test_a_step_down_the_gradient_raises_the_chosen_against_the_rejected(name, hparams):
     """A flipped sign, or chosen and rejected swapped, trains the model to prefer what was rejected."""
-    # discopop has a hump at 0 and pushes up only beyond it
-    w = 10.0 if name == "discopop" else 0.0
-    g_chosen, g_rejected = gradients(name, pairs_of([w - 20.0], [-20.0], [-20.0], [-20.0]), **hparams)[1]
+    g_chosen, g_rejected = gradients(name, pairs_of([-20.0], [-20.0], [-20.0], [-20.0]), **hparams)[1]
     assert g_chosen.item() < g_rejected.item()
     assert g_chosen.item() < 0 or name == "apo_down"    # which pushes both down, the rejected more
 
@@ -268,6 +266,12 @@ def test_robust_is_dpo_on_the_true_labels_in_the_mean_over_flipped_ones():
     true, flipped = pairs_of([-7.0], [-11.0], [-10.0], [-12.0]), pairs_of([-11.0], [-7.0], [-12.0], [-10.0])
     mean = 0.8 * LOSSES["robust"].fn(true, label_smoothing=0.2)[0] + 0.2 * LOSSES["robust"].fn(flipped, label_smoothing=0.2)[0]
     assert mean.item() == pytest.approx(LOSSES["dpo"].fn(true)[0].item())
+
+def test_discopop_with_the_papers_tau_starts_on_the_wrong_side_of_a_hump():
+    """Why the default here is another: at h = 0 the slope is positive below tau = 0.1, and nowhere from 0.12 on."""
+    slope = lambda h, tau: gradients("discopop", pairs_of([10 * h - 20.0], [-20.0], [-20.0], [-20.0]), beta=0.1, tau=tau)[1][0].item()
+    assert slope(0.0, 0.05) > 0 and slope(-0.2, 0.05) < 0 and slope(0.1, 0.05) < 0
+    assert all(slope(h / 50, tau) < 0 for h in range(-100, 100) for tau in (0.12, 0.2))
 
 def test_kto_takes_the_kl_without_gradient_and_not_below_0():
     """A negative estimate would reward leaving the reference; a gradient through it would be another algorithm."""

@@ -200,7 +200,7 @@ def test_the_same_command_twice_takes_the_next_free_name(here, monkeypatch):
     assert weights[0].read_bytes() == weights[1].read_bytes()    # and the same seed gives the same bits
     args = [json.loads((w.parent / "args.json").read_text()) for w in weights]
     assert args[0]["args"]["out_dir"] != args[1]["args"]["out_dir"] and args[0]["versions"]["torch"]
-    assert args[0]["hparams"] == {"beta": 0.1} and args[0]["args"]["init_from"] == "out/toy/sft"
+    assert args[0]["hparams"] == {"beta": 0.2} and args[0]["args"]["init_from"] == "out/toy/sft"
 
 def test_the_pairs_are_sampled_once_for_all_losses(here, tmp_path, capsys):
     """They stay beside the SFT run; another seed is another recipe."""

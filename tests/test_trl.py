@@ -40,6 +40,7 @@ def trl_loss(policy, ref, loss_type="sigmoid", f_divergence_type="reverse_kl", f
 def ours(name, policy, ref, mean_logps=False, **hparams):
     lens = torch.tensor(LENS, dtype=torch.float)
     pairs = Pairs(*policy.chunk(2), *ref.chunk(2), *lens.chunk(2))
+    hparams = {k: v for k, v in {"beta": 0.1, "tau": 0.05}.items() if k in LOSSES[name].hparams} | hparams    # as in trl_loss
     return LOSSES[name].fn(pairs.per_token() if mean_logps else pairs, **hparams)[0].mean()
 
 def assert_same(a, b, policy):
