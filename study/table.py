@@ -99,7 +99,7 @@ def losses_table():
     for name, loss in LOSSES.items():
         doc = inspect.getdoc(loss.fn)
         formula = re.search(r"L = (.*?)(?:,   |\n)", doc + "\n")[1].replace("|", "\\|")    # a bare one ends the cell
-        source = re.search(r"arXiv:[\d.]+|ericmitchell\.ai/\S+?\.pdf", doc)[0]
+        source = re.search(r"arXiv:\d{4}\.\d{5}|ericmitchell\.ai/\S+?\.pdf", doc)[0]
         hparams = ", ".join(f"`{k}` {v}" for k, v in loss.hparams.items()) or "none"
         start, limit = (f"`{x}`" if x and x != "inf" else {"inf": "never", "": ""}[x] for x in (loss.start, loss.limit))
         cells = (f"`{name}`", f"`{formula}`", source, "yes" if loss.needs_ref else "no", hparams, start, limit, loss.trl)
