@@ -177,6 +177,13 @@ def table(columns):
             lines.append(f"{label:40}" + "".join(f"{cell(c.get(key), f):28}" for c in columns.values()))
     return "\n".join(line.rstrip() for line in lines)
 
+def sample_lines(sample, reward=None):
+    """A prompt and its completions before and after, one under the other; reward: text -> float, where there is one."""
+    lines = ["prompt   " + sample["prompt"].strip()]
+    for name in (n for n in ("before", "after") if n in sample):
+        lines.append(f"{name:9}{sample[name].strip()}" + (f"   (reward {reward(sample['prompt'] + sample[name]):.3f})" if reward else ""))
+    return lines
+
 def draw(path, raw, curves):
     """eval.png: the reward or the margins as histograms, KL and entropy over the position in the completion."""
     import matplotlib
@@ -229,11 +236,8 @@ def main(argv=None, say=print):
     print(f"{args.run} on {len(prompts)} held-out prompts, temperature {args.temperature}; [95% interval]\n\n{table(columns)}\n")
     samples = [{"prompt": tokenizer.decode(p)} | {name: data.decode(tokenizer, a[i]) for name, a in answers.items()}
                for i, p in enumerate(prompts)]
-    for i, sample in enumerate(samples[:args.show]):
-        print("prompt   " + sample["prompt"].strip())
-        for name in answers:
-            print(f"{name:9}{sample[name].strip()}" + (f"   (reward {raw[name]['reward'][i]:.3f})" if reward else ""))
-        print()
+    for sample in samples[:args.show]:
+        print("\n".join(sample_lines(sample, reward)) + "\n")
     result = {"prompts": len(prompts), "pairs": len(pairs or []), "temperature": args.temperature, "measures": columns}
     loop.write_json(Path(args.run) / "eval.json", result | {"samples": samples})
     draw(Path(args.run) / "eval.png", raw, curves)

@@ -62,9 +62,7 @@ def example():
     stored = json.loads((RESULTS / "main_job.json").read_text())
     lines = eval.table(stored["measures"]).split("\n")
     for sample in stored["samples"]:
-        lines += ["", f"prompt   {sample['prompt']}"]
-        for side in ("before", "after"):
-            lines.append(f"{side:9}{sample[side].strip()}   (reward {toy.reward(sample['prompt'] + sample[side]):.3f})")
+        lines += ["", *eval.sample_lines(sample, toy.reward)]
     return "\n".join(["```", *lines, "```"])
 
 def results_table():
