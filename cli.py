@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+import cpu
 import loop
 from losses import LOSSES
 
@@ -50,8 +51,9 @@ def not_negative(text):
 def add_device_flags(p):
     p.add_argument("--seed", type=int, default=0, help="of weights, order and samples (default: %(default)s)")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one (default: %(default)s)")
-    p.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"),
-                   help="of the matrix products; weights stay float32. auto: bfloat16 on a GPU that has it (default: %(default)s)")
+    p.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
+                   help="of the matrix products; weights stay float32. auto: on a GPU bfloat16, or float16 if it is older than that; else "
+                   "float32 (default: %(default)s)")
     p.add_argument("--batch_size", type=positive, default=64, help="rows, or pairs, in one forward pass (default: %(default)s)")
 
 def add_common_flags(p):
@@ -144,10 +146,13 @@ def set_up(args, say=print):
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise ValueError(f"--device {name}: {str(e).splitlines()[0]}") from None
-    bf16 = args.dtype == "bfloat16" or (args.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
-    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    say(f"device {device} ({what}), {'bfloat16' if bf16 else 'float32'}")
-    return device, torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+    dtype, cuda = args.dtype, device.type == "cuda"
+    if dtype == "auto":    # not is_bf16_supported(), which counts what a card older than Ampere only emulates, slowly
+        dtype = "float32" if not cuda else "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+    if device.type == "cpu":
+        cpu.keep_memory()
+    say(f"device {device} ({torch.cuda.get_device_name(device) if cuda else f'{torch.get_num_threads()} threads'}), {dtype}")
+    return device, torch.autocast(device.type, dtype=getattr(torch, dtype), enabled=dtype != "float32")
 
 def check_fits(model, tokenizer, max_len, name):
     """Raises ValueError if a model has another vocabulary than the data, or is too short for it."""

@@ -7,6 +7,7 @@ Text -> rows -> batches, for every data set; pairs by sampling and ranking.
 
 Read next: losses.py
 """
+import functools
 import hashlib
 import json
 import os
@@ -90,20 +91,24 @@ def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=Tru
 # ---------------------------------------------------------------------------------------------------------------------
 # rows -> batches
 
-def collate(rows):
+def collate(rows, share_prefix=False):
     """
     A batch of rows: idx (N, T) and completion_mask (N, T) bool, padded at the right. For pairs N = 2B: chosen on top of rejected,
     and, once they are known, ref_chosen_logps and ref_rejected_logps (B,). weight is what a mean is taken over: pairs, or tokens.
+
+    share_prefix  pairs stand in one row, prompt, chosen, rejected: idx (B, T), and segments (B, T) in the mask's place, 0 1 2, padding 3
     """
     sides = [s for s in ("chosen", "rejected") if s in rows[0]]
-    texts = [(r["prompt"], r[s]) for s in sides for r in rows]
-    T = max(len(p) + len(c) for p, c in texts)
-    idx = torch.zeros(len(texts), T, dtype=torch.long)
-    mask = torch.zeros(len(texts), T, dtype=torch.bool)
-    for i, (p, c) in enumerate(texts):
-        idx[i, :len(p) + len(c)] = torch.tensor(p + c)
-        mask[i, len(p):len(p) + len(c)] = True
-    batch = {"idx": idx, "completion_mask": mask, "weight": len(rows) if len(sides) == 2 else int(mask.sum())}
+    texts = [(r["prompt"], *(r[s] for s in part)) for part in ([sides] if share_prefix else zip(sides)) for r in rows]
+    T = max(sum(map(len, parts)) for parts in texts)
+    idx, segments = torch.zeros(len(texts), T, dtype=torch.long), torch.full((len(texts), T), 3)
+    for i, parts in enumerate(texts):
+        n = sum(map(len, parts))
+        idx[i, :n] = torch.tensor(sum(parts, []))
+        segments[i, :n] = torch.tensor([k for k, part in enumerate(parts) for _ in part])
+    mask = segments == 1
+    batch = {"idx": idx, "weight": len(rows) if len(sides) == 2 else int(mask.sum())}
+    batch |= {"segments": segments} if share_prefix else {"completion_mask": mask}
     for key in ("ref_chosen_logps", "ref_rejected_logps", "ref_kl_logps"):
         if key in rows[0]:
             batch[key] = torch.tensor([r[key] for r in rows])
@@ -125,9 +130,11 @@ class Batches:
     gives one pass in a fixed order, for validation. Rows of like length go together, so that little is padding; within
     blocks of 16 batches only, so that an epoch is still shuffled. The last batch of an epoch may be smaller: nothing is left out.
     """
-    def __init__(self, rows, batch_size, seed=0):
+    def __init__(self, rows, batch_size, seed=0, share_prefix=False):
         self.rows, self.batch_size, self.seed, self.epoch = rows, batch_size, seed, None
-        self.lengths = [len(r["prompt"]) + max(len(r["chosen"]), len(r.get("rejected", ""))) for r in rows]
+        self.collate = functools.partial(collate, share_prefix=share_prefix)
+        together = sum if share_prefix else max
+        self.lengths = [len(r["prompt"]) + together((len(r["chosen"]), len(r.get("rejected", "")))) for r in rows]
 
     def __len__(self):
         return -(-len(self.rows) // self.batch_size)
@@ -142,7 +149,7 @@ class Batches:
             self.order = [order[at:at + self.batch_size] for at in range(0, len(order), self.batch_size)]
             rng.shuffle(self.order)
             self.epoch = epoch
-        return collate([self.rows[j] for j in self.order[position]])
+        return self.collate([self.rows[j] for j in self.order[position]])
 
     def groups(self):
         """One pass in a fixed order, shortest first, as lists of rows."""
@@ -151,7 +158,7 @@ class Batches:
             yield [self.rows[j] for j in order[at:at + self.batch_size]]
 
     def __iter__(self):
-        return map(collate, self.groups())
+        return map(self.collate, self.groups())
 
 # ---------------------------------------------------------------------------------------------------------------------
 # pairs by sampling and ranking

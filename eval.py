@@ -26,7 +26,7 @@ import cli
 import data
 import loop
 import toy
-from losses import sequence_logps
+from logps import sequence_logps
 from model import GPT, fingerprint
 
 def get_args(argv=None):

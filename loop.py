@@ -60,26 +60,30 @@ def averaged(parts):
 def to_device(batch, device):
     return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
-def train_step(model, compute_loss, batches, optimizer, grad_clip=1.0, autocast=None):
+def train_step(model, compute_loss, batches, optimizer, grad_clip=1.0, autocast=None, scaler=None):
     """
     One update from a list of batches (gradient accumulation): the gradient is that of the mean over all their pairs, or tokens, not
     of the mean of the batches' means, which weighs a short batch's tokens more. Returns the metrics; raises FloatingPointError.
+    scaler: for float16, whose small gradients would be 0. It multiplies the loss, and leaves out an update where that was too much.
     """
     model.train()
     device = next(model.parameters()).device
+    scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     total, parts = sum(b["weight"] for b in batches), []
     optimizer.zero_grad(set_to_none=True)
     for batch in batches:
         with autocast or torch.autocast(device.type, enabled=False):
             loss, metrics = compute_loss(to_device(batch, device))
-        (loss * (batch["weight"] / total)).backward()
+        scaler.scale(loss * (batch["weight"] / total)).backward()
         parts.append((batch["weight"], {"loss": loss.detach(), **metrics}))
-    metrics = averaged(parts)
+    scaler.unscale_(optimizer)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(trained, grad_clip or math.inf).item()
-    if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+    norm = torch.nn.utils.clip_grad_norm_(trained, grad_clip or math.inf)
+    metrics = averaged(parts) | {"grad_norm": norm.item()}    # the one place where a GPU is waited for: all is under way by now
+    if not (math.isfinite(metrics["loss"]) and (math.isfinite(metrics["grad_norm"]) or scaler.is_enabled())):
         raise FloatingPointError(f"loss {metrics['loss']}, gradient norm {metrics['grad_norm']}")
-    optimizer.step()
+    scaler.step(optimizer)
+    scaler.update()
     return metrics
 
 @torch.no_grad()
@@ -109,16 +113,17 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
     save(out_dir)      writes the weights; called whenever the validation loss is the best so far
     show               metrics to print beside the validation loss; go_on: what to tell the user to type after an interruption
 
-    Ctrl-C or SIGTERM saves the last finished update and exits. A loss or gradient that is not finite stops the run with one line.
+    Ctrl-C or SIGTERM saves the last finished update and exits. A loss or gradient that is not finite stops the run in one line.
     """
-    out_dir, start = Path(out_dir), time.time()
+    out_dir, start, device = Path(out_dir), time.time(), next(model.parameters()).device
     decay = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
     other = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]    # biases and layer norms do not decay
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}],
                                   lr=lr, betas=(0.9, 0.95), fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=getattr(autocast, "fast_dtype", None) == torch.float16)
     stopper, step, evaluated, seconds = EarlyStopping(patience), 0, False, 0.0
     if resume:
-        step, evaluated, seconds = load_state(out_dir, model, optimizer, stopper)
+        step, evaluated, seconds = load_state(out_dir, model, optimizer, scaler, stopper)
     log = open(out_dir / "log.csv", "a", newline="")
     if log.tell() == 0:
         log.write("step,split,metric,value\n")
@@ -126,7 +131,7 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
 
     def checkpoint():
         log.flush()
-        save_state(out_dir, model, optimizer, stopper, step, evaluated, seconds + time.time() - start, log.tell())
+        save_state(out_dir, model, optimizer, scaler, stopper, step, evaluated, seconds + time.time() - start, log.tell())
 
     def note(split, metrics):
         csv.writer(log, lineterminator="\n").writerows((step, split, k, f"{v:.8g}") for k, v in metrics.items())
@@ -151,7 +156,7 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
                 for i in range(step * grad_accum, (step + 1) * grad_accum):
                     check()
                     batches.append({**train_batches[i], "step": step + 1})
-                metrics = train_step(model, compute_loss, batches, optimizer, grad_clip, autocast)
+                metrics = train_step(model, compute_loss, batches, optimizer, grad_clip, autocast, scaler)
                 step, evaluated = step + 1, False
                 note("train", metrics | {"lr": optimizer.param_groups[0]["lr"]})
                 bar.update()
@@ -198,53 +203,48 @@ def write_json(path, content):
     Path(f"{path}.tmp").write_text(json.dumps(content, indent=2) + "\n")
     os.replace(f"{path}.tmp", path)
 
-def save_state(out_dir, model, optimizer, stopper, step, evaluated, seconds, log_bytes):
+def save_state(out_dir, model, optimizer, scaler, stopper, step, evaluated, seconds, log_bytes):
     state = {"model": {n: p for n, p in model.named_parameters() if p.requires_grad}, "optimizer": optimizer.state_dict(),
-             "stopper": {k: v for k, v in vars(stopper).items() if k != "patience"}, "step": step, "evaluated": evaluated,
-             "seconds": seconds, "log_bytes": log_bytes, "rng": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda_rng"] = torch.cuda.get_rng_state_all()
+             "scaler": scaler.state_dict(), "stopper": {k: v for k, v in vars(stopper).items() if k != "patience"}, "step": step,
+             "evaluated": evaluated, "seconds": seconds, "log_bytes": log_bytes, "rng": torch.get_rng_state(),
+             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
     torch.save(state, out_dir / "state.tmp")
     os.replace(out_dir / "state.tmp", out_dir / "state.pt")
 
-def load_state(out_dir, model, optimizer, stopper):
+def load_state(out_dir, model, optimizer, scaler, stopper):
     try:
         state = torch.load(out_dir / "state.pt", map_location="cpu", weights_only=True)
         for name, p in model.named_parameters():
             if p.requires_grad:
                 p.data.copy_(state["model"][name])
         optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
     except (RuntimeError, KeyError, ValueError, OSError, EOFError) as e:
         raise SystemExit(f"{out_dir / 'state.pt'}: cannot be resumed from ({type(e).__name__}): start a new run") from None
     vars(stopper).update(state["stopper"])
     torch.set_rng_state(state["rng"])
-    if torch.cuda.is_available() and "cuda_rng" in state:
+    if torch.cuda.is_available() and state["cuda_rng"]:
         torch.cuda.set_rng_state_all(state["cuda_rng"])
     os.truncate(out_dir / "log.csv", state["log_bytes"])    # rows of updates that will be made again
     return state["step"], state["evaluated"], state["seconds"]
 
 def plot_curves(out_dir):
     """curves.png from log.csv: a panel a metric, training thin, validation with dots."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
     series = {}
     with open(Path(out_dir) / "log.csv", newline="") as f:
         for row in csv.DictReader(f):
             series.setdefault(row["metric"], {}).setdefault(row["split"], []).append((int(row["step"]), float(row["value"])))
-    columns = min(4, len(series))
-    fig, axes = plt.subplots(-(-len(series) // columns), columns, figsize=(3.2 * columns, 2.4 * -(-len(series) // columns)), squeeze=False)
+    columns, height = min(4, len(series)), -(-len(series) // 4)
+    fig = Figure(figsize=(3.2 * columns, 2.4 * height), layout="tight")
+    axes = fig.subplots(height, columns, squeeze=False)
     for ax in axes.flat[len(series):]:
         ax.axis("off")
-    looks = {"train": {"lw": 0.8, "color": "C0"}, "val": {"marker": "o", "ms": 3, "color": "C1"}}
     for ax, (metric, splits) in zip(axes.flat, series.items()):
         for split, points in sorted(splits.items()):
-            ax.plot(*zip(*points), label=split, **looks[split])
+            ax.plot(*zip(*points), "C1o-" if split == "val" else "C0-", label=split, lw=0.8, ms=3)
         ax.set_title(metric + (" (nats)" if metric.startswith("logps") else ""), fontsize=9)
         ax.set_xlabel("update", fontsize=8)
-        ax.tick_params(labelsize=7)
         ax.grid(alpha=0.3)
     axes.flat[0].legend(fontsize=7)
-    fig.tight_layout()
     fig.savefig(Path(out_dir) / "curves.png", dpi=110)
-    plt.close(fig)

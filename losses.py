@@ -1,5 +1,5 @@
 """
-Every preference loss in explicit tensor code: the log-prob of a completion, the Pairs, the losses, the LOSSES table.
+Every preference loss in explicit tensor code: the Pairs, the losses, the LOSSES table.
 
 A loss sees log-probs only, no model: fn(pairs, *, hyperparameters) -> (losses, chosen_rewards, rejected_rewards), each (B,).
 With w and l for the log-ratios of the chosen (winning) and the rejected (losing) completion,
@@ -19,27 +19,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the log-prob of a completion
-
-def sequence_logps(model, idx, completion_mask):
-    """
-    log pi(completion | prompt), summed over the tokens under the mask, EOS included.
-
-    idx              (N, T) prompt, completion, then padding of any kind
-    completion_mask  (N, T) bool, true on the completion's tokens. Column 0 has nothing before it and never counts.
-    returns          logps (N,) in nats, fp32 whatever the autocast; lens (N,) how many tokens were summed
-
-    The vocabulary is paid for only under the mask: at 50,257 tokens it costs more than the trunk of a small GPT-2.
-    """
-    mask = completion_mask[:, 1:]                                  # (N, T - 1): logits[:, t] predicts idx[:, t + 1]
-    states = model.features(idx)[:, :-1][mask]                     # (M, C), M = all completion tokens
-    logits = model.lm_head(states)                                 # (M, V)
-    logits = logits.float() if logits.dtype != torch.float64 else logits    # bf16 would keep 3 digits of a sum of hundreds
-    targets = idx[:, 1:][mask]                                     # (M,)
-    token_logps = logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(-1)    # (M,)
-    per_position = token_logps.new_zeros(mask.shape).masked_scatter(mask, token_logps)    # (N, T - 1)
-    return per_position.sum(1), mask.sum(1)
+from logps import sequence_logps as sequence_logps    # what a loss is made of is found beside it
 
 # ---------------------------------------------------------------------------------------------------------------------
 # what a loss is given, and where it is found

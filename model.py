@@ -21,6 +21,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from cpu import Linear    # nn.Linear, faster in float32 on a CPU
+
 HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")   # stored (in, out) by Hugging Face
 
@@ -58,6 +60,11 @@ class KVCache:
         columns = torch.arange(width, device=lens.device)
         self.mask = (columns <= lens[:, None])[:, None, None] if ragged else None    # (B, 1, 1, width)
 
+    def keep(self, rows):
+        """Forgets all rows but these (n,)."""
+        for part in (self.k, self.v):
+            part.update({layer: x[rows] for layer, x in part.items()})
+
     def update(self, layer, k, v):
         """Stores k, v (B, nh, T, hs) of the new tokens; gives the keys and values that they may look at."""
         if self.lens is None:
@@ -72,28 +79,26 @@ class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.n_head, self.dropout = config.n_head, config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, layer, cache=None):
+    def forward(self, x, layer, cache=None, mask=None):
         B, T, C = x.shape
         q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in self.c_attn(x).split(C, dim=2))    # (B, nh, T, hs)
-        mask = None
         if cache is not None:
-            k, v = cache.update(layer, k, v)
-            mask = cache.mask
+            k, v, mask = *cache.update(layer, k, v), cache.mask
         # scaled_dot_product_attention drops out whenever dropout_p > 0: it does not know of model.eval()
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0,
-                                           is_causal=cache is None or cache.lens is None)      # (B, nh, T, hs)
+                                           is_causal=mask is None and (cache is None or cache.lens is None))    # (B, nh, T, hs)
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
 
 class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         n_inner = config.n_inner or 4 * config.n_embd
-        self.c_fc = nn.Linear(config.n_embd, n_inner)
-        self.c_proj = nn.Linear(n_inner, config.n_embd)
+        self.c_fc = Linear(config.n_embd, n_inner)
+        self.c_proj = Linear(n_inner, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
@@ -108,8 +113,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, layer, cache=None):
-        x = x + self.attn(self.ln_1(x), layer, cache)
+    def forward(self, x, layer, cache=None, mask=None):
+        x = x + self.attn(self.ln_1(x), layer, cache, mask)
         return x + self.mlp(self.ln_2(x))
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -123,7 +128,7 @@ class GPT(nn.Module):
             wte=nn.Embedding(config.vocab_size, config.n_embd), wpe=nn.Embedding(config.block_size, config.n_embd),
             drop=nn.Dropout(config.dropout), h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
             ln_f=nn.LayerNorm(config.n_embd)))
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight      # tied
         for name, p in self.named_parameters():
             if p.dim() == 2:
@@ -132,18 +137,22 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def features(self, idx, cache=None):
-        """The states before lm_head: idx (B, T) -> (B, T, C). A loss then pays for the vocabulary only where it needs it."""
+    def features(self, idx, cache=None, positions=None, mask=None):
+        """
+        The states before lm_head: idx (B, T) -> (B, T, C). A loss then pays for the vocabulary only where it needs it.
+
+        positions (B, T), below block_size, and mask (B, 1, T, T) bool, true where a query may see a key: for rows that are not one text.
+        """
         T = idx.shape[1]
-        if T > self.config.block_size:
+        if T > self.config.block_size and positions is None:
             raise ValueError(f"{T} tokens are more than block_size = {self.config.block_size}: cut the text or take a longer model")
-        if cache is None or cache.lens is None:
-            positions = torch.arange(T, device=idx.device)     # (T,)
-        else:
+        if cache is not None and cache.lens is not None:
             positions = cache.lens[:, None]                    # (B, 1)
+        elif positions is None:
+            positions = torch.arange(T, device=idx.device)     # (T,)
         x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(positions))    # (B, T, C)
         for layer, block in enumerate(self.transformer.h):
-            x = block(x, layer, cache)
+            x = block(x, layer, cache, mask)
         return self.transformer.ln_f(x)
 
     def forward(self, idx):
@@ -163,7 +172,7 @@ class GPT(nn.Module):
         eos         a row that has drawn it is filled up with it, and generation ends once all have (n < max_new_tokens then).
         generator   a torch.Generator on the model's device; without one, torch's global random state is used.
 
-        Dropout is off whatever the model's mode. A batch gives the same greedy tokens as its rows one by one. Raises ValueError
+        Dropout is off whatever the model's mode. A batch gives the same tokens as its rows one by one would. Raises ValueError
         before the first token if the longest prompt and max_new_tokens do not fit into block_size together: nothing is cut.
         """
         B, T = idx.shape
@@ -176,26 +185,34 @@ class GPT(nn.Module):
                              f"{self.config.block_size}")
         if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"need temperature >= 0, top_k >= 1, 0 < top_p <= 1, not {temperature}, {top_k}, {top_p}")
-        was_training, ragged = self.training, shortest < longest
-        cache, new, done = KVCache(longest + max_new_tokens), [], torch.zeros(B, dtype=torch.bool, device=idx.device)
+        was_training, ragged, cache = self.training, shortest < longest, KVCache(longest + max_new_tokens)
+        new, rows, n = idx.new_full((B, max_new_tokens), eos or 0), torch.arange(B, device=idx.device), -1    # rows that go on
+        done, draws = torch.zeros_like(rows, dtype=torch.bool), None
+        if temperature > 0:    # all at once: what a row draws does not depend on which others go on
+            draws = torch.rand(max_new_tokens, B, device=idx.device, generator=generator)
         self.eval()
         try:
             for n in range(max_new_tokens):
                 if n == 0:
-                    x = self.features(idx[:, :longest], cache)[torch.arange(B, device=idx.device), lens - 1]    # (B, C)
+                    x = self.features(idx[:, :longest], cache)[rows, lens - 1]        # (B, C)
                 else:
                     cache.seek(lens + n - 1, longest + n, ragged)
-                    x = self.features(new[-1][:, None], cache)[:, 0]
-                token = sample(self.lm_head(x).float(), temperature, top_k, top_p, generator)    # (B,)
+                    x = self.features(new[rows, n - 1, None], cache)[:, 0]
+                token = sample(self.lm_head(x).float(), temperature, top_k, top_p, draws if draws is None else draws[n, rows])
                 if eos is not None:
                     token = torch.where(done, eos, token)
                     done |= token == eos
-                new.append(token)
-                if eos is not None and done.all():
+                new[rows, n] = token
+                going_on = len(rows) if eos is None else (~done).sum().item()
+                if not going_on:
                     break
+                if 4 * going_on <= 3 * len(rows):    # not at every EOS: to drop a row is to copy all the others
+                    keep = (~done).nonzero().squeeze(1)
+                    rows, lens, done = rows[keep], lens[keep], done[keep]
+                    cache.keep(keep)
         finally:
             self.train(was_training)
-        return torch.cat([idx, *(t[:, None] for t in new)], dim=1)
+        return torch.cat([idx, new[:, :n + 1]], dim=1)
 
     # -----------------------------------------------------------------------------------------------------------------
     # weights in and out
@@ -227,7 +244,8 @@ class GPT(nn.Module):
                 raise ValueError(f"{path}: {key} has shape {tuple(state[key].shape)}, but config.json asks for {want[key]}")
         if "score.weight" in want:        # a fresh scalar head says 0 everywhere
             state.setdefault("score.weight", torch.zeros(want["score.weight"]))
-        state = {k: (v.t() if k.endswith(CONV1D) else v).float().contiguous() for k, v in state.items() if k in want}
+        # a copy of each, or one tensor that is left as it is keeps the whole file mapped
+        state = {k: (v.t() if k.endswith(CONV1D) else v).to(torch.float32, copy=True).contiguous() for k, v in state.items() if k in want}
         model.load_state_dict(state | {"lm_head.weight": state["transformer.wte.weight"]}, assign=True)
         model.lm_head.weight = model.transformer.wte.weight      # assigning has cut the tie
         return model.requires_grad_()
@@ -255,7 +273,7 @@ class ScalarGPT(GPT):
     """GPT-2 with a number instead of a token at its end: a reward or a value. The head starts at zero and is saved with the rest."""
     def __init__(self, config):
         super().__init__(config)
-        self.score = nn.Linear(config.n_embd, 1, bias=False)
+        self.score = Linear(config.n_embd, 1, bias=False)
         nn.init.zeros_(self.score.weight)
 
     def forward(self, idx):
@@ -265,8 +283,8 @@ class ScalarGPT(GPT):
 # ---------------------------------------------------------------------------------------------------------------------
 # helpers
 
-def sample(logits, temperature, top_k, top_p, generator):
-    """One token a row: logits (B, V) -> (B,)."""
+def sample(logits, temperature, top_k, top_p, draws):
+    """One token a row: logits (B, V), draws (B,) from [0, 1) -> (B,). The token whose share of the unit interval holds the draw."""
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits / temperature
@@ -277,7 +295,9 @@ def sample(logits, temperature, top_k, top_p, generator):
         probs, order = logits.softmax(-1).sort(descending=True)
         outside = probs.cumsum(-1) - probs >= top_p                        # the token that crosses top_p still belongs
         logits = logits.masked_fill(outside.scatter(1, order, outside), -math.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
+    ends = logits.softmax(-1).cumsum(-1)    # (B, V). torch.multinomial draws V numbers a row, which takes longer than the softmax
+    # right: a token without probability ends where the one before it does, and is never taken
+    return torch.searchsorted(ends, draws[:, None] * ends[:, -1:], right=True).squeeze(1)
 
 def fingerprint(model):
     """16 hex digits of the SHA-256 of the weights: which model a pair, an adapter or a run came from."""

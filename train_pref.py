@@ -21,7 +21,8 @@ import eval
 import loop
 import sources
 import train_sft
-from losses import LOSSES, Pairs, sequence_logps
+from logps import batch_logps, sequence_logps
+from losses import LOSSES, Pairs
 from model import GPT, fingerprint
 
 def get_args(argv=None):
@@ -32,6 +33,7 @@ def get_args(argv=None):
     p.add_argument("--adapter_rank", type=cli.positive, help="hidden units of an adapter (default: 16)")
     p.add_argument("--adapter_init", choices=adapters.INITS,
                    help="for replace: random, or the MLP's own neurons that matter most (default: neurons)")
+    p.add_argument("--share_prefix", action="store_true", help="a pair's prompt once, for both completions: the same numbers, fewer tokens")
     p.add_argument("--n_prompts", type=cli.positive, help="toy: prompts to sample training pairs for, 4 completions each (default: 1200)")
     p.add_argument("--n_show", type=int, default=3, help="samples to print at the end (default: %(default)s)")
     p.set_defaults(lr=5e-4, warmup_steps=10, max_steps=100, eval_every=20)
@@ -61,15 +63,34 @@ def add_reference(model, batches, autocast):
     """Puts the reference's summed log-probs, nats, into every row."""
     device = next(model.parameters()).device
     for rows in batches.groups():
-        batch = loop.to_device(data.collate(rows), device)
+        batch = loop.to_device(batches.collate(rows), device)
         with autocast:
-            chosen, rejected = sequence_logps(model, batch["idx"], batch["completion_mask"])[0].chunk(2)    # (B,) each
+            chosen, rejected = batch_logps(model, batch)[0].chunk(2)    # (B,) each
             logps = {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
             if "kl_idx" in batch:
                 logps["ref_kl_logps"] = sequence_logps(model, batch["kl_idx"], batch["kl_mask"])[0]    # (B,)
         for name, values in logps.items():
             for row, value in zip(rows, values.tolist()):
                 row[name] = value
+
+def preference_loss(model, batch, loss, hparams, mean_logps=False, sft_weight=0.0):
+    """The mean loss of a batch of pairs, (), and what is logged. loss: an entry of LOSSES; hparams: its hyperparameters at this update."""
+    logps, lens = batch_logps(model, batch)    # (2B,), chosen on top of rejected
+    (chosen, rejected), (chosen_lens, rejected_lens) = logps.chunk(2), lens.chunk(2)    # (B,) each
+    pairs = Pairs(chosen, rejected, batch.get("ref_chosen_logps"), batch.get("ref_rejected_logps"), chosen_lens, rejected_lens)
+    if loss.needs_kl:
+        with torch.no_grad():
+            kl_logps, kl_lens = sequence_logps(model, batch["kl_idx"], batch["kl_mask"])    # (B,)
+        pairs.kl_logratios = (kl_logps - batch["ref_kl_logps"]) / (kl_lens if mean_logps else 1)
+    pairs = pairs.per_token() if mean_logps else pairs
+    losses, chosen_rewards, rejected_rewards = loss.fn(pairs, **hparams)    # (B,) each
+    losses = losses - sft_weight * chosen / chosen_lens if sft_weight else losses
+    margins = chosen_rewards - rejected_rewards
+    return losses.mean(), {
+        "rewards/chosen": chosen_rewards.mean(), "rewards/rejected": rejected_rewards.mean(), "rewards/margins": margins.mean(),
+        "rewards/accuracies": ((margins > 0).float() + 0.5 * (margins == 0).float()).mean(),    # a tie counts half
+        "logps/chosen": chosen.detach().mean(), "logps/rejected": rejected.detach().mean(),
+        **({"beta": hparams["beta"]} if "beta" in hparams else {})}
 
 def main(argv=None):
     args = get_args(argv)
@@ -108,7 +129,7 @@ def main(argv=None):
 
     for part in rows.values() if loss.needs_kl else ():
         data.mismatch(part, args.max_len)
-    batches = {split: data.Batches(rows[split], args.batch_size, args.seed) for split in ("train", "val")}
+    batches = {split: data.Batches(rows[split], args.batch_size, args.seed, args.share_prefix) for split in ("train", "val")}
     with adapters.adapters_off(model) if args.adapter else nullcontext():
         for part in batches.values() if loss.needs_ref else ():
             add_reference(model, part, autocast)
@@ -116,30 +137,9 @@ def main(argv=None):
         model.features = torch.compile(model.features, dynamic=True)
 
     def compute_loss(batch):
-        logps, lens = sequence_logps(model, batch["idx"], batch["completion_mask"])    # (2B,), chosen on top of rejected
-        (chosen, rejected), (chosen_lens, rejected_lens) = logps.chunk(2), lens.chunk(2)    # (B,) each
-        pairs = Pairs(chosen, rejected, batch.get("ref_chosen_logps"), batch.get("ref_rejected_logps"), chosen_lens, rejected_lens)
-        if loss.needs_kl:
-            with torch.no_grad():
-                kl_logps, kl_lens = sequence_logps(model, batch["kl_idx"], batch["kl_mask"])    # (B,)
-            pairs.kl_logratios = (kl_logps - batch["ref_kl_logps"]) / (kl_lens if args.mean_logps else 1)
-        values = hparams_at(batch["step"])
-        pairs = pairs.per_token() if args.mean_logps else pairs
-        losses, chosen_rewards, rejected_rewards = loss.fn(pairs, **values)    # (B,) each
-        losses = losses - args.sft_weight * chosen / chosen_lens if args.sft_weight else losses
-        margins = chosen_rewards - rejected_rewards
-        return losses.mean(), {
-            "rewards/chosen": chosen_rewards.mean(), "rewards/rejected": rejected_rewards.mean(), "rewards/margins": margins.mean(),
-            "rewards/accuracies": ((margins > 0).float() + 0.5 * (margins == 0).float()).mean(),    # a tie counts half
-            "logps/chosen": chosen.detach().mean(), "logps/rejected": rejected.detach().mean(),
-            **({"beta": values["beta"]} if "beta" in values else {})}
+        return preference_loss(model, batch, loss, hparams_at(batch["step"]), args.mean_logps, args.sft_weight or 0.0)
 
-    def save(folder):
-        if args.adapter:
-            adapters.save_adapter(model, folder, args.init_from, base)
-        else:
-            model.save_pretrained(folder)
-
+    save = (lambda folder: adapters.save_adapter(model, folder, args.init_from, base)) if args.adapter else model.save_pretrained
     result = loop.fit(model, compute_loss, batches["train"], batches["val"], save=save, autocast=autocast,
                       show=("rewards/accuracies", "rewards/margins"), go_on=cli.go_on("train_pref.py", args), **cli.fit_flags(args))
     print()

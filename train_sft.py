@@ -14,7 +14,7 @@ import cli
 import data
 import loop
 import sources
-from losses import sequence_logps
+from logps import sequence_logps
 from model import GPT, GPTConfig
 
 def get_args(argv=None):

@@ -400,6 +400,30 @@ def test_collate_by_hand():
     assert batch["completion_mask"].dtype == torch.bool and batch["idx"].dtype == torch.long
     assert batch["weight"] == 2
 
+def test_collate_of_pairs_that_share_their_prompt_by_hand():
+    """One row a pair, its prompt once: segments 0 on it, 1 on the chosen, 2 on the rejected, EOS (9) included, 3 on the padding."""
+    one, two = {"prompt": [1, 2], "chosen": [3, 4, 9], "rejected": [9]}, {"prompt": [6], "chosen": [9], "rejected": [8, 9]}
+    batch = data.collate([one, two], share_prefix=True)
+    assert batch["idx"].shape == (2, 6) and batch["idx"][0].tolist() == [1, 2, 3, 4, 9, 9] and batch["idx"][1, :4].tolist() == [6, 9, 8, 9]
+    assert batch["segments"].tolist() == [[0, 0, 1, 1, 1, 2], [0, 1, 2, 2, 3, 3]]
+    assert batch["idx"].dtype == batch["segments"].dtype == torch.long
+    assert batch["weight"] == 2 and batch.keys() == {"idx", "segments", "weight"}    # a mask beside it would be read as the other layout
+
+def test_a_padding_token_in_a_text_is_no_padding():
+    """Padded with 0, and 0 is a token of GPT-2's ("!"): a mask made of idx == 0 would cut texts short."""
+    row = {"prompt": [0, 0], "chosen": [0, 5, 0], "rejected": [0]}
+    assert data.collate([row], share_prefix=True)["segments"].tolist() == [[0, 0, 1, 1, 1, 2]]
+    assert data.collate([row])["completion_mask"].int().tolist() == [[0, 0, 1, 1, 1], [0, 0, 1, 0, 0]]
+
+def test_the_completions_for_the_kl_keep_their_own_layout():
+    """KTO's mismatched completions are no side of the pair: each stands behind its prompt in a row of its own, in either layout."""
+    rows = [{"prompt": [1, 2], "chosen": [3, 9], "rejected": [9], "mismatched": [7, 8, 9]},
+            {"prompt": [6], "chosen": [9], "rejected": [8, 9], "mismatched": [3, 9]}]
+    plain, shared = data.collate(rows), data.collate(rows, share_prefix=True)
+    assert shared["kl_idx"].tolist() == [[1, 2, 7, 8, 9], [6, 3, 9, 0, 0]]
+    assert shared["kl_mask"].int().tolist() == [[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]]
+    assert all(torch.equal(plain[key], shared[key]) for key in ("kl_idx", "kl_mask"))
+
 def test_weight_of_a_supervised_batch_is_its_tokens():
     """A mean over rows weighs the words of a short text more; evaluation and gradient accumulation weigh by this number."""
     batch = data.collate([{"prompt": [1, 2], "chosen": [3, 4, 9]}, {"prompt": [6], "chosen": [7, 9]}])
@@ -453,18 +477,60 @@ def test_epochs_and_seeds_differ():
     rows = make(40)
     assert order(0, 0) != order(0, 1) != order(0, 2) and order(0, 0) != order(1, 0)
 
+layouts = pytest.mark.parametrize("share_prefix", [False, True], ids=["two rows a pair", "one row a pair"])
+
+@layouts
+def test_both_layouts_hold_the_same_pairs(share_prefix):
+    """Row by row: what stands in a batch is the pair that was given, with its own reference, whatever the layout and the epoch."""
+    rows = make(23)
+    for i, row in enumerate(rows):
+        row["ref_chosen_logps"], row["ref_rejected_logps"] = -float(i), -1000.0 - i
+    batches = data.Batches(rows, 4, seed=5, share_prefix=share_prefix)
+    for epoch in range(2):
+        seen = []
+        for i in range(6 * epoch, 6 * epoch + 6):
+            batch = batches[i]
+            for b, n in enumerate(numbers(batch)):
+                texts = [rows[n]["prompt"] + rows[n]["chosen"], rows[n]["prompt"] + rows[n]["rejected"]]
+                if share_prefix:
+                    segments, idx = batch["segments"][b], batch["idx"][b]
+                    got = [idx[(segments == 0) | (segments == side)].tolist() for side in (1, 2)]
+                else:
+                    got = [batch["idx"][at, :len(text)].tolist() for at, text in zip((b, b + batch["weight"]), texts, strict=True)]
+                assert got == texts and batch["ref_chosen_logps"][b] == -n and batch["ref_rejected_logps"][b] == -1000 - n
+            seen += numbers(batch)
+        assert sorted(seen) == list(range(23))
+
+def test_rows_of_one_length_come_in_the_same_order_in_both_layouts():
+    """The seed decides on the order, and nothing but the lengths on who goes together: a run with one layout repeats that of the other."""
+    rows = [{"prompt": [i, 1], "chosen": [2, 9], "rejected": [3, 3, 9]} for i in range(23)]
+    one, two = (data.Batches(rows, 4, seed=3, share_prefix=shared) for shared in (True, False))
+    assert [numbers(one[i]) for i in range(18)] == [numbers(two[i]) for i in range(18)]
+    assert [numbers(b) for b in one] == [numbers(b) for b in two]
+    assert [numbers(one[i]) for i in range(6)] != [numbers(data.Batches(rows, 4, 4, True)[i]) for i in range(6)]
+
+def test_rows_are_grouped_by_the_length_that_they_will_have():
+    """By hand: beside a prompt of 1, completions of 5 and 1 are a text of 6, or a row of 7; those of 4 and 4 a text of 5, or a row of 9."""
+    uneven, even = ({"prompt": [1], "chosen": [2] * n, "rejected": [3] * m} for n, m in ((5, 1), (4, 4)))
+    assert data.Batches([uneven, even], 1).lengths == [6, 5] and data.Batches([uneven, even], 1, share_prefix=True).lengths == [7, 9]
+    rows = make(64)
+    assert data.Batches(rows, 8, share_prefix=True).lengths == [data.collate([r], share_prefix=True)["idx"].shape[1] for r in rows]
+    assert data.Batches(rows, 8).lengths == [data.collate([r])["idx"].shape[1] for r in rows]
+    assert data.Batches(make(64, pairs=False), 8).lengths == [data.collate([r])["idx"].shape[1] for r in make(64, pairs=False)]
+
 def padding(batches):
     return sum(int(b["idx"].numel()) for b in batches)
 
+@layouts
 @pytest.mark.parametrize("one_pass", [False, True])
-def test_rows_of_like_length_go_together(one_pass):
+def test_rows_of_like_length_go_together(one_pass, share_prefix):
     """In random batches nearly half of the tokens of such rows are padding, which costs as much as text."""
     rows = make(640, longest=60)
-    tokens = sum(2 * len(r["prompt"]) + len(r["chosen"]) + len(r["rejected"]) for r in rows)
-    random_waste = padding(data.collate(rows[at:at + 8]) for at in range(0, 640, 8)) - tokens
-    batches = data.Batches(rows, 8)
+    tokens = sum((1 if share_prefix else 2) * len(r["prompt"]) + len(r["chosen"]) + len(r["rejected"]) for r in rows)
+    random_waste = padding(data.collate(rows[at:at + 8], share_prefix) for at in range(0, 640, 8)) - tokens
+    batches = data.Batches(rows, 8, share_prefix=share_prefix)
     waste = padding(batches if one_pass else (batches[i] for i in range(80))) - tokens
-    assert waste < 0.6 * random_waste
+    assert 0 <= waste < (0.3 if share_prefix else 0.6) * random_waste
 
 def test_an_epoch_does_not_run_from_short_to_long():
     """Sorting everything by length would save the most padding, and train on the short ones first and the long ones last."""

@@ -125,6 +125,107 @@ def test_grad_norm_is_the_norm_before_clipping_and_0_does_not_clip():
         assert metrics["grad_norm"] > 0.1 and moved == pytest.approx(clip or metrics["grad_norm"], rel=1e-3)
 
 # ---------------------------------------------------------------------------------------------------------------------
+# float16: a loss that is scaled
+
+def scaled(scale=1024.0):
+    return torch.amp.GradScaler("cpu", init_scale=scale)
+
+def overflowing(model, yes=(True,)):
+    """A gradient that is not finite in those updates where `yes` says so."""
+    left = list(yes)
+    model.a.register_hook(lambda g: g * math.inf if left and left.pop(0) else g)
+    return model
+
+def test_an_overflow_leaves_out_the_update_and_halves_the_scale():
+    """A loss that was scaled by too much is no divergence: stopping there ends most float16 runs at their first update."""
+    model = overflowing(Line())
+    optimizer, scaler = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5, fused=True), scaled()
+    step = lambda: loop.train_step(model, squared_error(model), [Stream()[3]], optimizer, 1.0, None, scaler)
+    metrics = step()
+    assert not math.isfinite(metrics["grad_norm"]) and math.isfinite(metrics["loss"])
+    assert (model.a.item(), model.b.item()) == (0.5, 0.0) and scaler.get_scale() == 512    # nor has weight decay moved it
+    assert all(not state[key].any() for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq", "step"))
+    assert math.isfinite(step()["grad_norm"]) and model.a.item() != 0.5 and scaler.get_scale() == 512
+
+def test_without_a_scaler_the_same_gradient_stops_the_run():
+    """In float32 and bfloat16 nothing was scaled: an infinite gradient is the run's own."""
+    for scaler in (None, torch.amp.GradScaler("cpu", enabled=False)):
+        model = overflowing(Line())
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+        with pytest.raises(FloatingPointError, match="gradient norm"):
+            loop.train_step(model, squared_error(model), [Stream()[3]], optimizer, 1.0, None, scaler)
+        assert model.a.item() == 0.5
+
+def test_a_loss_that_is_not_finite_stops_a_scaled_run_too():
+    """The scale has no part in it: left to the scaler such a run would leave out every update to its end."""
+    model, scaler = Line(), scaled()
+    nan = lambda batch: (squared_error(model)(batch)[0] * math.nan, {})
+    with pytest.raises(FloatingPointError, match="loss nan"):
+        loop.train_step(model, nan, [Stream()[3]], torch.optim.AdamW(model.parameters(), fused=True), 1.0, None, scaler)
+    assert model.a.item() == 0.5
+
+@pytest.mark.parametrize("clip", [0.0, 1e-3, 1.0])
+def test_the_scale_is_undone_before_the_norm_is_taken_and_clipped(clip):
+    """Clipped at 1.0 while it is 1024 times too large, every gradient is cut to a thousandth; the log shows the scale, not the norm."""
+    results = []
+    for scaler in (None, scaled(), scaled(8.0)):    # powers of two: the numbers are the same to the bit
+        model = Line()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        metrics = loop.train_step(model, squared_error(model), [Stream()[1], Stream()[3]], optimizer, clip, None, scaler)
+        results.append((metrics, model.a.item(), model.b.item()))
+    assert results[0] == results[1] == results[2]
+    moved = math.hypot(results[0][1] - 0.5, results[0][2])
+    assert results[0][0]["grad_norm"] > 1 and moved == pytest.approx(clip or results[0][0]["grad_norm"], rel=1e-3)
+
+HALF = dict(autocast=torch.autocast("cpu", torch.float16))
+
+def test_a_float16_run_finds_its_scale_and_learns(tmp_path):
+    """It starts at 65,536, which is too much for gradients of order 1: the first updates only look for a scale."""
+    model = Line()
+    result = fit(model, tmp_path, max_steps=40, eval_every=10, **HALF)
+    norms = [v for _, _, metric, v in read_log(tmp_path) if metric == "grad_norm"]
+    skipped = sum(not math.isfinite(v) for v in norms)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert result["step"] == len(norms) == 40 and skipped and state["scaler"]["scale"] == 2.0 ** (16 - skipped)
+    assert {int(s["step"]) for s in state["optimizer"]["state"].values()} == {40 - skipped}
+    assert result["best_step"] == 40 and model.a.item() > 1 and (tmp_path / "curves.png").exists()    # an infinite point is drawn past
+
+def test_a_float16_run_resumed_equals_one_not_stopped(tmp_path):
+    """A scale that starts anew at 65,536 leaves out updates that the whole run made."""
+    whole, cut, again = Line(), Line(), Line()
+    flags = dict(max_steps=16, eval_every=8, patience=9, **HALF)
+    fit(whole, tmp_path / "whole", **flags)
+    class Interrupting(Stream):
+        def __getitem__(self, i):
+            if i == 9:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().__getitem__(i)
+    with pytest.raises(SystemExit):
+        fit(cut, tmp_path / "cut", train=Interrupting(), **flags)
+    assert torch.load(tmp_path / "cut" / "state.pt", weights_only=True)["scaler"]["scale"] < 2 ** 16
+    fit(again, tmp_path / "cut", resume=True, **flags)
+    assert torch.equal(again.a, whole.a) and torch.equal(again.b, whole.b)
+    assert (tmp_path / "cut" / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
+    states = [torch.load(tmp_path / d / "state.pt", weights_only=True)["scaler"] for d in ("whole", "cut")]
+    assert states[0] == states[1]
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_a_float16_run_is_scaled(dtype, tmp_path, monkeypatch):
+    """
+    An autocast that is off has a dtype all the same, on a GPU float16, and a scaler in a float32 run leaves out the updates that
+    should have stopped it.
+    """
+    default = torch.get_autocast_dtype("cpu")
+    torch.set_autocast_dtype("cpu", torch.float16)    # as it is for CUDA
+    try:
+        autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)    # as cli.set_up makes it
+    finally:
+        torch.set_autocast_dtype("cpu", default)
+    fit(Line(), tmp_path, autocast=autocast, max_steps=4)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["scaler"] == {}
+    assert all(math.isfinite(v) for _, _, _, v in read_log(tmp_path))
+
+# ---------------------------------------------------------------------------------------------------------------------
 # the run
 
 def test_it_evaluates_before_the_first_update_and_at_the_end(tmp_path):

@@ -1,5 +1,4 @@
-"""The log-prob of a completion and every loss: by hand, against slow loops, against golden values, and properties over all of LOSSES."""
-import copy
+"""Every loss: by hand, against golden values, and properties over all of LOSSES."""
 import json
 import math
 from pathlib import Path
@@ -8,8 +7,7 @@ import pytest
 import torch
 
 import losses
-from losses import LOSSES, Pairs, sequence_logps
-from model import GPT, GPTConfig
+from losses import LOSSES, Pairs
 
 GOLDEN = json.loads((Path(__file__).parent / "oracle" / "losses.json").read_text())
 
@@ -31,97 +29,6 @@ def gradients(name, pairs, **hparams):
     out = LOSSES[name].fn(pairs, **hparams)[0]
     return out.detach(), [torch.zeros_like(out) if g is None else g for g in
                           torch.autograd.grad(out.sum(), (pairs.policy_chosen_logps, pairs.policy_rejected_logps), allow_unused=True)]
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the log-prob of a completion
-
-@pytest.fixture(scope="module")
-def tiny():
-    torch.manual_seed(0)
-    return GPT(GPTConfig(block_size=32, vocab_size=50, n_layer=2, n_head=2, n_embd=16)).eval()
-
-SPANS = ((5, 9), (1, 20), (12, 13), (3, 18))    # first token of the completion, first behind it
-
-@pytest.fixture(scope="module")
-def batch():
-    torch.manual_seed(1)
-    idx, mask = torch.randint(0, 50, (4, 20)), torch.zeros(4, 20, dtype=torch.bool)
-    for i, (a, b) in enumerate(SPANS):
-        mask[i, a:b] = True
-    return idx, mask
-
-def test_logps_of_a_uniform_model_are_the_length_times_log_v(tiny, batch):
-    """On paper: with equal logits each token has probability 1 / 50. A mean for the sum gives log V whatever the length."""
-    flat = copy.deepcopy(tiny)
-    flat.lm_head.weight.data.zero_()
-    logps, lens = sequence_logps(flat, *batch)
-    assert lens.tolist() == [b - a for a, b in SPANS]
-    assert logps.tolist() == pytest.approx([-(b - a) * math.log(50) for a, b in SPANS], rel=1e-5)
-
-def test_logps_equal_a_slow_double_loop(tiny, batch):
-    """Unshifted, logits[:, t] would be read as the prediction of idx[:, t], which is the input itself."""
-    idx, mask = batch
-    with torch.no_grad():
-        log_p = tiny(idx).log_softmax(-1)
-        want = [sum(log_p[i, t - 1, idx[i, t]].item() for t in range(a, b)) for i, (a, b) in enumerate(SPANS)]
-        assert sequence_logps(tiny, idx, mask)[0].tolist() == pytest.approx(want, abs=1e-4)
-
-def test_logps_do_not_see_what_stands_behind_a_completion(tiny, batch):
-    """Padding that is counted, or attended to, changes the sum."""
-    idx, mask = batch
-    other = idx.clone()
-    for i, (_, b) in enumerate(SPANS):
-        other[i, b:] = 7
-    assert torch.allclose(sequence_logps(tiny, other, mask)[0], sequence_logps(tiny, idx, mask)[0], atol=1e-5)
-
-def test_logps_depend_on_the_prompt_but_do_not_count_it(tiny, batch):
-    """A prompt that is counted adds its own log-prob; one that is masked out of attention changes nothing."""
-    idx, mask = batch
-    longer = mask.clone()
-    longer[0, 3:5] = True
-    assert (sequence_logps(tiny, idx, longer)[0][0] < sequence_logps(tiny, idx, mask)[0][0] - 1).item()
-    other = idx.clone()
-    other[0, 1] = (other[0, 1] + 1) % 50
-    assert not torch.allclose(sequence_logps(tiny, other, mask)[0][0], sequence_logps(tiny, idx, mask)[0][0], atol=1e-6)
-
-def test_a_row_has_the_same_logps_in_any_batch(tiny, batch):
-    """Rows must not leak into each other: alone, or in another order, a row has the sum it has."""
-    idx, mask = batch
-    together, order = sequence_logps(tiny, idx, mask)[0], torch.tensor([2, 0, 3, 1])
-    alone = torch.cat([sequence_logps(tiny, idx[i:i + 1], mask[i:i + 1])[0] for i in range(4)])
-    assert torch.allclose(together, alone, atol=1e-5)
-    assert torch.allclose(sequence_logps(tiny, idx[order], mask[order])[0], together[order], atol=1e-5)
-
-def test_the_gradient_equals_that_of_the_whole_log_softmax(tiny, batch):
-    """The vocabulary is paid for under the mask only, and what is left out must have had no gradient."""
-    idx, mask = batch
-    grads = []
-    for slow in (False, True):
-        model = copy.deepcopy(tiny)
-        if slow:
-            per_token = model(idx)[:, :-1].log_softmax(-1).gather(2, idx[:, 1:, None]).squeeze(2)
-            logps = (per_token * mask[:, 1:]).sum(1)
-        else:
-            logps = sequence_logps(model, idx, mask)[0]
-        (logps * torch.tensor([1.0, -2.0, 0.5, 3.0])).sum().backward()
-        grads.append([p.grad for p in model.parameters()])
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads))
-
-def test_logps_are_float32_under_bfloat16_autocast(tiny, batch):
-    """A sum of hundreds in bfloat16 has two digits: the difference of two such sums is noise."""
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        logps = sequence_logps(tiny, *batch)[0]
-    assert logps.dtype == torch.float32
-    with torch.no_grad():
-        assert torch.allclose(logps, sequence_logps(tiny, *batch)[0], rtol=0.01)
-
-def test_the_first_column_never_counts(tiny):
-    """Nothing stands before it, so nothing predicts it: counting it would read the last token's logits."""
-    idx, mask = torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.bool)
-    later = mask.clone()
-    later[0, 0] = False
-    for a, b in zip(sequence_logps(tiny, idx, mask), sequence_logps(tiny, idx, later)):
-        assert torch.equal(a, b)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # values

@@ -138,6 +138,24 @@ def test_features_times_the_head_are_the_logits():
     assert m.features(idx).shape == (2, 5, 16)
     near(m.features(idx) @ m.transformer.wte.weight.T, m(idx))
 
+def test_positions_and_mask_are_by_default_those_of_one_text():
+    """A mask that is taken for its opposite, or given beside is_causal, or positions that are ignored, go unseen on a text alone."""
+    m, idx = tiny(), tokens(2, 7)
+    causal = torch.ones(7, 7, dtype=torch.bool).tril().expand(2, 1, 7, 7)
+    near(m.features(idx, positions=torch.arange(7).expand(2, 7), mask=causal), m.features(idx))
+    near(m.features(idx, positions=torch.arange(3, 10).expand(2, 7), mask=causal),
+         m.features(torch.cat([tokens(2, 3), idx], dim=1), mask=torch.ones(10, 10, dtype=torch.bool).tril().expand(2, 1, 10, 10)
+                    & (torch.arange(10) >= 3) | torch.eye(10, dtype=torch.bool))[:, 3:])    # behind three that nobody looks at
+    assert not torch.allclose(m.features(idx, mask=torch.ones_like(causal)), m.features(idx), atol=0.01)
+
+def test_a_row_of_several_texts_may_be_longer_than_block_size():
+    """Each of them fits, and its positions with it: only a row that is one text is refused."""
+    m, idx = tiny(), tokens(1, 32)
+    apart = torch.block_diag(*[torch.ones(16, 16).tril()] * 2).bool()[None, None]
+    near(m.features(idx, positions=torch.arange(16).repeat(2)[None], mask=apart), m.features(idx.view(2, 16)).view(1, 32, 16))
+    with pytest.raises(ValueError, match="32 tokens .* block_size = 16"):
+        m.features(idx)
+
 def test_n_inner_is_honoured_and_none_is_four_times_n_embd():
     """GPT-2's config says null, which is not zero; a model with another width must keep it through its folder."""
     assert tiny().transformer.h[0].mlp.c_fc.weight.shape == (64, 16)
@@ -256,12 +274,54 @@ def test_a_ragged_batch_gives_the_tokens_of_its_rows_one_by_one_whatever_the_pad
             torch.testing.assert_close(seen[n][b], want, atol=1e-5, rtol=0)
             torch.testing.assert_close(seen[9 + n][b], want, atol=1e-5, rtol=0)
 
+def scripted(m, monkeypatch, table):
+    """Row b of a batch draws table[n][b] as its n-th token. Gives a list that fills up with (rows given, rows cached) of every step."""
+    steps, features = [], m.features
+    monkeypatch.setattr(torch, "rand", lambda n, B, **how: torch.arange(B).expand(n, B))    # what a row draws is its own number
+    monkeypatch.setattr(model_py, "sample", lambda logits, temperature, k, p, rows: torch.tensor(table[len(steps) - 1])[rows])
+    def counted(idx, cache):
+        states = features(idx, cache)
+        assert {len(x) for part in (cache.k, cache.v) for x in part.values()} == {len(idx)}
+        steps.append(len(idx))
+        return states
+    monkeypatch.setattr(m, "features", counted)
+    return steps
+
 def test_a_row_that_drew_eos_is_filled_with_it_and_generation_stops_when_all_have(monkeypatch):
-    """An EOS in the prompt does not count, one drawn first does; and a finished row goes on drawing, which must not be seen."""
-    draws = iter(torch.tensor([[5, 1, 9], [9, 2, 3], [3, 9, 4], [4, 4, 4]]))
-    monkeypatch.setattr(model_py, "sample", lambda *args: next(draws))
-    out = tiny().generate(torch.tensor([[9, 8], [9, 9], [1, 2]]), 10, eos=9)
+    """An EOS in the prompt does not count, one drawn first does."""
+    m = tiny()
+    scripted(m, monkeypatch, [[5, 1, 9], [9, 2, 3], [3, 9, 4], [4, 4, 4]])
+    out = m.generate(torch.tensor([[9, 8], [9, 9], [1, 2]]), 10, eos=9)
     assert out.tolist() == [[9, 8, 5, 9, 9], [9, 9, 1, 2, 9], [1, 2, 9, 9, 9]]
+
+NEVER = 99
+ENDS = {"a quarter at once": [3, 0, 3, 3, 0, 3, 3, 4], "less than a quarter": [5, 5, 1, 5, 5, 5, 5, 5],
+        "one by one": [3, 0, 7, 2, 6, 1, 5, 4], "all but one": [1, 1, 1, 1, 1, 7, 1, 1], "all but one that never ends": [0] * 7 + [NEVER],
+        "all at once": [2] * 8, "none": [NEVER] * 8, "a row alone": [3], "of two": [4, 1]}
+
+@pytest.mark.parametrize("eos", [9, 0])
+@pytest.mark.parametrize("ends", ENDS.values(), ids=ENDS)
+def test_a_finished_row_is_dropped_and_stays_filled_with_eos_in_its_own_place(ends, eos, monkeypatch):
+    """Written by its place among the rows that go on, a token lands in another row; and a finished row that is still there draws on."""
+    m, B = tiny(), len(ends)
+    table = [[eos if end == n else 10 + b for b, end in enumerate(ends)] for n in range(9)]    # whoever draws on draws 10 + b
+    steps = scripted(m, monkeypatch, table)
+    idx = tokens(B, 4)
+    out = m.generate(idx, 9, eos=eos)
+    last = min(max(ends) + 1, 9)
+    assert torch.equal(out[:, :4], idx)
+    assert out[:, 4:].tolist() == [[10 + b if n < end else eos for n in range(last)] for b, end in enumerate(ends)]
+    assert len(steps) == last and steps[0] == B
+    for n, rows in enumerate(steps[1:], 1):    # the rows that pass through the model: those that go on, and less than a third more
+        going_on = sum(end >= n for end in ends)
+        assert going_on <= rows and 3 * rows < 4 * going_on
+
+def test_a_dropped_row_takes_no_time(monkeypatch):
+    """A cache that keeps its rows, or a model that is given the finished ones too, makes the longest row's length that of all."""
+    m = tiny()
+    steps = scripted(m, monkeypatch, [[9 if n in (b, 8) else 1 for b in range(8)] for n in range(9)])
+    m.generate(tokens(8, 4), 9, eos=9)
+    assert steps == [8, 8, 6, 6, 4, 3, 2, 1]    # one ends at every step; at 7 of 8, and at 5 of 6, nobody is dropped yet
 
 def test_with_eos_a_batch_equals_its_rows_one_by_one():
     """The batch goes on while one row has no EOS yet; rows that ended must stay ended, and the others undisturbed."""
@@ -274,12 +334,37 @@ def test_with_eos_a_batch_equals_its_rows_one_by_one():
     n = max(ends)
     assert out == [(row[:end] + [eos] * 9)[:n] for row, end in zip(alone, ends, strict=True)]
 
+def slow_sampled(m, prompt, draws, **how):
+    """sample on the whole forward pass, again for every token: list, (n,) -> its n continuations."""
+    row = list(prompt)
+    for u in draws:
+        row.append(sample(m(torch.tensor([row]))[:, -1], how.get("temperature", 1.0), how.get("top_k"), how.get("top_p"), u[None]).item())
+    return row[len(prompt):]
+
+@pytest.mark.parametrize("lens", [None, [6, 2, 4, 5, 1, 6, 3, 2]], ids=["level", "ragged"])
+@pytest.mark.parametrize("how", [{}, {"temperature": 0}, {"temperature": 0.7, "top_k": 5}, {"top_p": 0.8}],
+                         ids=["all", "greedy", "top_k", "top_p"])
+def test_rows_that_go_on_draw_what_they_would_have_drawn_had_nobody_finished(how, lens):
+    """Fewer numbers drawn once a row is gone, a cache cut at the wrong rows, or lens left uncut: every token is still a likely one."""
+    m, idx, g = tiny(seed=3), tokens(8, 6), lambda: torch.Generator().manual_seed(4)
+    free = m.generate(idx, 10, lens=lens, generator=g(), **how)[:, 6:].tolist()    # without EOS nobody is ever dropped
+    draws = torch.rand(10, 8, generator=g())
+    for b, prompt in enumerate(idx.tolist()):
+        assert free[b] == slow_sampled(m, prompt[:lens[b] if lens else 6], draws[:, b], **how)
+    widths = set()
+    for eos in sorted({t for row in free for t in row}):    # each of the tokens drawn plays EOS once
+        ends = [row.index(eos) + 1 if eos in row else 10 for row in free]
+        out = m.generate(idx, 10, lens=lens, eos=eos, generator=g(), **how)[:, 6:].tolist()
+        assert out == [(row[:end] + [eos] * 10)[:max(ends)] for row, end in zip(free, ends, strict=True)], eos
+        widths.add(tuple(sorted(ends)))
+    assert len(widths) > 3    # ways to finish
+
 def test_without_eos_generation_does_not_stop(monkeypatch):
     """A test `if eos` would take token 0 for no EOS; without EOS nothing may end a row."""
-    monkeypatch.setattr(model_py, "sample", lambda *args: torch.tensor([0]))
+    monkeypatch.setattr(model_py, "sample", lambda logits, *rest: torch.zeros(len(logits), dtype=torch.long))
     m = tiny()
-    assert m.generate(torch.tensor([[3]]), 4).tolist() == [[3, 0, 0, 0, 0]]
-    assert m.generate(torch.tensor([[3]]), 4, eos=0).tolist() == [[3, 0]]
+    assert m.generate(torch.tensor([[3], [4]]), 4).tolist() == [[3, 0, 0, 0, 0], [4, 0, 0, 0, 0]]
+    assert m.generate(torch.tensor([[3], [4]]), 4, eos=0).tolist() == [[3, 0], [4, 0]]
 
 def test_no_new_tokens_gives_the_prompt_back():
     """torch.cat of an empty list raises."""
@@ -314,10 +399,11 @@ def test_arguments_out_of_range_are_refused_in_one_line(name, value):
 # sampling
 
 P = torch.tensor([0.10, 0.40, 0.05, 0.30, 0.15])    # by size: 1, 3, 4, 0, 2
+UNDER_ONE = 1 - 2 ** -24    # the largest number that torch.rand can draw
 
 def draws(logits, n=4000, *, temperature=1.0, top_k=None, top_p=None):
-    """n tokens from one row of logits."""
-    return sample(logits.expand(n, -1), temperature, top_k, top_p, torch.Generator().manual_seed(0))
+    """n tokens from one row of logits, by n draws spread evenly over [0, 1): each token's share of them is known to 1 / n."""
+    return sample(logits.expand(n, -1), temperature, top_k, top_p, (torch.arange(n) + 0.5) / n)
 
 def frequencies(drawn, V):
     return torch.bincount(drawn, minlength=V) / len(drawn)
@@ -337,22 +423,25 @@ def test_top_p_that_is_reached_exactly_needs_no_further_token():
     """Four tokens of exactly 1/4: two of them are half of the mass; `>` for `>=` would take three."""
     assert len(set(draws(torch.zeros(4), top_p=0.5).tolist())) == 2
 
-def test_top_p_of_one_cuts_nothing(monkeypatch):
+def test_top_p_of_one_cuts_nothing():
     """1 - rounding is reached before the last token, so a sum in fp32 drops thousands of rare tokens of GPT-2's vocabulary."""
-    seen = []
-    monkeypatch.setattr(torch, "multinomial", lambda probs, n, generator=None: seen.append(probs) or probs.argmax(-1, keepdim=True))
-    sample(3 * torch.randn(4, 50257, generator=torch.Generator().manual_seed(0)), 1.0, None, 1.0, None)
-    assert (seen[0] > 0).all()
+    for seed in range(4):    # it depends on how the sum is rounded
+        logits = (3 * torch.randn(50257, generator=torch.Generator().manual_seed(seed))).sort().values    # the rarest stand first
+        ends = logits.double().softmax(0).cumsum(0)[:50]
+        middles = (ends + torch.cat([torch.zeros(1), ends[:-1]])) / 2
+        assert ends[-1] < 1e-7
+        assert sample(logits.expand(50, -1), 1.0, None, 1.0, middles.float()).tolist() == list(range(50))
 
 def test_top_p_and_top_k_are_taken_row_by_row():
     """Scattering the sorted mask back along the wrong dimension is right for equal rows only."""
-    rows = torch.stack([P, P.flip(0)]).log().repeat(2000, 1)
+    rows, u = torch.stack([P, P.flip(0)]).log().repeat(500, 1), (torch.arange(500) + 0.5) / 500
     for kwargs in (dict(top_k=2, top_p=None), dict(top_k=None, top_p=0.6)):
-        drawn = sample(rows, 1.0, generator=torch.Generator().manual_seed(0), **kwargs)
-        assert set(drawn[::2].tolist()) == {1, 3}
-        assert set(drawn[1::2].tolist()) == {3, 1}
+        drawn = sample(rows, 1.0, draws=u.repeat_interleave(2), **kwargs)
+        assert frequencies(drawn[::2], 5).tolist() == pytest.approx([0, 4 / 7, 0, 3 / 7, 0], abs=0.01)
+        assert frequencies(drawn[1::2], 5).tolist() == pytest.approx([0, 3 / 7, 0, 4 / 7, 0], abs=0.01)
     one_peak = torch.tensor([[9.0, 0, 0, 0, 0], [0, 0, 0, 0, 9.0]])
-    assert sample(one_peak, 1.0, None, 0.5, None).tolist() == [0, 4]
+    for u in (0.0, 0.5, UNDER_ONE):
+        assert sample(one_peak, 1.0, None, 0.5, torch.full((2,), u)).tolist() == [0, 4]
 
 def test_top_p_counts_what_top_k_has_left():
     """As in transformers: of 0.4 and 0.3, renormalized, the first alone has 0.57 and reaches 0.5; of the whole it would not."""
@@ -366,18 +455,44 @@ def test_top_p_counts_after_the_temperature():
 def test_sampled_frequencies_follow_the_softmax():
     """Logits taken for probabilities, or a softmax over the wrong dimension, still give tokens in range."""
     logits = torch.tensor([1.0, -1.0, 0.5, 2.0])
-    assert (frequencies(draws(logits, 20000), 4) - logits.softmax(0)).abs().max() < 0.015
+    assert (frequencies(draws(logits), 4) - logits.softmax(0)).abs().max() < 0.001
+    u = torch.rand(20000, generator=torch.Generator().manual_seed(0))
+    assert (frequencies(sample(logits.expand(20000, -1), 1.0, None, None, u), 4) - logits.softmax(0)).abs().max() < 0.015
+
+def test_a_draw_falls_into_the_token_whose_share_of_the_unit_interval_holds_it():
+    """On paper: shares of a quarter each, the left end inside. One token too early or too late shifts the whole distribution."""
+    below = lambda x: torch.nextafter(torch.tensor(x), torch.tensor(0.0)).item()
+    for u, token in ((0.0, 0), (below(0.25), 0), (0.25, 1), (below(0.5), 1), (0.5, 2), (below(0.75), 2), (0.75, 3), (UNDER_ONE, 3)):
+        assert sample(torch.zeros(1, 4), 1.0, None, None, torch.tensor([u])).item() == token, u
+    assert sample(torch.zeros(3, 4), 1.0, None, None, torch.tensor([0.9, 0.1, 0.6])).tolist() == [3, 0, 2]    # each row by its own draw
+
+@pytest.mark.parametrize("cut", ["-inf", "top_k", "top_p"])
+def test_a_token_without_probability_is_never_taken_not_even_first_or_last_or_on_a_boundary(cut):
+    """A draw of exactly 0, or one on the boundary, is in no token's inside: searched from the wrong side it gives the empty one there."""
+    logits = torch.tensor([[-math.inf if cut == "-inf" else -4.0] * 7])
+    logits[0, [1, 4]] = 3.0
+    how = {"-inf": (None, None), "top_k": (2, None), "top_p": (None, 0.9)}[cut]
+    half = torch.tensor(0.5)
+    for u, token in ((0.0, 1), (torch.nextafter(half, torch.tensor(0.0)), 1), (half, 4), (UNDER_ONE, 4)):
+        assert sample(logits, 1.0, *how, torch.tensor([u])).item() == token, u
+    g = torch.Generator().manual_seed(0)
+    many = torch.randn(300, 2000, generator=g).mul(3).masked_fill(torch.rand(300, 2000, generator=g) < 0.5, -math.inf)
+    many[:, [0, 1, -2, -1]] = -math.inf    # and where the sum of the probabilities, rounded, is not 1
+    total = many.softmax(-1).cumsum(-1)[:, -1]
+    assert (total < 1).any() and (total > 1).any()
+    for u in (0.0, 2 ** -24, 0.5, 1 - 2 ** -23, UNDER_ONE):
+        assert many.gather(1, sample(many, 1.0, None, None, torch.full((300,), u))[:, None]).isfinite().all(), u
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_temperature_raises_the_probabilities_to_its_inverse(temperature):
     """Multiplying by the temperature turns hot into cold, and at 1 nobody sees it."""
     want = P ** (1 / temperature)
-    got = frequencies(draws(P.log(), 20000, temperature=temperature), 5)
-    assert (got - want / want.sum()).abs().max() < 0.015
+    got = frequencies(draws(P.log(), temperature=temperature), 5)
+    assert (got - want / want.sum()).abs().max() < 0.001
 
 def test_top_k_keeps_the_ratios_of_what_it_keeps():
     """After the cut, 0.4 and 0.3 are 4/7 and 3/7, not a half each."""
-    assert (frequencies(draws(P.log(), 20000, top_k=2), 5) - torch.tensor([0, 4 / 7, 0, 3 / 7, 0])).abs().max() < 0.015
+    assert (frequencies(draws(P.log(), top_k=2), 5) - torch.tensor([0, 4 / 7, 0, 3 / 7, 0])).abs().max() < 0.001
 
 def test_temperature_zero_is_the_argmax_and_needs_no_random_numbers():
     """Dividing by zero gives NaN; and a greedy evaluation must not move the state that training draws from."""
@@ -387,7 +502,7 @@ def test_temperature_zero_is_the_argmax_and_needs_no_random_numbers():
     assert torch.equal(torch.get_rng_state(), before)
 
 def test_top_k_of_one_equals_greedy():
-    """Two ways to the same tokens, one through multinomial and one past it."""
+    """Two ways to the same tokens, one by a draw and one without."""
     m, idx = tiny(), tokens(3, 4)
     assert torch.equal(m.generate(idx, 8, top_k=1), m.generate(idx, 8, temperature=0))
 

@@ -44,9 +44,10 @@ def first_log(run, metric="loss", split="val"):
         return [float(r["value"]) for r in csv.DictReader(f) if (r["split"], r["metric"]) == (split, metric)]
 
 def pref(out_dir, *flags):
-    """train_pref.main on a few prompts, without the long evaluation at the end."""
+    """train_pref.main on a few prompts, without the long evaluation at the end, and without the picture, which takes longer."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(eval, "main", lambda *args, **more: {})
+        patch.setattr(loop, "plot_curves", lambda folder: None)
         return train_pref.main(["--out_dir", str(out_dir), *QUICK, *flags])
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -159,6 +160,56 @@ def test_sft_counts_tokens_not_rows(here, tmp_path):
     assert json.loads(Path("out/toy/sft/result.json").read_text())["best_val_loss"] == pytest.approx(total / count, rel=0.05)
 
 # ---------------------------------------------------------------------------------------------------------------------
+# a pair in one row, and other dtypes
+
+def log_of(run):
+    """{(step, split, metric): value}."""
+    with open(Path(run) / "log.csv", newline="") as f:
+        return {(int(r["step"]), r["split"], r["metric"]): float(r["value"]) for r in csv.DictReader(f)}
+
+@pytest.mark.parametrize("flags", [["--loss", "dpo"], ["--loss", "dpo", "--adapter", "parallel", "--adapter_rank", "4"],
+                                   ["--loss", "kto", "--mean_logps", "--sft_weight", "0.5"]], ids=["dpo", "adapter", "kto"])
+def test_share_prefix_trains_the_same_run(here, tmp_path, flags):
+    """The same numbers is what the flag promises; chosen and rejected changed about, or a reference of the other layout, still train."""
+    logs = []
+    for name, more in (("apart", []), ("shared", ["--share_prefix"])):    # an epoch is one batch: all the pairs, in either layout
+        pref(tmp_path / name, *flags, *more, "--batch_size", "512", "--lr", "1e-2", "--eval_every", "4")
+        logs.append(log_of(tmp_path / name))
+    apart, shared = logs
+    assert apart.keys() == shared.keys() and (4, "train", "loss") in apart
+    for key, value in apart.items():
+        assert shared[key] == pytest.approx(value, abs=1e-4, rel=1e-4), key
+    assert abs(apart[4, "train", "loss"] - apart[1, "train", "loss"]) > 0.001    # it has learned something
+    if flags[1] == "dpo":
+        assert shared[0, "val", "loss"] == pytest.approx(math.log(2), abs=1e-5)
+        assert shared[1, "train", "loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+def test_share_prefix_gives_every_batch_in_one_row_a_pair(here, tmp_path, monkeypatch):
+    """A flag that is not passed on to the batches trains the same run at twice the cost, and no number shows it."""
+    seen = []
+    real = train_pref.batch_logps
+    monkeypatch.setattr(train_pref, "batch_logps", lambda model, batch: seen.append(batch) or real(model, batch))
+    pref(tmp_path / "run", "--loss", "dpo", "--share_prefix")
+    assert len(seen) > 8 and all("segments" in b and "completion_mask" not in b and len(b["idx"]) == b["weight"] for b in seen)
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["args"]["share_prefix"] is True
+
+@pytest.mark.parametrize("dtype, tol", [("bfloat16", 0.01), ("float16", 0.002)])
+def test_a_run_in_16_bits_says_so_and_trains(here, tmp_path, capsys, dtype, tol):
+    """The weights stay float32, in memory and in the file; what is logged is that of a float32 run but for the dtype's digits."""
+    flags = ["--loss", "dpo", "--lr", "1e-2", "--batch_size", "64", "--eval_every", "4"]    # an epoch is one batch
+    pref(tmp_path / "run", *flags, "--dtype", dtype)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("device ")]
+    assert len(lines) == 1 and lines[0].startswith("device cpu") and lines[0].endswith(f", {dtype}")
+    pref(tmp_path / "float32", *flags)
+    log, want = log_of(tmp_path / "run"), log_of(tmp_path / "float32")
+    assert log.keys() == want.keys() and log[0, "val", "loss"] == pytest.approx(math.log(2), abs=tol)
+    assert log[1, "train", "logps/chosen"] == pytest.approx(want[1, "train", "logps/chosen"], rel=tol)
+    assert log[1, "train", "logps/chosen"] != want[1, "train", "logps/chosen"]    # autocast was on
+    assert log[4, "train", "loss"] == pytest.approx(want[4, "train", "loss"], abs=5 * tol) and want[4, "train", "loss"] < math.log(2) - 0.01
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert all(p.dtype == torch.float32 for p in state["model"].values()) and bool(state["scaler"]) == (dtype == "float16")
+
+# ---------------------------------------------------------------------------------------------------------------------
 # adapters
 
 @pytest.mark.parametrize("mode", adapters.MODES)
@@ -192,12 +243,13 @@ def test_an_adapter_whose_base_has_changed_is_refused(here, tmp_path):
 # run directories
 
 def test_the_same_command_twice_takes_the_next_free_name(here, monkeypatch):
-    """Nothing is written over: out/toy/hinge, out/toy/hinge-2."""
+    """Nothing is written over: out/toy/hinge, out/toy/hinge-2, each with a picture of its own."""
     monkeypatch.setattr(eval, "main", lambda *args, **more: {})
     for _ in range(2):
         train_pref.main(["--loss", "hinge", *QUICK])
     weights = [Path("out/toy") / d / "model.safetensors" for d in ("hinge", "hinge-2")]
     assert weights[0].read_bytes() == weights[1].read_bytes()    # and the same seed gives the same bits
+    assert all((w.parent / "curves.png").stat().st_size > 10_000 for w in weights)
     args = [json.loads((w.parent / "args.json").read_text()) for w in weights]
     assert args[0]["args"]["out_dir"] != args[1]["args"]["out_dir"] and args[0]["versions"]["torch"]
     assert args[0]["hparams"] == {"beta": 0.2} and args[0]["args"]["init_from"] == "out/toy/sft"

@@ -1,0 +1,408 @@
+"""
+logps.py: the log-prob of a token by hand, against log_softmax and in pieces; of a completion against a slow loop; of both completions
+of a pair behind one prompt against each behind its own, and who may see whom.
+"""
+import copy
+import math
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import data
+import logps
+from adapters import MODES, adapter_state_dict, adapters_off, add_adapters
+from logps import TokenLogps, batch_logps, sequence_logps, shared_logps
+from model import GPT, GPTConfig
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the log-prob of a token
+
+M, V, C = 23, 31, 6
+
+def case(dtype=torch.float32, scale=1.0):
+    """states (M, C), weight (V, C), targets (M,), and a gradient (M,) of the log-probs, of both signs."""
+    g = torch.Generator().manual_seed(0)
+    states, weight, grad = (torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype) for shape in ((M, C), (V, C), (M,)))
+    return (scale * states).requires_grad_(), weight.requires_grad_(), torch.randint(V, (M,), generator=g), grad
+
+def plain(states, weight, targets):
+    """The whole log softmax, for all the rows at once."""
+    logits = F.linear(states, weight)
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(1).gather(1, targets[:, None]).squeeze(1)
+
+def run(fn, states, weight, targets, grad):
+    """(values, gradient of the states, of the weight)."""
+    out = fn(states, weight, targets)
+    return out.detach(), *torch.autograd.grad(out, (states, weight), grad.to(out.dtype))
+
+def near(got, want, atol=1e-5, rtol=1e-5):
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, atol=atol, rtol=rtol)
+
+def test_a_token_logp_and_its_gradients_by_hand():
+    """On paper: logits log 3 and 0, so p = 3/4 and 1/4, and d logp[0] / d logits = (1/4, -1/4). Without the one-hot: (-3/4, -1/4)."""
+    states, weight = torch.tensor([[math.log(3), 0.0]], requires_grad=True), torch.tensor([[1.0, 2.0], [0.0, 4.0]], requires_grad=True)
+    logp, = out = TokenLogps.apply(states, weight, torch.tensor([0]))
+    assert logp.item() == pytest.approx(math.log(3 / 4))
+    out.sum().backward()
+    assert states.grad.flatten().tolist() == pytest.approx([1 / 4, 2 / 4 - 4 / 4], abs=1e-6)    # w[0] / 4 - w[1] / 4
+    assert weight.grad.flatten().tolist() == pytest.approx([math.log(3) / 4, 0, -math.log(3) / 4, 0], abs=1e-6)
+
+PIECES = {"a row": 1, "a row and some": 2 * V - 1, "seven rows": 7 * V, "all but one": (M - 1) * V, "all": M * V, "far more": 2**24}
+pieces = pytest.mark.parametrize("piece", PIECES.values(), ids=PIECES)
+
+@pieces
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_token_logps_equal_log_softmax_and_gather_whatever_the_pieces(dtype, piece, monkeypatch):
+    """A last piece that is shorter, a weight's gradient of the last piece alone, a piece of no rows: each is right for some sizes."""
+    monkeypatch.setattr(logps, "PIECE", piece)
+    got, want = run(TokenLogps.apply, *case(dtype)), run(plain, *case(dtype))
+    assert {x.dtype for x in got} == {dtype}
+    near(got, want, *(1e-5, 1e-5) if dtype == torch.float32 else (1e-12, 1e-12))
+
+@pieces
+def test_gradients_equal_finite_differences(piece, monkeypatch):
+    """A gradient written by hand is the derivative of nothing until it is compared with one."""
+    monkeypatch.setattr(logps, "PIECE", piece)
+    states, weight, targets, _ = case(torch.float64)
+    assert torch.autograd.gradcheck(lambda s, w: TokenLogps.apply(s, w, targets), (states, weight))
+
+@pytest.mark.parametrize("inside", [True, False], ids=["backward inside", "backward outside"])
+@pytest.mark.parametrize("dtype, atol", [(torch.bfloat16, 0.032), (torch.float16, 0.004)])    # the last bit of numbers from 4 to 8
+def test_under_autocast_logps_are_float32_of_the_products_that_autocast_makes(dtype, atol, inside, monkeypatch):
+    """Autocast does not reach a backward of one's own: its products would be float32's, or fail for dtypes that do not fit."""
+    for piece in (1, 7 * V, M * V):
+        monkeypatch.setattr(logps, "PIECE", piece)
+        results = []
+        for fn in (TokenLogps.apply, plain):
+            states, weight, targets, grad = case()
+            with torch.autocast("cpu", dtype):
+                out = fn(states, weight, targets)
+                grads = inside and torch.autograd.grad(out, (states, weight), grad)
+            results.append((out.detach(), *(grads or torch.autograd.grad(out, (states, weight), grad))))
+        assert all(x.dtype == torch.float32 for x in results[0])
+        near(*results, atol=atol)
+        assert not torch.equal(results[0][0], plain(*case()[:3]))    # autocast was on
+
+def test_logits_of_ten_thousand_do_not_overflow():
+    """exp(1e4) is inf, inf / inf is NaN: the largest must be subtracted first, and in backward too."""
+    states, weight = torch.tensor([[1e4]], requires_grad=True), torch.tensor([[1.0], [0.0], [-1.0]], requires_grad=True)
+    for target, want in enumerate([0.0, -1e4, -2e4]):
+        logp, grad_states, grad_weight = run(TokenLogps.apply, states, weight, torch.tensor([target]), torch.ones(1))
+        assert logp.item() == want and grad_states.item() == -target    # all of the mass is on the first: w[target] - w[0]
+        assert grad_weight.flatten().tolist() == [(1e4 if i == target else 0) - (1e4 if i == 0 else 0) for i in range(3)]
+    double = [x.detach().double().requires_grad_() if x.is_floating_point() else x for x in case(scale=1e4)]
+    got, want = run(TokenLogps.apply, *case(scale=1e4)), run(plain, *double)    # sums of products of 1e4 are rounded at 1e-3
+    near(got, [x.float() for x in want], atol=2e-2, rtol=1e-3)
+
+def test_a_row_does_not_depend_on_the_rows_beside_it():
+    """A maximum or a sum taken over the piece in place of the row is right for rows that are alike."""
+    states, weight, targets, _ = case()
+    spread = torch.logspace(-2, 2, M)[:, None]
+    together = TokenLogps.apply(states * spread, weight, targets)
+    alone = torch.cat([TokenLogps.apply(s[None], weight, t[None]) for s, t in zip(states * spread, targets)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+class Watch(TorchDispatchMode):
+    """(name, shape) of every tensor that an operation gives, in forward and backward."""
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        outs = out if isinstance(out, (tuple, list)) else [out]
+        self.seen += [(func.overloadpacket.__name__, tuple(x.shape)) for x in outs if isinstance(x, torch.Tensor)]
+        return out
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_more_logits_than_a_piece_stand_in_memory(rows, dtype, monkeypatch):
+    """One tensor of (M, V), in backward say, and the memory is that of the plain way: 3.3 GB for 16,384 tokens of GPT-2."""
+    monkeypatch.setattr(logps, "PIECE", rows * V)
+    largest = {}
+    for fn in (TokenLogps.apply, plain):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), Watch() as watch:
+            run(fn, *case())
+        largest[fn] = max(math.prod(shape) for _, shape in watch.seen)
+    assert largest[plain] == M * V    # so it would be seen
+    assert largest[TokenLogps.apply] == max(rows * V, V * C, M * C)
+
+@pytest.mark.parametrize("frozen", ["nothing", "the states", "the weight"])
+def test_what_is_frozen_costs_no_product(frozen, monkeypatch):
+    """Under an adapter the vocabulary is frozen: its gradient would be a third of the work, and 154 MB for GPT-2."""
+    monkeypatch.setattr(logps, "PIECE", 4 * V)
+    states, weight, targets, grad = case()
+    states.requires_grad_(frozen != "the states")
+    weight.requires_grad_(frozen != "the weight")
+    out = TokenLogps.apply(states, weight, targets)
+    with Watch() as watch:
+        out.backward(grad)
+    products = {shape for name, shape in watch.seen if "mm" in name or "linear" in name}    # 23 rows are five times four and three
+    want = [(4, V), (3, V)] + [(4, C), (3, C)] * states.requires_grad + [(V, C)] * weight.requires_grad
+    assert products == set(want)
+    want = run(plain, *case())
+    for x, g in zip((states, weight), want[1:], strict=True):
+        assert x.grad is None if not x.requires_grad else torch.allclose(x.grad, g, atol=1e-5)
+
+def test_with_nothing_to_train_there_is_no_graph():
+    """The reference and the evaluation: what backward would need must not be kept."""
+    states, weight, targets, _ = case()
+    with torch.no_grad():
+        assert not TokenLogps.apply(states, weight, targets).requires_grad
+    assert not TokenLogps.apply(states.detach(), weight.detach(), targets).requires_grad
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the log-prob of a completion
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    return GPT(GPTConfig(block_size=32, vocab_size=50, n_layer=2, n_head=2, n_embd=16)).eval()
+
+SPANS = ((5, 9), (1, 20), (12, 13), (3, 18))    # first token of the completion, first behind it
+
+@pytest.fixture(scope="module")
+def batch():
+    torch.manual_seed(1)
+    idx, mask = torch.randint(0, 50, (4, 20)), torch.zeros(4, 20, dtype=torch.bool)
+    for i, (a, b) in enumerate(SPANS):
+        mask[i, a:b] = True
+    return idx, mask
+
+def test_logps_of_a_uniform_model_are_the_length_times_log_v(tiny, batch):
+    """On paper: with equal logits each token has probability 1 / 50. A mean for the sum gives log V whatever the length."""
+    flat = copy.deepcopy(tiny)
+    flat.lm_head.weight.data.zero_()
+    logps, lens = sequence_logps(flat, *batch)
+    assert lens.tolist() == [b - a for a, b in SPANS]
+    assert logps.tolist() == pytest.approx([-(b - a) * math.log(50) for a, b in SPANS], rel=1e-5)
+
+def test_logps_equal_a_slow_double_loop(tiny, batch):
+    """Unshifted, logits[:, t] would be read as the prediction of idx[:, t], which is the input itself."""
+    idx, mask = batch
+    with torch.no_grad():
+        log_p = tiny(idx).log_softmax(-1)
+        want = [sum(log_p[i, t - 1, idx[i, t]].item() for t in range(a, b)) for i, (a, b) in enumerate(SPANS)]
+        assert sequence_logps(tiny, idx, mask)[0].tolist() == pytest.approx(want, abs=1e-4)
+
+def test_logps_do_not_see_what_stands_behind_a_completion(tiny, batch):
+    """Padding that is counted, or attended to, changes the sum."""
+    idx, mask = batch
+    other = idx.clone()
+    for i, (_, b) in enumerate(SPANS):
+        other[i, b:] = 7
+    assert torch.allclose(sequence_logps(tiny, other, mask)[0], sequence_logps(tiny, idx, mask)[0], atol=1e-5)
+
+def test_logps_depend_on_the_prompt_but_do_not_count_it(tiny, batch):
+    """A prompt that is counted adds its own log-prob; one that is masked out of attention changes nothing."""
+    idx, mask = batch
+    longer = mask.clone()
+    longer[0, 3:5] = True
+    assert (sequence_logps(tiny, idx, longer)[0][0] < sequence_logps(tiny, idx, mask)[0][0] - 1).item()
+    other = idx.clone()
+    other[0, 1] = (other[0, 1] + 1) % 50
+    assert not torch.allclose(sequence_logps(tiny, other, mask)[0][0], sequence_logps(tiny, idx, mask)[0][0], atol=1e-6)
+
+def test_a_row_has_the_same_logps_in_any_batch(tiny, batch):
+    """Rows must not leak into each other: alone, or in another order, a row has the sum it has."""
+    idx, mask = batch
+    together, order = sequence_logps(tiny, idx, mask)[0], torch.tensor([2, 0, 3, 1])
+    alone = torch.cat([sequence_logps(tiny, idx[i:i + 1], mask[i:i + 1])[0] for i in range(4)])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert torch.allclose(sequence_logps(tiny, idx[order], mask[order])[0], together[order], atol=1e-5)
+
+def test_the_gradient_equals_that_of_the_whole_log_softmax(tiny, batch):
+    """The vocabulary is paid for under the mask only, and what is left out must have had no gradient."""
+    idx, mask = batch
+    grads = []
+    for slow in (False, True):
+        model = copy.deepcopy(tiny)
+        if slow:
+            per_token = model(idx)[:, :-1].log_softmax(-1).gather(2, idx[:, 1:, None]).squeeze(2)
+            logps = (per_token * mask[:, 1:]).sum(1)
+        else:
+            logps = sequence_logps(model, idx, mask)[0]
+        (logps * torch.tensor([1.0, -2.0, 0.5, 3.0])).sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads))
+
+def test_logps_are_float32_under_bfloat16_autocast(tiny, batch):
+    """A sum of hundreds in bfloat16 has two digits: the difference of two such sums is noise."""
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        logps = sequence_logps(tiny, *batch)[0]
+    assert logps.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.allclose(logps, sequence_logps(tiny, *batch)[0], rtol=0.01)
+
+def test_the_first_column_never_counts(tiny):
+    """Nothing stands before it, so nothing predicts it: counting it would read the last token's logits."""
+    idx, mask = torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.bool)
+    later = mask.clone()
+    later[0, 0] = False
+    for a, b in zip(sequence_logps(tiny, idx, mask), sequence_logps(tiny, idx, later)):
+        assert torch.equal(a, b)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# both completions of a pair behind one prompt
+
+def strong(dtype=torch.float32, **sizes):
+    """A model with weights so large that a position or a token seen too much shows in the first digits."""
+    m = GPT(GPTConfig(**(dict(block_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=16) | sizes)))
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in m.named_parameters():
+            p.copy_(torch.randn(p.shape, generator=g) * 0.3 + (1 if ".ln_" in name and name.endswith("weight") else 0))
+    return m.to(dtype).eval()
+
+def pair(n_prompt, n_chosen, n_rejected, seed=0):
+    rng = random.Random(f"{n_prompt} {n_chosen} {n_rejected} {seed}")
+    prompt, chosen, rejected = ([rng.randrange(50) for _ in range(n)] for n in (n_prompt, n_chosen, n_rejected))
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+SAME = {"prompt": [7, 8, 9], "chosen": [1, 2, 3, 4], "rejected": [1, 2, 3, 4]}
+PAIRS = {
+    "ragged": [pair(3, 5, 2), pair(1, 1, 9), pair(6, 4, 4), pair(2, 7, 1), pair(8, 2, 8)],
+    "random": [pair(*(random.Random(i).randrange(1, 9) for _ in range(3)), seed=i) for i in range(12)],
+    "prompts of one token": [pair(1, n, 6 - n) for n in range(1, 6)],
+    "completions of one token": [pair(n, 1, 1) for n in (1, 4, 15)],
+    "chosen == rejected": [SAME, pair(2, 6, 3)],
+    "a row alone": [pair(4, 3, 5)],
+    "no padding": [pair(2, 4, 3), pair(3, 1, 5)],
+    "longer than block_size": [pair(4, 12, 12), pair(1, 15, 15), pair(15, 1, 1), pair(9, 7, 2), pair(2, 3, 14)],    # which is 16
+}
+pairs = pytest.mark.parametrize("rows", PAIRS.values(), ids=PAIRS)
+
+def both_ways(m, rows, backward=True):
+    """[(logps (2B,), lens (2B,), gradients of what trains)]: each completion behind its own prompt, and both behind one."""
+    apart, shared, results = data.collate(rows), data.collate(rows, share_prefix=True), []
+    assert shared["idx"].numel() < apart["idx"].numel()
+    for fn, second, batch in ((sequence_logps, "completion_mask", apart), (shared_logps, "segments", shared)):
+        m.zero_grad()
+        values, lens = fn(m, batch["idx"], batch[second])
+        if backward:    # each completion with a weight of its own, as in a loss
+            values.backward(torch.linspace(-1, 2, len(values)).to(values))
+        results.append((values.detach(), lens, {n: p.grad for n, p in m.named_parameters() if p.requires_grad}))
+    return results
+
+def same(got, want, atol, rtol):
+    assert torch.equal(got[1], want[1])
+    torch.testing.assert_close(got[0], want[0], atol=atol, rtol=rtol)
+    assert got[2].keys() == want[2].keys() and got[2]
+    for name, g in want[2].items():
+        torch.testing.assert_close(got[2][name], g, atol=atol, rtol=rtol, msg=lambda text, name=name: f"{name}: {text}")
+
+@pairs
+@pytest.mark.parametrize("dtype, tol", [(torch.float32, 1e-5), (torch.float64, 1e-11)])
+def test_both_completions_behind_one_prompt_have_the_logps_and_gradients_of_each_behind_its_own(dtype, tol, rows):
+    """Wrong positions, a first token predicted at the wrong place or one token seen too much: the numbers stay plausible."""
+    apart, shared = both_ways(strong(dtype), rows)
+    assert shared[0].dtype == dtype and apart[1].tolist() == [len(r[side]) for side in ("chosen", "rejected") for r in rows]
+    same(shared, apart, atol=5 * tol, rtol=tol)    # gradients are sums of a hundred terms of order 10
+
+def test_logps_by_one_prompt_equal_a_slow_double_loop():
+    """Against the model itself, one text and one token at a time, in case both ways err alike."""
+    m, rows = strong(), PAIRS["ragged"]
+    batch = data.collate(rows, share_prefix=True)
+    want = []
+    for side in ("chosen", "rejected"):
+        for r in rows:
+            log_p = m(torch.tensor([r["prompt"] + r[side]]))[0].log_softmax(-1)
+            want.append(sum(log_p[len(r["prompt"]) - 1 + t, token].item() for t, token in enumerate(r[side])))
+    assert shared_logps(m, batch["idx"], batch["segments"])[0].tolist() == pytest.approx(want, abs=1e-3, rel=1e-5)
+
+def test_equal_completions_have_equal_logps():
+    """By hand, as it were: the same tokens behind the same prompt. A rejected one with its own columns as positions has others."""
+    batch = data.collate([SAME], share_prefix=True)
+    chosen, rejected = shared_logps(strong(), batch["idx"], batch["segments"])[0]
+    assert chosen.item() == pytest.approx(rejected.item(), abs=1e-5)
+
+@pytest.mark.parametrize("mode", MODES)
+def test_with_adapters_on_and_off_it_is_the_same_too(mode):
+    """The policy has them on, the reference off: an adapter that looks at rows rather than tokens would tell the two layouts apart."""
+    plain_model, m, g = strong(), add_adapters(strong(), mode, 3), torch.Generator().manual_seed(7)
+    for p in adapter_state_dict(m).values():
+        p.copy_(torch.randn(p.shape, generator=g) * 0.3)
+    apart, shared = both_ways(m, PAIRS["ragged"])
+    assert all(".mlp.down." in name or ".mlp.up." in name for name in shared[2]) and all(g is not None for g in shared[2].values())
+    same(shared, apart, atol=5e-5, rtol=1e-5)
+    with adapters_off(m), torch.no_grad():
+        off, base = both_ways(m, PAIRS["ragged"], backward=False)[1], both_ways(plain_model, PAIRS["ragged"], backward=False)[0]
+    torch.testing.assert_close(off[0], base[0], atol=1e-5, rtol=1e-5)
+    assert (off[0] - shared[0]).abs().max() > 0.1
+
+@pytest.mark.parametrize("dtype, rtol", [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
+def test_under_autocast_it_is_the_same_within_the_dtypes_digits(dtype, rtol):
+    """A mask in another dtype than the states raises under autocast only; sums must be float32 there."""
+    m = strong()
+    with torch.autocast("cpu", dtype):
+        apart, shared = both_ways(m, PAIRS["ragged"], backward=False)
+    exact = both_ways(m, PAIRS["ragged"], backward=False)[1][0]
+    assert shared[0].dtype == torch.float32 and not torch.equal(shared[0], exact)
+    for got in (apart[0], shared[0]):
+        torch.testing.assert_close(got, exact, atol=rtol, rtol=rtol)
+
+def watched(m, monkeypatch):
+    """(embeddings, states) of the next forward pass, as leaves and as results of it."""
+    leaves, states, features = [], [], m.features
+    def make_leaf(module, args, output):
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1]
+    m.transformer.drop.register_forward_hook(make_leaf)
+    monkeypatch.setattr(m, "features", lambda *args, **how: states.append(features(*args, **how)) or states[-1])
+    return leaves, states
+
+def test_a_token_sees_its_prompt_and_its_own_completion_so_far_and_nothing_else(monkeypatch):
+    """The gradient shows every single pair of tokens: one that looks across, ahead or into the padding changes few digits of a sum."""
+    m, rows = strong(), [pair(3, 4, 2), pair(1, 2, 5), pair(4, 1, 1)]
+    batch = data.collate(rows, share_prefix=True)
+    leaves, states = watched(m, monkeypatch)
+    shared_logps(m, batch["idx"], batch["segments"])
+    for b, row in enumerate(batch["segments"].tolist()):
+        for t, segment in enumerate(row):
+            if segment == 3:
+                continue    # what padding sees is nobody's concern
+            g, = torch.autograd.grad(states[0][b, t].square().sum(), leaves[0], retain_graph=True)
+            seen = [[i, s] for i, s in g.abs().sum(-1).nonzero().tolist()]
+            assert seen == [[b, s] for s in range(t + 1) if row[s] in (0, segment)], (b, t)
+
+def test_a_completions_logp_has_no_gradient_from_the_other_one_or_the_padding(monkeypatch):
+    """States may be right and the wrong one read: the chosen's last state predicts nothing, least of all the first rejected token."""
+    m, rows = strong(), PAIRS["ragged"]
+    batch, B = data.collate(rows, share_prefix=True), len(rows)
+    leaves, _ = watched(m, monkeypatch)
+    values, _ = shared_logps(m, batch["idx"], batch["segments"])
+    for k, value in enumerate(values):
+        g, = torch.autograd.grad(value, leaves[0], retain_graph=True)
+        row, side = rows[k % B], 1 + k // B
+        inputs = [s for s, segment in enumerate(batch["segments"][k % B].tolist()) if segment in (0, side)]
+        assert g.abs().sum(-1).nonzero().tolist() == [[k % B, s] for s in inputs[:-1]], row    # the last token predicts nothing
+
+def test_what_stands_under_the_padding_does_not_matter():
+    """0 is a token like any other: a sum over it, or a look at it, is a number that nobody can tell from the right one."""
+    m, batch = strong(), data.collate(PAIRS["ragged"], share_prefix=True)
+    wide = {"idx": F.pad(batch["idx"], (0, 3)), "segments": F.pad(batch["segments"], (0, 3), value=3)}
+    want = shared_logps(m, batch["idx"], batch["segments"])
+    for seed in (1, 2):
+        junk = torch.randint(50, wide["idx"].shape, generator=torch.Generator().manual_seed(seed))
+        got = shared_logps(m, torch.where(wide["segments"] == 3, junk, wide["idx"]), wide["segments"])
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+def test_a_pair_has_the_same_logps_in_any_batch():
+    """The mask is a batch's own: one row's lengths used for all is right for the first."""
+    m, rows = strong(), PAIRS["ragged"]
+    together = both_ways(m, rows, backward=False)[1][0].view(2, -1)
+    for b, row in enumerate(rows):
+        torch.testing.assert_close(both_ways(m, [row], backward=False)[1][0], together[:, b], atol=1e-5, rtol=1e-5)
+
+def test_each_layout_goes_to_its_own_way():
+    """batch_logps is what training calls: the chosen on top of the rejected, whatever the layout."""
+    m, rows = strong(), PAIRS["ragged"]
+    for share_prefix, want in zip((False, True), both_ways(m, rows, backward=False), strict=True):
+        values, lens = batch_logps(m, data.collate(rows, share_prefix))
+        assert torch.equal(values, want[0]) and torch.equal(lens, want[1])
+    singles = [{k: r[k] for k in ("prompt", "chosen")} for r in rows]
+    torch.testing.assert_close(batch_logps(m, data.collate(singles))[0], values[:len(rows)], atol=1e-5, rtol=1e-5)
