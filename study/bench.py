@@ -254,11 +254,12 @@ def job_for(name, args, **more):
 
 def parts(args):
     """Every part on its own."""
-    rows, whats = [], [("sft", {}), ("reference", {}), ("dpo", {}), ("dpo", {"share_prefix": True})]
+    whats = [("sft", {}), ("reference", {}), ("dpo", {}), ("dpo", {"share_prefix": True})]
     whats += [("dpo", {"share_prefix": True, "adapter": mode}) for mode in adapters.MODES]
     whats += [("dpo", {"share_prefix": True, "compile": True}), ("generate", {"prompt": 12, "new": 32, "batch_size": 256, "updates": 3})]
-    for name, dtype in ((m, d) for m in args.models for d in args.dtypes):
-        for what, more in whats:
+    for name in args.models:
+        rows = []
+        for dtype, (what, more) in ((d, w) for d in args.dtypes for w in whats):
             if what == "generate" and name == "gpt2":
                 more = more | {"prompt": 32, "new": 64, "batch_size": 16}
             got = measured("ours", job_for(name, args, what=what, dtype=dtype, **more))
@@ -270,7 +271,7 @@ def parts(args):
                          "share": got["operations"] / rate / got["product_rate"] if "operations" in got else "",
                          "product_gflops": got.get("product_rate", 0) / 1e9 or "", "peak_gb": got["peak"]})
             print({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in rows[-1].items() if k != "machine"}, flush=True)
-    write("bench_parts.csv", rows)
+        write(f"bench_parts_{name}.csv", rows)
 
 def folders(scratch):
     """Two GPT-2s in Hugging Face's layout with random weights."""
@@ -291,7 +292,7 @@ def against_trl(args, scratch):
             got = {"plain": measured("ours", job_for("gpt2", args, what="dpo", dtype=dtype, **places)),
                    "shared": measured("ours", job_for("gpt2", args, what="dpo", dtype=dtype, share_prefix=True, **places))}
             theirs = {(ref, ckpt): measured("trl", job_for("gpt2", args, dtype=dtype, reference=ref, checkpointing=ckpt, **places))
-                      for ref in ("online", "precomputed") for ckpt in (False, True)}
+                      for ref in ("online", "precomputed") for ckpt in ((False, True) if round_ == 0 else (False,))}
             for (ref, ckpt), other in theirs.items():
                 for layout, mine in got.items():
                     # a reference computed once for each pair, before training, is what online does in one epoch
