@@ -65,8 +65,8 @@ def sequence_logps(model, idx, completion_mask):
     The vocabulary is paid for only under the mask: at 50,257 tokens it costs more than the trunk of a small GPT-2.
     """
     mask = completion_mask[:, 1:]                                  # (N, T - 1): logits[:, t] predicts idx[:, t + 1]
-    states = model.features(idx)[:, :-1][mask]                     # (M, C), M = all completion tokens
-    targets = idx[:, 1:][mask]                                     # (M,)
+    rows, at = mask.nonzero(as_tuple=True)                         # (M,), M = all completion tokens. Here, since a GPU is waited for
+    states, targets = model.features(idx)[rows, at], idx[rows, at + 1]       # (M, C), (M,)
     token_logps = TokenLogps.apply(states, model.lm_head.weight, targets)    # (M,)
     per_position = token_logps.new_zeros(mask.shape).masked_scatter(mask, token_logps)    # (N, T - 1)
     return per_position.sum(1), mask.sum(1)
@@ -88,9 +88,9 @@ def shared_logps(model, idx, segments):
     positions = (column - n_chosen * rejected).masked_fill(segments == 3, 0)                 # (B, T)
     sees = (column <= column[:, None]) & ~(rejected[:, :, None] & chosen[:, None])           # (B, T, T): query, key
     before = column - 1 - n_chosen * (rejected & (column == n_prompt + n_chosen))            # (B, T): where a token is predicted
-    states = model.features(idx, positions=positions, mask=sees[:, None])                    # (B, T, C)
     sides = chosen | rejected
     rows, at = sides.nonzero(as_tuple=True)                                                  # (M,)
+    states = model.features(idx, positions=positions, mask=sees[:, None])                    # (B, T, C)
     token_logps = TokenLogps.apply(states[rows, before[rows, at]], model.lm_head.weight, idx[rows, at])    # (M,)
     per_position = token_logps.new_zeros(B, T).masked_scatter(sides, token_logps)            # (B, T)
     sums = [(per_position * side).sum(1) for side in (chosen, rejected)]

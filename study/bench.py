@@ -17,6 +17,7 @@ peak         largest resident memory of the process in GB, libraries included; o
 import argparse
 import csv
 import functools
+import itertools
 import json
 import os
 import platform
@@ -232,46 +233,33 @@ def measured(kind, job):
     return json.loads(done.stdout.splitlines()[-1])
 
 def machine():
-    """What it was measured on, in one line, without the machine's name."""
+    """What it was measured on, in one line: the processor or card, not the host's name."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     name = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), platform.processor())
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
-def write(name, rows):
-    RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / name, "w", newline="") as f:
-        out = csv.DictWriter(f, list(rows[0]), lineterminator="\n")
-        out.writeheader()
-        out.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    print(f"-> {RESULTS / name}")
-
 def job_for(name, args, **more):
     job = {"config": vars(MODELS[name]), "lengths": LENGTHS[name], "batch_size": args.batch_size if name == "gpt2" else 64,
            "updates": args.updates}
     return job | ({"data": args.data, "data_dir": args.data_dir} if args.data and name == "gpt2" else {}) | more
 
-def parts(args):
-    """Every part on its own."""
+def parts(args, scratch):
+    """Every part on its own: yields rows."""
     whats = [("sft", {}), ("reference", {}), ("dpo", {}), ("dpo", {"share_prefix": True})]
     whats += [("dpo", {"share_prefix": True, "adapter": mode}) for mode in adapters.MODES]
-    whats += [("dpo", {"share_prefix": True, "compile": True}), ("generate", {"prompt": 12, "new": 32, "batch_size": 256, "updates": 3})]
-    for name in args.models:
-        rows = []
-        for dtype, (what, more) in ((d, w) for d in args.dtypes for w in whats):
-            if what == "generate" and name == "gpt2":
-                more = more | {"prompt": 32, "new": 64, "batch_size": 16}
-            got = measured("ours", job_for(name, args, what=what, dtype=dtype, **more))
-            step, options = statistics.median(got["seconds"]), " ".join(k if v is True else str(v) for k, v in more.items()
-                                                                       if k in ("share_prefix", "adapter", "compile"))
-            rate = sum(got["seconds"]) / len(got["seconds"])
-            rows.append({"machine": machine(), "model": name, "dtype": dtype, "what": what, "options": options, "seconds": step,
-                         "pairs_s": got["pairs"] / rate if "pairs" in got else "", "tokens_s": got["tokens"] / rate,
-                         "share": got["operations"] / rate / got["product_rate"] if "operations" in got else "",
-                         "product_gflops": got.get("product_rate", 0) / 1e9 or "", "peak_gb": got["peak"]})
-            print({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in rows[-1].items() if k != "machine"}, flush=True)
-        write(f"bench_parts_{name}.csv", rows)
+    whats += [("dpo", {"share_prefix": True, "compile": True}), ("generate", {"prompt": 12, "new": 32, "batch_size": 256})]
+    for name, dtype, (what, more) in itertools.product(args.models, args.dtypes, whats):
+        if what == "generate" and name == "gpt2":
+            more = more | {"prompt": 32, "new": 64, "batch_size": 16}
+        got = measured("ours", job_for(name, args, what=what, dtype=dtype, **more))
+        step = statistics.mean(got["seconds"])
+        options = " ".join(k if v is True else v for k, v in more.items() if k in ("share_prefix", "adapter", "compile"))
+        share = got["operations"] / step / got["product_rate"] if "operations" in got else ""
+        yield {"model": name, "dtype": dtype, "what": what, "options": options, "seconds": step,
+               "pairs_s": got.get("pairs", 0) / step or "", "tokens_s": got["tokens"] / step, "share": share,
+               "product_gflops": got.get("product_rate", 0) / 1e9 or "", "peak_gb": got["peak"]}
 
 def folders(scratch):
     """Two GPT-2s in Hugging Face's layout with random weights."""
@@ -281,61 +269,49 @@ def folders(scratch):
     return {"folder": f"{scratch}/a", "other": f"{scratch}/b", "scratch": f"{scratch}/run"}
 
 def against_trl(args, scratch):
-    """DPO updates, ours and TRL's in turns. Each round gives a ratio."""
-    places, rows = folders(scratch), []
+    """DPO updates, ours and TRL's in turns: yields rows, each of a round, with its ratios."""
+    places = folders(scratch)
     check = measured("one_loss", job_for("gpt2", args, dtype="float32", **places))
     print(f"the loss of the same batch: {check['ours']:.6f} here, {check['trl']:.6f} in TRL", flush=True)
     if abs(check["ours"] - check["trl"]) > 1e-4:
         raise SystemExit("the losses differ: there is nothing to compare")
-    for dtype in args.dtypes:
-        for round_ in range(args.rounds):
-            got = {"plain": measured("ours", job_for("gpt2", args, what="dpo", dtype=dtype, **places)),
-                   "shared": measured("ours", job_for("gpt2", args, what="dpo", dtype=dtype, share_prefix=True, **places))}
-            theirs = {(ref, ckpt): measured("trl", job_for("gpt2", args, dtype=dtype, reference=ref, checkpointing=ckpt, **places))
-                      for ref in ("online", "precomputed") for ckpt in ((False, True) if round_ == 0 else (False,))}
-            for (ref, ckpt), other in theirs.items():
-                for layout, mine in got.items():
-                    # a reference computed once for each pair, before training, is what online does in one epoch
-                    mine_s = statistics.mean(mine["seconds"]) + (mine["reference_seconds"] if ref == "online" else 0)
-                    other_s = statistics.mean(other["seconds"])
-                    rows.append({"machine": machine(), "data": Path(args.data or "made up").name, "dtype": dtype, "reference": ref,
-                                 "trl_checkpointing": ckpt, "layout": layout, "round": round_, "seconds": mine_s, "trl_seconds": other_s,
-                                 "speed_ratio": other_s / mine_s, "peak_gb": mine["peak"], "trl_peak_gb": other["peak"],
-                                 "memory_ratio": mine["peak"] / other["peak"],
-                                 "share": mine["operations"] / statistics.mean(mine["seconds"]) / mine["product_rate"]})
-                    print({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in rows[-1].items() if k != "machine"}, flush=True)
-    write(f"bench_trl_{data_slug(args)}.csv", rows)
-
-def data_slug(args):
-    return Path(args.data or "made_up").name.split(".")[0].split("-")[0]
+    for dtype, round_ in itertools.product(args.dtypes, range(args.rounds)):
+        got = {layout: measured("ours", job_for("gpt2", args, what="dpo", dtype=dtype, share_prefix=layout == "shared", **places))
+               for layout in ("plain", "shared")}
+        # TRL's default recomputes activations in backward, which costs time and saves memory: seen once, beside the plain way
+        for reference, checkpointing in itertools.product(("online", "precomputed"), (False, True) if round_ == 0 else (False,)):
+            other = measured("trl", job_for("gpt2", args, dtype=dtype, reference=reference, checkpointing=checkpointing, **places))
+            for layout, mine in got.items():
+                step = statistics.mean(mine["seconds"])
+                # computed once for each pair, before training: that is what an online reference does in one epoch
+                seconds, trl_seconds = step + (mine["reference_seconds"] if reference == "online" else 0), statistics.mean(other["seconds"])
+                yield {"data": Path(args.data or "made up").name, "dtype": dtype, "reference": reference, "layout": layout,
+                       "round": round_, "trl_checkpointing": checkpointing, "seconds": seconds, "trl_seconds": trl_seconds,
+                       "speed_ratio": trl_seconds / seconds, "peak_gb": mine["peak"], "trl_peak_gb": other["peak"],
+                       "memory_ratio": mine["peak"] / other["peak"], "share": mine["operations"] / step / mine["product_rate"]}
 
 def against_transformers(args, scratch):
-    places, rows = folders(scratch), []
-    for dtype, round_ in ((d, r) for d in args.dtypes for r in range(args.rounds)):
-        job = job_for("gpt2", args, what="generate", dtype=dtype, prompt=32, new=64, **places) | {"batch_size": 16, "updates": 3}
+    """Generation, ours and transformers' in turns: yields rows."""
+    places = folders(scratch)
+    for dtype, round_ in itertools.product(args.dtypes, range(args.rounds)):
+        job = job_for("gpt2", args, what="generate", dtype=dtype, prompt=32, new=64, **places) | {"batch_size": 16}
         mine, other = measured("ours", job), measured("transformers", job)
         a, b = statistics.mean(mine["seconds"]), statistics.mean(other["seconds"])
-        rows.append({"machine": machine(), "dtype": dtype, "round": round_, "tokens_s": mine["tokens"] / a, "transformers_tokens_s":
-                     other["tokens"] / b, "speed_ratio": b / a, "peak_gb": mine["peak"], "transformers_peak_gb": other["peak"]})
-        print({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in rows[-1].items() if k != "machine"}, flush=True)
-    write("bench_transformers.csv", rows)
+        yield {"dtype": dtype, "round": round_, "tokens_s": mine["tokens"] / a, "transformers_tokens_s": other["tokens"] / b,
+               "speed_ratio": b / a, "peak_gb": mine["peak"], "transformers_peak_gb": other["peak"]}
 
-def growth(args):
-    """One thing at a time around 8 pairs, completions of 32 tokens and GPT-2's vocabulary, on a model of GPT-2's width with 4 layers."""
-    rows, base = [], {"batch": 8, "completion": 32, "vocabulary": 50257}
+def growth(args, scratch):
+    """One thing at a time around 8 pairs, completions of 32 tokens, GPT-2's vocabulary, on 4 layers of GPT-2's width: yields rows."""
+    base = {"batch": 8, "completion": 32, "vocabulary": 50257}
     for axis, values in (("batch", (1, 2, 4, 8, 16, 32)), ("completion", (16, 32, 64, 128, 256, 448)),
                          ("vocabulary", (512, 8192, 25000, 50257, 100000))):
         for value in values:
             at = base | {axis: value}
             config = vars(GPTConfig(n_layer=4, vocab_size=at["vocabulary"]))
-            job = {"what": "dpo", "dtype": "float32", "config": config, "updates": 3, "batch_size": at["batch"],
-                   "lengths": (32, at["completion"], at["completion"])}
-            got = measured("ours", job)
-            rows.append({"machine": machine(), "axis": axis, **at, "seconds": statistics.median(got["seconds"]), "tokens": got["tokens"],
-                         "operations": got["operations"], "parameters": 4 * 12 * 768**2 + (at["vocabulary"] + 1024) * 768,
-                         "peak_gb": got["peak"]})
-            print({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in rows[-1].items() if k != "machine"}, flush=True)
-    write("bench_growth.csv", rows)
+            got = measured("ours", {"what": "dpo", "dtype": "float32", "config": config, "updates": 3, "batch_size": at["batch"],
+                                    "lengths": (32, at["completion"], at["completion"])})
+            yield {"axis": axis, **at, "seconds": statistics.median(got["seconds"]), "tokens": got["tokens"],
+                   "operations": got["operations"], "parameters": 4 * 12 * 768**2 + (at["vocabulary"] + 1024) * 768, "peak_gb": got["peak"]}
 
 def main(argv=None):
     args = get_args(argv)
@@ -343,13 +319,20 @@ def main(argv=None):
         job = json.loads(args.job)
         print(json.dumps({"ours": ours, "trl": trl, "transformers": transformers, "one_loss": one_loss}[job["kind"]](job)))
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        if args.vs:
-            {"trl": against_trl, "transformers": against_transformers}[args.vs](args, scratch)
-        elif args.growth:
-            growth(args)
-        else:
-            parts(args)
+    data_name = Path(args.data or "made-up").name.split(".")[0].split("-")[0]
+    name, work = {"trl": (f"trl_{data_name}", against_trl), "transformers": ("transformers", against_transformers)}.get(
+        args.vs, ("growth", growth) if args.growth else ("parts", parts))
+    RESULTS.mkdir(exist_ok=True)
+    # a row is written as soon as it is measured
+    with tempfile.TemporaryDirectory() as scratch, open(RESULTS / f"bench_{name}.csv", "w", newline="") as f:
+        for i, row in enumerate(work(args, scratch)):
+            row = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in ({"machine": machine()} | row).items()}
+            out = csv.DictWriter(f, list(row), lineterminator="\n")
+            out.writeheader() if i == 0 else None
+            out.writerow(row)
+            f.flush()
+            print(" ".join(f"{k}={v}" for k, v in row.items() if k != "machine"), flush=True)
+    print(f"-> {f.name}")
 
 if __name__ == "__main__":
     main()

@@ -15,6 +15,9 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
+
+import adapters
 import eval
 import toy
 from losses import LOSSES
@@ -23,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = ROOT / "study" / "results", ROOT / "study" / "figures"
 MEASURES = {"reward": ("reward", ".3f"), "kl": ("KL, nats", ".2f"), "entropy": ("entropy, nats a token", ".3f"),
             "length": ("length, tokens", ".1f"), "accuracy": ("accuracy", ".3f")}
+OPTIONS = {"share_prefix": "--share_prefix", "compile": "--compile", **{m: f"--adapter {m}" for m in adapters.MODES}}
 
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
@@ -65,48 +69,129 @@ def example():
         lines += ["", *eval.sample_lines(sample, toy.reward)]
     return "\n".join(["```", *lines, "```"])
 
+def markdown(heads, rows):
+    return "\n".join(["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *("| " + " | ".join(row) + " |" for row in rows)])
+
+def read(name):
+    """Rows of the files of study/results that fit a name or pattern, numbers as numbers."""
+    def number(text):
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    for path in sorted(RESULTS.glob(name)):
+        with open(path, newline="") as f:
+            yield from ({k: number(v) for k, v in row.items()} for row in csv.DictReader(f))
+
+def grouped(rows, *keys):
+    """{values of the keys: rows that have them}, in the order of their first."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(tuple(row[k] for k in keys), []).append(row)
+    return groups
+
+def mean(rows, key, form, spread=False):
+    """The mean, and in brackets the range, over seeds or rounds."""
+    values = [row[key] for row in rows]
+    return f"{sum(values) / len(values):{form}}" + (f" ({min(values):{form}} to {max(values):{form}})" if spread else "")
+
 def results_table():
-    """Markdown: a row a policy, mean and range over seeds."""
-    cells = {}
-    with open(RESULTS / "losses.csv", newline="") as f:
-        for row in csv.DictReader(f):
-            cells.setdefault(row["policy"], {}).setdefault(row["measure"], []).append(float(row["mean"]))
-    lines = ["| policy | " + " | ".join(label for label, _ in MEASURES.values()) + " |", "|---" * (len(MEASURES) + 1) + "|"]
-    for policy in sorted(cells, key=lambda p: (p != "sft", list(LOSSES).index(p.split()[-1]))):
-        shown = []
-        for key, (_, form) in MEASURES.items():
-            values = cells[policy][key]
-            shown.append(f"{sum(values) / len(values):{form}} ({min(values):{form}} to {max(values):{form}})")
-        lines.append(f"| `{policy}` | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
+    """A row a policy, mean and range over seeds."""
+    groups = grouped(read("losses.csv"), "policy", "measure")
+    policies = sorted({p for p, _ in groups}, key=lambda p: (p != "sft", list(LOSSES).index(p.split()[-1])))
+    return markdown(["policy", *(label for label, _ in MEASURES.values())],
+                    ([f"`{p}`", *(mean(groups[p, m], "mean", form, True) for m, (_, form) in MEASURES.items())] for p in policies))
 
 def bandit_table():
-    """Markdown of study/results/bandit.csv."""
-    lines = ["| loss | settings | reward | KL, nats | below the frontier | mass on answers never seen |", "|---" * 6 + "|"]
-    with open(RESULTS / "bandit.csv", newline="") as f:
-        for r in csv.DictReader(f):
-            shown = (f"{float(r[k]):{form}}" for k, form in (("reward", ".3f"), ("kl", ".3f"), ("below the frontier", ".4f")))
-            unseen = f"{float(r['unseen before']):.2f} to {float(r['unseen after']):.2f}"
-            lines.append(f"| `{r['loss']}` | {r['settings'] or 'defaults'} | " + " | ".join(shown) + f" | {unseen} |")
-    return "\n".join(lines)
+    heads = ["loss", "settings", "reward", "KL, nats", "below the frontier", "mass on answers never seen"]
+    return markdown(heads, ([f"`{r['loss']}`", r["settings"] or "defaults", f"{r['reward']:.3f}", f"{r['kl']:.3f}",
+                             f"{r['below the frontier']:.4f}", f"{r['unseen before']:.2f} to {r['unseen after']:.2f}"]
+                            for r in read("bandit.csv")))
 
 def losses_table():
-    """Markdown: a row a loss, read off LOSSES and the docstrings."""
+    """A row a loss, read off LOSSES and the docstrings."""
     heads = ("loss", "per pair", "source", "reference", "hyperparameters", "at the start", "stops at a gap of", "in TRL 1.16")
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    rows = []
     for name, loss in LOSSES.items():
         doc = inspect.getdoc(loss.fn)
         formula = re.search(r"L = (.*?)(?:,   |\n)", doc + "\n")[1].replace("|", "\\|")    # a bare one ends the cell
         source = re.search(r"arXiv:\d{4}\.\d{5}|ericmitchell\.ai/\S+?\.pdf", doc)[0]
         hparams = ", ".join(f"`{k}` {v}" for k, v in loss.hparams.items()) or "none"
         start, limit = (f"`{x}`" if x and x != "inf" else {"inf": "never", "": ""}[x] for x in (loss.start, loss.limit))
-        cells = (f"`{name}`", f"`{formula}`", source, "yes" if loss.needs_ref else "no", hparams, start, limit, loss.trl)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append((f"`{name}`", f"`{formula}`", source, "yes" if loss.needs_ref else "no", hparams, start, limit, loss.trl))
+    return markdown(heads, rows)
+
+def trl_table():
+    """DPO updates beside TRL's."""
+    heads = ["pairs", "dtype", "reference", "TRL", "prompt here", "s an update", "TRL's", "times as fast", "GB", "TRL's", "of its memory",
+             "of the rate"]
+    return markdown(heads, (
+        [data.split("-")[0], dtype, reference, "recomputing" if checkpointing == "True" else "plain",
+         {"plain": "twice", "shared": "once"}[layout],
+         mean(rows, "seconds", ".2f"), mean(rows, "trl_seconds", ".2f"), mean(rows, "speed_ratio", ".1f", len(rows) > 1),
+         mean(rows, "peak_gb", ".2f"), mean(rows, "trl_peak_gb", ".2f"), mean(rows, "memory_ratio", ".2f"), mean(rows, "share", ".0%")]
+        for (data, dtype, reference, checkpointing, layout), rows
+        in grouped(read("bench_trl_*.csv"), "data", "dtype", "reference", "trl_checkpointing", "layout").items()))
+
+def parts_table():
+    """Every part of the work on GPT-2's sizes."""
+    return markdown(["part", "dtype", "s a step", "pairs a second", "tokens a second", "of the rate", "GB"], (
+        [f"`{' '.join((r['what'], *(OPTIONS.get(o, o) for o in r['options'].split())))}`", r["dtype"], f"{r['seconds']:.2f}",
+         f"{r['pairs_s']:.1f}" if r["pairs_s"] else "", f"{r['tokens_s']:,.0f}", f"{r['share']:.0%}" if r["share"] else "",
+         f"{r['peak_gb']:.2f}"]
+        for r in read("bench_parts*.csv") if r["model"] == "gpt2"))
+
+def generation_table():
+    """Generation beside transformers'."""
+    return markdown(["dtype", "tokens a second", "transformers'", "times as fast", "GB", "transformers'"], (
+        [dtype, mean(rows, "tokens_s", ".0f"), mean(rows, "transformers_tokens_s", ".0f"), mean(rows, "speed_ratio", ".2f", True),
+         mean(rows, "peak_gb", ".2f"), mean(rows, "transformers_peak_gb", ".2f")]
+        for (dtype,), rows in grouped(read("bench_transformers.csv"), "dtype").items()))
+
+def growth_model():
+    """
+    (rows, theory) of bench_growth.csv. In theory an update costs its operations and, for the optimizer, its parameters:
+    seconds = operations / rate + parameters * b, and bytes = 16 parameters (weight, gradient, two moments) + tokens * c + libraries.
+    rate, b, c and the libraries' share are fitted to all points at once, each weighted by its own size.
+    """
+    rows = list(read("bench_growth.csv"))
+    def fitted(columns, y):
+        columns, y = np.array(columns).T, np.array(y)
+        return columns @ np.linalg.lstsq(columns / y[:, None], np.ones(len(y)), rcond=None)[0]
+    ops, params, tokens = (np.array([r[k] for r in rows]) for k in ("operations", "parameters", "tokens"))
+    memory = 16e-9 * params
+    rest = fitted([tokens, np.ones(len(rows))], [r["peak_gb"] for r in rows] - memory)
+    return rows, {"seconds": fitted([ops / 1e9, params / 1e6], [r["seconds"] for r in rows]), "peak_gb": memory + rest}
+
+def growth_table():
+    """What an update costs, measured and in theory."""
+    rows, theory = growth_model()
+    return markdown(["pairs", "completion", "vocabulary", "billion operations", "s an update", "in theory", "GB", "in theory"], (
+        [f"{r['batch']:.0f}", f"{r['completion']:.0f}", f"{r['vocabulary']:,.0f}", f"{r['operations'] / 1e9:,.0f}", f"{r['seconds']:.2f}",
+         f"{s:.2f}", f"{r['peak_gb']:.2f}", f"{gb:.2f}"] for r, s, gb in zip(rows, theory["seconds"], theory["peak_gb"])))
+
+def draw_growth():
+    """study/figures/growth.png: seconds and GB against batch, completion length and vocabulary, measured and in theory."""
+    from matplotlib.figure import Figure
+    rows, theory = growth_model()
+    fig = Figure(figsize=(10, 5), layout="tight")
+    axes = fig.subplots(2, 3)
+    for column, (axis, label) in enumerate({"batch": "pairs", "completion": "tokens of a completion", "vocabulary": "vocabulary"}.items()):
+        picks = [i for i, r in enumerate(rows) if r["axis"] == axis]
+        x = [rows[i][axis] for i in picks]
+        for ax, key, title in ((axes[0][column], "seconds", "seconds an update"), (axes[1][column], "peak_gb", "GB at the most")):
+            ax.plot(x, [rows[i][key] for i in picks], "o", color="C0", label="measured")
+            ax.plot(x, theory[key][picks], "-", color="C1", label="in theory")
+            ax.set(xlabel=label, ylabel=title, ylim=(0, None), xlim=(0, None))
+            ax.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    fig.savefig(FIGURES / "growth.png", dpi=110)
 
 def filled(text):
     """README text with what stands between its markers made anew."""
-    for name, table in (("example", example), ("results", results_table), ("bandit", bandit_table), ("losses", losses_table)):
+    tables = {"example": example, "results": results_table, "bandit": bandit_table, "losses": losses_table, "trl": trl_table,
+              "parts": parts_table, "generation": generation_table, "growth": growth_table}
+    for name, table in tables.items():
         begin, end = f"<!-- {name}: made by study/table.py -->\n", f"\n<!-- end of {name} -->"
         assert begin in text and end in text, f"README.md has no markers for {name}"
         text = text[:text.index(begin) + len(begin)] + table() + text[text.index(end):]
@@ -116,6 +201,7 @@ def main(argv=None):
     args = get_args(argv)
     if args.run:
         run(args.losses, args.seeds)
+    draw_growth()
     readme = ROOT / "README.md"
     readme.write_text(filled(readme.read_text()))
     print(f"tables written into {readme.name}")

@@ -9,12 +9,12 @@ import pytest
 import eval
 import train_pref
 import train_sft
-from study import bandit, table
+from study import bandit, bench, table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PARSERS = {"train_sft.py": train_sft.get_args, "train_pref.py": train_pref.get_args, "eval.py": eval.get_args,
-           "study.table": table.get_args, "study.bandit": bandit.get_args}
+           "study.table": table.get_args, "study.bandit": bandit.get_args, "study.bench": bench.get_args}
 CEILINGS = {"model.py": 360, "losses.py": 520, "data.py": 380, "train_sft.py": 150, "train_pref.py": 150, "loop.py": 250,
             "adapters.py": 160, "eval.py": 360, "toy.py": 160, "cli.py": 215, "sources.py": 220, "cpu.py": 80, "logps.py": 120}
 CORE = [ROOT / name for name in CEILINGS]

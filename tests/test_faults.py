@@ -17,7 +17,7 @@ FAULTS = {
     "mean for sum": ("logps.py", "return per_position.sum(1), mask.sum(1)", "return per_position.sum(1) / mask.sum(1), mask.sum(1)",
                      "test_logps.py"),
     "unshifted mask": ("logps.py", "mask = completion_mask[:, 1:]  ", "mask = completion_mask[:, :-1]  ", "test_logps.py"),
-    "unshifted targets": ("logps.py", "targets = idx[:, 1:][mask]", "targets = idx[:, :-1][mask]", "test_logps.py"),
+    "unshifted targets": ("logps.py", "idx[rows, at + 1]", "idx[rows, at]", "test_logps.py"),
     "softmax gradient without the one-hot": ("logps.py", ".scatter_add_(1, targets[part, None], g)", "", "test_logps.py"),
     "the weight's gradient of the last piece alone": ("logps.py", "grad_weight = more if grad_weight is None else grad_weight.add_(more)",
                                                       "grad_weight = more", "test_logps.py"),

@@ -1,0 +1,110 @@
+"""The benchmark: what it counts, what it compares, and what it writes down."""
+import csv
+import platform
+
+import numpy as np
+import pytest
+import torch
+
+import train_pref
+from model import GPT, GPTConfig
+from study import bench, table
+
+CONFIG = dict(block_size=64, vocab_size=50, n_layer=3, n_head=2, n_embd=16)
+JOB = {"config": CONFIG, "lengths": (6, 3, 9), "batch_size": 4, "updates": 2, "dtype": "float32"}
+
+@pytest.fixture(autouse=True)
+def small_products(monkeypatch):
+    """Two large matrices take seconds, and no test here is about the rate."""
+    monkeypatch.setattr(bench, "product_rate", lambda device, dtype: 1e9)
+
+def by_hand(batches, layers=3, C=16, V=50):
+    """The operations of a DPO update, as the README states them: 6 a weight and token, 8 a completion token, 14 a pair of positions."""
+    weights = layers * 12 * C * C
+    total = 0
+    for batch in batches:
+        B, T = batch["idx"].shape
+        M = int(((batch["segments"] == 1) | (batch["segments"] == 2)).sum() if "segments" in batch else batch["completion_mask"].sum())
+        total += 6 * weights * B * T + 8 * M * C * V + 14 * layers * B * T * T * C
+    return total / len(batches)
+
+@pytest.mark.parametrize("share", [False, True])
+def test_the_operations_counted_are_those_of_the_formula(share):
+    """A product that the counter does not know counts as nothing, and the share of the rate would look too low."""
+    got = bench.ours(JOB | {"what": "dpo", "share_prefix": share})
+    batches = bench.data.Batches(bench.rows_of(JOB), 4, share_prefix=share)
+    assert got["operations"] == pytest.approx(by_hand([batches[i] for i in range(2)]), rel=1e-9)
+
+@pytest.mark.parametrize("what, more", [("sft", {}), ("reference", {}), ("dpo", {"adapter": "sequential"}), ("dpo", {"adapter": "replace"}),
+                                        ("generate", {"prompt": 5, "new": 7})])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_part_can_be_measured(what, more, dtype):
+    """A part that fails is seen after an hour of others otherwise."""
+    got = bench.ours(JOB | {"what": what, "dtype": dtype, **more})
+    assert all(s > 0 for s in got["seconds"]) and got["tokens"] > 0 and got["peak"] > 0.05
+    assert what == "generate" or got["operations"] > 0
+
+def test_an_adapter_and_a_shared_prompt_cost_fewer_operations():
+    """What is frozen has no gradient, and a prompt that stands once is computed once."""
+    full, shared, adapter = (bench.ours(JOB | {"what": "dpo"} | more)["operations"]
+                             for more in ({}, {"share_prefix": True}, {"share_prefix": True, "adapter": "sequential"}))
+    assert adapter < shared < full or shared < min(full, adapter)    # at width 16 an adapter of rank 64 is wider than the model
+    assert shared < full
+
+def test_the_tokens_counted_do_not_depend_on_the_layout():
+    """Else the shared prompt would look slower for having fewer."""
+    counts = {bench.ours(JOB | {"what": "dpo", "share_prefix": share})["tokens"] for share in (False, True)}
+    assert len(counts) == 1
+
+def test_the_machine_is_described_and_not_named():
+    """Results are published."""
+    assert platform.node() not in bench.machine() and f"torch {torch.__version__}" in bench.machine()
+
+def test_rows_are_written_as_they_come(tmp_path, monkeypatch, capsys):
+    """An hour of measurements is not lost with the last of them."""
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    def work(args, scratch):
+        yield {"a": 1.23456, "b": "x"}
+        with open(tmp_path / "bench_parts.csv", newline="") as f:
+            assert [r["a"] for r in csv.DictReader(f)] == ["1.235"]
+        yield {"a": 2.0, "b": "y"}
+    monkeypatch.setattr(bench, "parts", work)
+    bench.main([])
+    with open(tmp_path / "bench_parts.csv", newline="") as f:
+        assert [(r["a"], r["b"]) for r in csv.DictReader(f)] == [("1.235", "x"), ("2", "y")]
+
+def test_theory_is_near_what_was_measured():
+    """The README draws both in one picture: a theory that misses by half explains nothing."""
+    rows, theory = table.growth_model()
+    assert len(rows) >= 15
+    for key, values in theory.items():
+        off = np.abs(values / np.array([r[key] for r in rows]) - 1)
+        assert np.median(off) < 0.15 and off.max() < 0.6, (key, off.round(2))
+
+def test_both_losses_were_the_same_before_anything_was_compared(tmp_path):
+    """A ratio of times means nothing if one of the two does less."""
+    pytest.importorskip("trl")
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        GPT(GPTConfig(**CONFIG)).save_pretrained(tmp_path / name)
+    job = JOB | {"folder": str(tmp_path / "a"), "other": str(tmp_path / "b"), "scratch": str(tmp_path / "run")}
+    got = bench.one_loss(job)
+    assert got["ours"] == pytest.approx(got["trl"], abs=1e-5) and abs(got["ours"] - 0.6931) > 1e-4
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", ["online", "precomputed"])
+def test_trl_gets_the_same_batches(reference, tmp_path):
+    """In another order, or shuffled, its padding would be another."""
+    pytest.importorskip("trl")
+    torch.manual_seed(0)
+    GPT(GPTConfig(**CONFIG)).save_pretrained(tmp_path / "a")
+    job = JOB | {"folder": str(tmp_path / "a"), "scratch": str(tmp_path / "run"), "reference": reference}
+    got = bench.trl(job)
+    assert len(got["seconds"]) == 2 and got["pairs"] == 4
+    batches = bench.data.Batches(bench.rows_of(job), 4)
+    first = batches[0]
+    trainer = bench.trl_trainer(job, [batches.rows[i] for part in batches.order for i in part])
+    theirs = next(iter(trainer.get_train_dataloader()))
+    assert torch.equal(theirs["input_ids"] * theirs["attention_mask"], first["idx"])
+    assert torch.equal(theirs["completion_mask"].bool(), first["completion_mask"])
+    assert train_pref.LOSSES["dpo"].hparams["beta"] == 0.1    # as both are given
