@@ -172,8 +172,9 @@ class GPT(nn.Module):
         eos         a row that has drawn it is filled up with it, and generation ends once all have (n < max_new_tokens then).
         generator   a torch.Generator on the model's device; without one, torch's global random state is used.
 
-        Dropout is off whatever the model's mode. A batch gives the same tokens as its rows one by one would. Raises ValueError
-        before the first token if the longest prompt and max_new_tokens do not fit into block_size together: nothing is cut.
+        Dropout is off whatever the model's mode. A batch gives the same greedy tokens as its rows one by one, and a row that is drawn
+        the same whether the others go on or not. Raises ValueError before the first token if the longest prompt and max_new_tokens do
+        not fit into block_size together: nothing is cut.
         """
         B, T = idx.shape
         lens = torch.full((B,), T, device=idx.device) if lens is None else torch.as_tensor(lens, device=idx.device)

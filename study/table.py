@@ -151,16 +151,17 @@ def generation_table():
 def growth_model():
     """
     (rows, theory) of bench_growth.csv. In theory an update costs its operations and, for the optimizer, its parameters:
-    seconds = operations / rate + parameters * b, and bytes = 16 parameters (weight, gradient, two moments) + tokens * c + libraries.
-    rate, b, c and the libraries' share are fitted to all points at once, each weighted by its own size.
+    seconds = operations / rate + parameters * b, and bytes = 16 parameters (weight, gradient, two moments) + tokens * c +
+    vocabulary * d (the tied matrix has a gradient from either end) + libraries. What theory leaves open, rate, b, c, d and the
+    libraries' share, is fitted to all points at once, each weighted by its own size.
     """
     rows = list(read("bench_growth.csv"))
     def fitted(columns, y):
         columns, y = np.array(columns).T, np.array(y)
         return columns @ np.linalg.lstsq(columns / y[:, None], np.ones(len(y)), rcond=None)[0]
-    ops, params, tokens = (np.array([r[k] for r in rows]) for k in ("operations", "parameters", "tokens"))
+    ops, params, tokens, words = (np.array([r[k] for r in rows]) for k in ("operations", "parameters", "tokens", "vocabulary"))
     memory = 16e-9 * params
-    rest = fitted([tokens, np.ones(len(rows))], [r["peak_gb"] for r in rows] - memory)
+    rest = fitted([tokens, words, np.ones(len(rows))], [r["peak_gb"] for r in rows] - memory)
     return rows, {"seconds": fitted([ops / 1e9, params / 1e6], [r["seconds"] for r in rows]), "peak_gb": memory + rest}
 
 def growth_table():
