@@ -60,11 +60,11 @@ def sft_run(args):
 
 @torch.no_grad()
 def add_reference(model, batches, autocast):
-    """Puts the reference's summed log-probs, nats, into every row."""
-    device = next(model.parameters()).device
+    """Puts the reference's summed log-probs, nats, into every row. The reference is the model without the adapters it may have."""
+    device, off = next(model.parameters()).device, adapters.adapters_off if adapters.adapted(model) else nullcontext
     for rows in batches.groups():
         batch = loop.to_device(batches.collate(rows), device)
-        with autocast:
+        with autocast, off(model):
             chosen, rejected = batch_logps(model, batch)[0].chunk(2)    # (B,) each
             logps = {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
             if "kl_idx" in batch:
@@ -130,9 +130,8 @@ def main(argv=None):
     for part in rows.values() if loss.needs_kl else ():
         data.mismatch(part, args.max_len)
     batches = {split: data.Batches(rows[split], args.batch_size, args.seed, args.share_prefix) for split in ("train", "val")}
-    with adapters.adapters_off(model) if args.adapter else nullcontext():
-        for part in batches.values() if loss.needs_ref else ():
-            add_reference(model, part, autocast)
+    for part in batches.values() if loss.needs_ref else ():
+        add_reference(model, part, autocast)
     if args.compile:
         model.features = torch.compile(model.features, dynamic=True)
 

@@ -41,6 +41,12 @@ def make_model(args, tokenizer):
     cli.check_fits(model, tokenizer, args.max_len, args.init_from)
     return model
 
+def sft_loss(model, batch):
+    """The mean negative log-prob of a batch's completion tokens, () in nats, and what is logged."""
+    logps, lens = sequence_logps(model, batch["idx"], batch["completion_mask"])    # (B,), (B,)
+    loss = -logps.sum() / lens.sum()    # a mean over tokens, so that long completions count by their length
+    return loss, {"perplexity": loss.detach().exp()}
+
 def main(argv=None):
     args = get_args(argv)
     with cli.bad_input():
@@ -56,14 +62,9 @@ def main(argv=None):
     if args.compile:
         model.features = torch.compile(model.features, dynamic=True)
 
-    def compute_loss(batch):
-        logps, lens = sequence_logps(model, batch["idx"], batch["completion_mask"])    # (B,), (B,)
-        loss = -logps.sum() / lens.sum()    # a mean over tokens, so that long completions count by their length
-        return loss, {"perplexity": loss.detach().exp()}
-
     batches = {split: data.Batches(rows[split], args.batch_size, args.seed) for split in ("train", "val")}
-    return loop.fit(model, compute_loss, batches["train"], batches["val"], save=model.save_pretrained, autocast=autocast,
-                    show=("perplexity",), go_on=cli.go_on("train_sft.py", args), **cli.fit_flags(args))
+    return loop.fit(model, lambda batch: sft_loss(model, batch), batches["train"], batches["val"], save=model.save_pretrained,
+                    autocast=autocast, show=("perplexity",), go_on=cli.go_on("train_sft.py", args), **cli.fit_flags(args))
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,7 @@ Each measurement is a process of its own, on an idle machine one after the other
 batches to warm up, and then again by the clock. Weights are random, which no time depends on; so are the tokens, unless --data and
 --data_dir name real pairs. Writes study/results/bench_*.csv; the tables and the picture come from there (python -m study.table).
 
-operations   those really done, counted by torch's FlopCounterMode in the warm-up: padding, a second forward in backward, and all
+operations   those really done, counted by torch's FlopCounterMode in one more pass: padding, logits made twice, and all
 rate         operations a second; its share is of the fastest product of two 4096 x 4096 matrices seen in that process, same dtype
 peak         largest resident memory of the process in GB, libraries included; on a GPU the most that was allocated
 """
@@ -28,7 +28,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -36,11 +35,12 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import adapters
+import cli
 import cpu
 import data
 import loop
 import train_pref
-from logps import sequence_logps
+import train_sft
 from losses import LOSSES
 from model import GPT, GPTConfig
 
@@ -106,10 +106,7 @@ def counter():
 
 def ours(job):
     """Runs job["what"]: sft, reference, dpo or generate. Gives {"seconds": a step, "pairs": in it, ...}."""
-    torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cpu.keep_memory()
-    autocast = torch.autocast(device.type, dtype=getattr(torch, job["dtype"]), enabled=job["dtype"] != "float32")
+    device, autocast = cli.set_up(argparse.Namespace(seed=0, device="auto", dtype=job["dtype"]), say=lambda line: None)
     model = GPT.from_pretrained(job["folder"]) if "folder" in job else GPT(GPTConfig(**job["config"]))
     model.to(device)
     if job.get("adapter"):
@@ -126,15 +123,10 @@ def ours(job):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
     if job["what"] == "sft":
         batches = data.Batches([{k: r[k] for k in ("prompt", "chosen")} for r in rows], job["batch_size"])
-        def compute_loss(batch):
-            logps, lens = sequence_logps(model, batch["idx"], batch["completion_mask"])
-            return -logps.sum() / lens.sum(), {}
+        compute_loss = lambda batch: train_sft.sft_loss(model, batch)
     else:
         compute_loss = lambda batch: train_pref.preference_loss(model, batch, LOSSES["dpo"], {"beta": 0.1})
-    base = lambda: adapters.adapters_off(model) if job.get("adapter") else nullcontext()
-    def reference():
-        with base():
-            train_pref.add_reference(model, batches, autocast)
+    reference = lambda: train_pref.add_reference(model, batches, autocast)
     def updates():
         for i in range(len(batches)):
             seconds.append(clocked(lambda i=i: loop.train_step(model, compute_loss, [batches[i]], optimizer, 1.0, autocast), device))
@@ -319,14 +311,15 @@ def main(argv=None):
         job = json.loads(args.job)
         print(json.dumps({"ours": ours, "trl": trl, "transformers": transformers, "one_loss": one_loss}[job["kind"]](job)))
         return
-    data_name = Path(args.data or "made-up").name.split(".")[0].split("-")[0]
+    data_name = cli.data_name(args.data or "made-up").split("-")[0]
     name, work = {"trl": (f"trl_{data_name}", against_trl), "transformers": ("transformers", against_transformers)}.get(
         args.vs, ("growth", growth) if args.growth else ("parts", parts))
     RESULTS.mkdir(exist_ok=True)
+    about = {"machine": machine()}
     # a row is written as soon as it is measured
     with tempfile.TemporaryDirectory() as scratch, open(RESULTS / f"bench_{name}.csv", "w", newline="") as f:
         for i, row in enumerate(work(args, scratch)):
-            row = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in ({"machine": machine()} | row).items()}
+            row = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in (about | row).items()}
             out = csv.DictWriter(f, list(row), lineterminator="\n")
             out.writeheader() if i == 0 else None
             out.writerow(row)
