@@ -194,7 +194,8 @@ def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tok
     if path.exists():
         print(f"pairs: {path}, sampled before by the same recipe")
         return path
-    with open(path.with_suffix(".tmp"), "w", encoding="utf-8") as f:
+    part = path.with_suffix(f".{os.getpid()}.tmp")    # of this process alone, should another sample the same pairs
+    with open(part, "w", encoding="utf-8") as f:
         for split, texts in prompts.items():
             tokens, n = tokenizer.encode_ordinary_batch(texts), 0
             answers = sample_completions(model, tokenizer, [t for t in tokens for _ in range(k)], max_new_tokens, seed=seed)
@@ -209,7 +210,7 @@ def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tok
                 raise ValueError(f"no pairs: for none of {len(texts)} {split} prompts do two of {k} samples differ in reward; sample more "
                                  "prompts, or train the SFT policy longer")
             print(f"pairs: {len(texts):,} {split} prompts x {k} samples gave {n:,} pairs that differ in reward -> {path}")
-    os.replace(path.with_suffix(".tmp"), path)
+    os.replace(part, path)
     return path
 
 def toy_pairs(model, tokenizer, folder, weights, n_prompts, max_len, seed):

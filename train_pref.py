@@ -36,7 +36,7 @@ def get_args(argv=None):
     p.add_argument("--share_prefix", action="store_true", help="a pair's prompt once, for both completions: the same numbers, fewer tokens")
     p.add_argument("--n_prompts", type=cli.positive, help="toy: prompts to sample training pairs for, 4 completions each (default: 1200)")
     p.add_argument("--n_show", type=int, default=3, help="samples to print at the end (default: %(default)s)")
-    p.set_defaults(lr=5e-4, warmup_steps=10, max_steps=100, eval_every=20)
+    p.set_defaults(lr=6e-4, warmup_steps=10, max_steps=140, eval_every=20)
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "train_pref.py", args.loss)

@@ -23,7 +23,7 @@ def get_args(argv=None):
     p.add_argument("--n_layer", type=cli.positive, help="blocks of a model from scratch (default: 2)")
     p.add_argument("--n_head", type=cli.positive, help="attention heads of a model from scratch (default: 4)")
     p.add_argument("--n_embd", type=cli.positive, help="width of a model from scratch (default: 128)")
-    p.set_defaults(batch_size=32, lr=3e-3, warmup_steps=20, max_steps=800, eval_every=100, weight_decay=0.1)
+    p.set_defaults(batch_size=24, lr=7e-3, warmup_steps=60, max_steps=600, eval_every=100)
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "train_sft.py", "sft")

@@ -229,8 +229,10 @@ def machine():
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    name = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), platform.processor())
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    about = dict(line.replace("\t", "").split(": ", 1) for line in info.split("\n\n")[0].splitlines() if ": " in line)
+    name = about.get("model name", platform.processor())    # a cloud's name for it may hide the generation, which its family tells
+    generation = f" (family {about['cpu family']}, model {about['model']})" if "cpu family" in about and "model" in about else ""
+    return f"{name}{generation}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 def job_for(name, args, **more):
     job = {"config": vars(MODELS[name]), "lengths": LENGTHS[name], "batch_size": args.batch_size if name == "gpt2" else 64,
@@ -280,7 +282,7 @@ def against_trl(args, scratch):
                 yield {"data": Path(args.data or "made up").name, "dtype": dtype, "reference": reference, "layout": layout,
                        "round": round_, "trl_checkpointing": checkpointing, "seconds": seconds, "trl_seconds": trl_seconds,
                        "speed_ratio": trl_seconds / seconds, "peak_gb": mine["peak"], "trl_peak_gb": other["peak"],
-                       "memory_ratio": mine["peak"] / other["peak"], "share": mine["operations"] / step / mine["product_rate"]}
+                       "memory_ratio": mine["peak"] / other["peak"], "share": mine["operations"] / step / mine["product_rate"], "product_gflops": mine["product_rate"] / 1e9}
 
 def against_transformers(args, scratch):
     """Generation, ours and transformers' in turns: yields rows."""

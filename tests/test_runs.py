@@ -389,5 +389,5 @@ def test_the_main_job_aligns_the_policy(seed, tmp_path, monkeypatch):
     samples = json.loads(Path("out/toy/dpo/eval.json").read_text())["samples"]
     known = [bool(toy.OPINION.fullmatch(s) or toy.SUMMARY.fullmatch(s)) for x in samples
              for s in (" ".join(part.split()) for part in (x["prompt"] + x["after"]).split(".")[1:]) if s]
-    assert sum(known) / len(known) > 0.85    # of the SFT policy 0.99; after DPO 0.88 to 0.99, by seed and number of threads
+    assert sum(known) / len(known) > 0.85    # of the SFT policy 0.99; after DPO 0.89 to 0.99, by seed and number of threads
     assert len({x["after"] for x in samples}) > 0.95 * len(samples)
