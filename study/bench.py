@@ -282,7 +282,8 @@ def against_trl(args, scratch):
                 yield {"data": Path(args.data or "made up").name, "dtype": dtype, "reference": reference, "layout": layout,
                        "round": round_, "trl_checkpointing": checkpointing, "seconds": seconds, "trl_seconds": trl_seconds,
                        "speed_ratio": trl_seconds / seconds, "peak_gb": mine["peak"], "trl_peak_gb": other["peak"],
-                       "memory_ratio": mine["peak"] / other["peak"], "share": mine["operations"] / step / mine["product_rate"], "product_gflops": mine["product_rate"] / 1e9}
+                       "memory_ratio": mine["peak"] / other["peak"], "share": mine["operations"] / step / mine["product_rate"],
+                       "product_gflops": mine["product_rate"] / 1e9}
 
 def against_transformers(args, scratch):
     """Generation, ours and transformers' in turns: yields rows."""
