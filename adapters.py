@@ -10,16 +10,14 @@ The adapter that replaces GPT-2's MLP: a small trained part in every block, arou
 
 `up` starts at zero in the first two, so the policy *is* the reference at step 0. In `replace` it cannot, and they differ from the start.
 """
-import json
-import os
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+
+from checkpoint import load_tensors, read_json, save_tensors, write_json
 
 MODES = ("sequential", "parallel", "replace")
 INITS = ("random", "neurons")
@@ -109,18 +107,17 @@ def save_adapter(model, folder, base, base_fingerprint):
     """Writes adapter.safetensors and adapter.json. base: where the frozen model came from; its fingerprint guards against another."""
     part, folder = adapted(model)[0], Path(folder)
     about = dict(mode=part.mode, rank=part.down.out_features, base=str(base), base_fingerprint=base_fingerprint)
-    (folder / "adapter.tmp").write_text(json.dumps(about, indent=2) + "\n")
-    os.replace(folder / "adapter.tmp", folder / "adapter.json")
-    save_file({k: v.contiguous() for k, v in adapter_state_dict(model).items()}, folder / "weights.tmp")
-    os.replace(folder / "weights.tmp", folder / "adapter.safetensors")
+    write_json(folder / "adapter.json", about)
+    save_tensors(adapter_state_dict(model), folder / "adapter.safetensors")
 
 def read_about(folder):
     """adapter.json of a run, or None if it is not an adapter run."""
     path = Path(folder) / "adapter.json"
     if not path.exists():
         return None
+    about = read_json(path)
     try:
-        about = {key: json.loads(path.read_text())[key] for key in ("mode", "rank", "base", "base_fingerprint")}
+        about = {key: about[key] for key in ("mode", "rank", "base", "base_fingerprint")}
         if about["mode"] not in MODES or type(about["rank"]) is not int or not 1 <= about["rank"] <= 10**6:
             raise ValueError(f"mode {about['mode']!r}, rank {about['rank']!r}")
         return about
@@ -136,10 +133,12 @@ def load_adapter(model, folder, model_fingerprint):
         raise ValueError(f"{folder}: the adapter was trained on {about['base']} with fingerprint {about['base_fingerprint']}, but the base "
                          f"given has {model_fingerprint}: it is another model, or was trained further")
     add_adapters(model, about["mode"], about["rank"])
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
+    state = load_tensors(path)
     try:
-        state = load_file(path)
         model.load_state_dict(model.state_dict() | state)
         assert state.keys() == adapter_state_dict(model).keys()
-    except (SafetensorError, RuntimeError, AssertionError, FileNotFoundError) as e:
+    except (RuntimeError, AssertionError) as e:
         raise ValueError(f"{path}: damaged, or not this model's adapter ({type(e).__name__})") from None
     return model

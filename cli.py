@@ -3,7 +3,6 @@ What every script shares: the flags that mean the same everywhere, run directori
 """
 import argparse
 import importlib.metadata
-import json
 import os
 import shlex
 import sys
@@ -13,7 +12,8 @@ from pathlib import Path
 import torch
 
 import cpu
-import loop
+import parallel
+from checkpoint import read_json, write_json
 from losses import LOSSES
 
 class Parser(argparse.ArgumentParser):
@@ -32,6 +32,9 @@ def bad_input():
     except (ValueError, OSError) as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command starts again, or goes on with --resume where a run has begun", file=sys.stderr)
+        raise SystemExit(130) from None
 
 # ---------------------------------------------------------------------------------------------------------------------
 # flags
@@ -71,6 +74,8 @@ def add_common_flags(p):
     p.add_argument("--patience", type=not_negative, default=3, help="evaluations without a better one to stop (default: %(default)s)")
     p.add_argument("--weight_decay", type=not_negative, default=0.0, help="AdamW's, on matrices only (default: %(default)s)")
     p.add_argument("--grad_clip", type=not_negative, default=1.0, help="largest norm of the gradient; 0: any (default: %(default)s)")
+    p.add_argument("--on_nonfinite", default="stop", choices=("stop", "skip"),
+                   help="what to do about an update whose loss or gradient is not finite, or a loss that is a spike (default: %(default)s)")
     p.add_argument("--dropout", type=not_negative, default=0.0, help="while training; adds noise to every log-ratio (default: %(default)s)")
     p.add_argument("--max_prompt_len", type=positive, help="tokens; a longer prompt loses its beginning (default: no cut)")
     p.add_argument("--max_len", type=positive, default=64,
@@ -109,14 +114,16 @@ def refuse(p, args, rules):
         if getattr(args, flag) not in (None, False) and not effective:
             p.error(f"--{flag} has no effect {why}")
 
-FREE = ("max_steps", "eval_every", "patience", "device", "compile", "resume", "out_dir")    # may change when a run goes on
+FREE = ("max_steps", "eval_every", "patience", "on_nonfinite", "device", "compile", "resume", "out_dir")    # may change when a run goes on
 
 def resume(p, args, argv, script, name):
-    """The arguments of the run that --resume goes on with; refuses, by name, a flag that would make it another run."""
-    taken = run_dirs(args, name)
-    out_dir = Path(args.out_dir) if args.out_dir else next((d for d in reversed(taken) if (d / "state.pt").exists()), None)
-    if not out_dir or not (out_dir / "state.pt").exists():
-        p.error(f"--resume: {out_dir or f'no run of {name}'} holds no state.pt to go on from")
+    """
+    The arguments of the run that --resume goes on with: at --out_dir, or the newest of its name. Refuses, by name, a flag that would
+    make it another run, and says which others have changed. A run that was killed before its first state begins again.
+    """
+    out_dir = Path(args.out_dir) if args.out_dir else next((d for d in reversed(run_dirs(args, name)) if (d / "args.json").exists()), None)
+    if out_dir is None or is_free(out_dir):
+        p.error(f"--resume: {out_dir or f'no run of {name}'} holds no state.pt, nor anything else of a run; leave --resume out to begin it")
     with bad_input():
         facts = read_args(out_dir)
     saved = facts["args"]
@@ -124,15 +131,16 @@ def resume(p, args, argv, script, name):
         p.error(f"--resume: {out_dir} is a run of {facts['script']}, not of {script}")
     p.set_defaults(**saved)
     again = p.parse_args(argv)
-    for key, value in saved.items():
-        if key not in FREE and getattr(again, key) != value:
+    for key, value in ((k, v) for k, v in saved.items() if k not in ("resume", "out_dir") and getattr(again, k, v) != v):
+        if key not in FREE:
             p.error(f"--resume: --{key} was {value} in {out_dir}; leave it out, or start a new run")
+        print(f"--resume: --{key} was {value}, and is {getattr(again, key)} from here on")
     again.out_dir = str(out_dir)
     return again
 
 def fit_flags(args):
     """The flags that loop.fit takes, by its names."""
-    names = "max_steps eval_every lr min_lr warmup_steps grad_accum grad_clip weight_decay patience resume out_dir".split()
+    names = "max_steps eval_every lr min_lr warmup_steps grad_accum grad_clip weight_decay patience on_nonfinite resume out_dir".split()
     return {name: getattr(args, name) for name in names}
 
 def set_up(args, say=print):
@@ -151,7 +159,8 @@ def set_up(args, say=print):
         dtype = "float32" if not cuda else "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
     if device.type == "cpu":
         cpu.keep_memory()
-    say(f"device {device} ({torch.cuda.get_device_name(device) if cuda else f'{torch.get_num_threads()} threads'}), {dtype}")
+    say(f"device {device} ({torch.cuda.get_device_name(device) if cuda else f'{torch.get_num_threads()} threads'}), {dtype}"
+        + (f", {parallel.world()} processes" if parallel.world() > 1 else ""))
     return device, torch.autocast(device.type, dtype=getattr(torch, dtype), enabled=dtype != "float32")
 
 def check_fits(model, tokenizer, max_len, name):
@@ -175,22 +184,39 @@ def run_dirs(args, name):
         found.append(d)
     return found
 
+def is_free(out_dir):
+    """Whether nothing is there, but for what a kill in the midst of writing may have left."""
+    return not out_dir.exists() or (out_dir.is_dir() and all(p.suffix == ".tmp" for p in out_dir.iterdir()))
+
 def check_out_dir(args):
     """Raises ValueError if something stands where the run is to go: nothing is written over."""
-    out_dir = Path(args.out_dir or ".")
-    if args.out_dir and not args.resume and out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise ValueError(f"--out_dir {out_dir}: something is there already; go on with it by --resume, choose another, or delete it")
+    if args.out_dir and not args.resume and not is_free(Path(args.out_dir)):
+        raise ValueError(f"--out_dir {args.out_dir}: something is there already; go on with it by --resume, choose another, or delete it")
 
 def claim_run_dir(args, script, name, **facts):
-    """Makes args.out_dir, or the next free name, and writes args.json, what it takes to repeat the run. A run resumed keeps its own."""
+    """
+    Makes args.out_dir, or the next free name, and writes args.json, what it takes to repeat the run. facts: what else it was made
+    from; raises ValueError if a run that is resumed was made from something else.
+    """
     check_out_dir(args)
     if not args.out_dir:
         n = len(run_dirs(args, name)) + 1
         args.out_dir = str(Path("out") / data_name(args.data) / (name if n == 1 else f"{name}-{n}"))
-    Path(args.out_dir).mkdir(parents=True, exist_ok=True)
+    path = Path(args.out_dir) / "args.json"
+    before = read_args(path.parent) if args.resume and path.exists() else {}
+    parallel.wait()    # until all have looked
+    for key, value in facts.items():
+        if before.get(key, value) != value:
+            raise ValueError(f"--resume: {path} says {key} {before[key]}, but it is {value} now: data or weights have changed since")
     versions = {package: importlib.metadata.version(package) for package in ("torch", "tiktoken", "numpy", "safetensors")}
-    facts = {"script": script, "args": vars(args), **facts, "versions": {"python": sys.version.split()[0], **versions}}
-    loop.write_json(Path(args.out_dir) / "args.json", facts)
+    versions |= {"python": sys.version.split()[0], "threads": torch.get_num_threads(), "processes": parallel.world()}
+    for key, value in before.get("versions", {}).items():
+        if versions.get(key) != value:
+            print(f"--resume: {key} was {value}, and is {versions.get(key)} from here on: the last bits may differ")
+    if parallel.rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"script": script, "args": vars(args), **facts, "versions": versions})
+    parallel.wait()
     return args.out_dir
 
 def read_args(run):
@@ -198,8 +224,8 @@ def read_args(run):
     path = Path(run) / "args.json"
     if not path.is_file():
         raise ValueError(f"{path}: no such file: {run} is not a run")
+    facts = read_json(path)
     try:
-        facts = json.loads(path.read_text())
         return facts | {"args": dict(facts["args"]), "script": facts["script"]}
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path}: damaged ({type(e).__name__}: {e})") from None

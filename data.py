@@ -10,7 +10,6 @@ Read next: losses.py
 import functools
 import hashlib
 import json
-import os
 import random
 import zlib
 from collections import Counter
@@ -19,7 +18,9 @@ from pathlib import Path
 import tiktoken
 import torch
 
+import parallel
 import toy
+from checkpoint import replacing
 from sources import load_examples, read_records
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -88,8 +89,19 @@ def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=Tru
     say(f"data: {data}, {len(rows['train']):,} rows to train on, {len(rows['val']):,} to validate; dropped: {reasons}")
     return rows
 
+def fingerprint(rows):
+    """16 hex digits of the SHA-256 of all rows: whether a run goes on with the data it began with."""
+    h = hashlib.sha256()
+    for row in (row for split in ("train", "val") for row in rows[split]):
+        h.update(repr([row[k] for k in ("prompt", "chosen", "rejected") if k in row]).encode())
+    return h.hexdigest()[:16]
+
 # ---------------------------------------------------------------------------------------------------------------------
 # rows -> batches
+
+def weight_of(row):
+    """What a row counts for in a mean: a pair is one, of a text every token of the completion is."""
+    return 1 if "rejected" in row else len(row["chosen"])
 
 def collate(rows, share_prefix=False):
     """
@@ -107,7 +119,7 @@ def collate(rows, share_prefix=False):
         idx[i, :n] = torch.tensor(sum(parts, []))
         segments[i, :n] = torch.tensor([k for k, part in enumerate(parts) for _ in part])
     mask = segments == 1
-    batch = {"idx": idx, "weight": len(rows) if len(sides) == 2 else int(mask.sum())}
+    batch = {"idx": idx, "weight": sum(map(weight_of, rows))}
     batch |= {"segments": segments} if share_prefix else {"completion_mask": mask}
     for key in ("ref_chosen_logps", "ref_rejected_logps", "ref_kl_logps"):
         if key in rows[0]:
@@ -129,6 +141,8 @@ class Batches:
     batches[i] is the i-th batch of an endless shuffled stream, a function of (seed, i) alone: a run resumes at any i. Iterating
     gives one pass in a fixed order, for validation. Rows of like length go together, so that little is padding; within
     blocks of 16 batches only, so that an epoch is still shuffled. The last batch of an epoch may be smaller: nothing is left out.
+    Of N processes each gets every N-th row of a batch, with the weight of the whole batch as its total; where there are fewer rows
+    than processes, some get a row that weighs nothing.
     """
     def __init__(self, rows, batch_size, seed=0, share_prefix=False):
         self.rows, self.batch_size, self.seed, self.epoch = rows, batch_size, seed, None
@@ -139,7 +153,8 @@ class Batches:
     def __len__(self):
         return -(-len(self.rows) // self.batch_size)
 
-    def __getitem__(self, i):
+    def numbers(self, i):
+        """Which rows batch i holds."""
         epoch, position = divmod(i, len(self))
         if epoch != self.epoch:
             rng, order = random.Random(f"{self.seed} {epoch}"), list(range(len(self.rows)))
@@ -149,7 +164,18 @@ class Batches:
             self.order = [order[at:at + self.batch_size] for at in range(0, len(order), self.batch_size)]
             rng.shuffle(self.order)
             self.epoch = epoch
-        return self.collate([self.rows[j] for j in self.order[position]])
+        return self.order[position]
+
+    def share(self, rows):
+        mine, weight = rows[parallel.rank()::parallel.world()], sum(map(weight_of, rows))
+        return self.collate(mine or rows[:1]) | {"total": weight} | ({} if mine else {"weight": 0})
+
+    def __getitem__(self, i):
+        return self.share([self.rows[j] for j in self.numbers(i)])
+
+    def one_by_one(self, i):
+        """The rows of batch i, each with its number as a batch of its own."""
+        return ((j, self.collate([self.rows[j]])) for j in self.numbers(i))
 
     def groups(self):
         """One pass in a fixed order, shortest first, as lists of rows."""
@@ -158,7 +184,7 @@ class Batches:
             yield [self.rows[j] for j in order[at:at + self.batch_size]]
 
     def __iter__(self):
-        return map(self.collate, self.groups())
+        return map(self.share, self.groups())
 
 # ---------------------------------------------------------------------------------------------------------------------
 # pairs by sampling and ranking
@@ -191,11 +217,11 @@ def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tok
     """
     recipe = json.dumps([recipe, prompts, k, max_new_tokens, seed], sort_keys=True)
     path = Path(folder) / f"pairs-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}.jsonl"
-    if path.exists():
+    if parallel.rank() or path.exists():    # the first process samples for all
         print(f"pairs: {path}, sampled before by the same recipe")
+        parallel.wait()
         return path
-    part = path.with_suffix(f".{os.getpid()}.tmp")    # of this process alone, should another sample the same pairs
-    with open(part, "w", encoding="utf-8") as f:
+    with replacing(path) as part, open(part, "w", encoding="utf-8") as f:
         for split, texts in prompts.items():
             tokens, n = tokenizer.encode_ordinary_batch(texts), 0
             answers = sample_completions(model, tokenizer, [t for t in tokens for _ in range(k)], max_new_tokens, seed=seed)
@@ -210,7 +236,7 @@ def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tok
                 raise ValueError(f"no pairs: for none of {len(texts)} {split} prompts do two of {k} samples differ in reward; sample more "
                                  "prompts, or train the SFT policy longer")
             print(f"pairs: {len(texts):,} {split} prompts x {k} samples gave {n:,} pairs that differ in reward -> {path}")
-    os.replace(part, path)
+    parallel.wait()
     return path
 
 def toy_pairs(model, tokenizer, folder, weights, n_prompts, max_len, seed):
@@ -221,10 +247,15 @@ def toy_pairs(model, tokenizer, folder, weights, n_prompts, max_len, seed):
     recipe = {"weights": weights, "reward": "toy"}
     return make_pairs(model, tokenizer, prompts, toy.reward, folder, recipe, max_new_tokens=max_len - toy.PROMPT_LEN, seed=seed)
 
-def read_pairs(path):
-    """{"train": rows, "val": rows} of a file of make_pairs."""
+def read_pairs(path, n_vocab=float("inf")):
+    """{"train": rows, "val": rows} of a file of make_pairs. Raises ValueError with the row that is not one."""
     rows = {"train": [], "val": []}
-    for _, record in read_records(path):
-        # tokens, not text: a sample that was cut has no EOS, which text cannot say
-        rows[record["split"]].append({side: record[side]["tokens"] for side in ("prompt", "chosen", "rejected")})
+    for where, record in read_records(path):
+        try:
+            # tokens, not text: a sample that was cut has no EOS, which text cannot say
+            row = {side: record[side]["tokens"] for side in ("prompt", "chosen", "rejected")}
+            assert all(type(t) is int and 0 <= t < n_vocab for tokens in row.values() for t in tokens) and all(row.values())
+            rows[record["split"]].append(row)
+        except (KeyError, TypeError, AssertionError):
+            raise ValueError(f"{where}: is not a pair of token lists as they were sampled; delete the file, and it is made again") from None
     return rows

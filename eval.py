@@ -24,8 +24,8 @@ import torch
 import adapters
 import cli
 import data
-import loop
 import toy
+from checkpoint import write_json
 from logps import sequence_logps
 from model import GPT, fingerprint
 
@@ -71,7 +71,7 @@ def held_out(facts, args, say):
     if run_args["data"] == "toy":
         prompts = tokenizer.encode_ordinary_batch([e["prompt"] for e in toy.examples("test", args.n_prompts, args.seed)])
         if "pairs" in facts:
-            pairs = data.read_pairs(facts["pairs"])["val"]
+            pairs = data.read_pairs(facts["pairs"], tokenizer.n_vocab)["val"]
     else:
         source = (run_args["data"], run_args["data_dir"], tokenizer, room, run_args["max_prompt_len"])
         rows = data.load_rows(*source, pairs="loss" in run_args, say=say)["val"]
@@ -239,7 +239,7 @@ def main(argv=None, say=print):
     for sample in samples[:args.show]:
         print("\n".join(sample_lines(sample, reward)) + "\n")
     result = {"prompts": len(prompts), "pairs": len(pairs or []), "temperature": args.temperature, "measures": columns}
-    loop.write_json(Path(args.run) / "eval.json", result | {"samples": samples})
+    write_json(Path(args.run) / "eval.json", result | {"samples": samples})
     draw(Path(args.run) / "eval.png", raw, curves)
     print(f"in {args.run}: eval.json (measures, all samples), eval.png and curves.png (pictures), log.csv")
     return result

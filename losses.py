@@ -60,13 +60,14 @@ class Loss:
     per_token: bool   # it takes means per token already
     has_nll: bool     # the chosen completion's NLL is part of it already
     needs_kl: bool    # it looks at kl_logratios
+    whole_batch: bool    # a pair's loss depends on the batch's other pairs
 
 LOSSES = {}
 
-def register(*, needs_ref, start="", limit="", trl="none", per_token=False, has_nll=False, needs_kl=False):
+def register(*, needs_ref, start="", limit="", trl="none", per_token=False, has_nll=False, needs_kl=False, whole_batch=False):
     def into_table(fn):
         hparams = {p.name: p.default for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY}
-        LOSSES[fn.__name__] = Loss(fn, needs_ref, hparams, start, limit, trl, per_token, has_nll, needs_kl)
+        LOSSES[fn.__name__] = Loss(fn, needs_ref, hparams, start, limit, trl, per_token, has_nll, needs_kl, whole_batch)
         return fn
     return into_table
 
@@ -274,7 +275,7 @@ def chipo(pairs, *, beta=0.1, r_max=10.0):
     h = (beta * (phi(w) - phi(l))).clamp(-2 * r_max, 2 * r_max)
     return with_rewards(smoothed(h, 0.0), beta, phi(w), phi(l))
 
-@register(needs_ref=True, start="log(2)", trl="aot")
+@register(needs_ref=True, start="log(2)", trl="aot", whole_batch=True)
 def aot(pairs, *, beta=1.0, label_smoothing=0.0):
     """
     Alignment via Optimal Transport, paired: Melnyk et al. 2024, arXiv:2406.05882.
@@ -292,7 +293,7 @@ def aot(pairs, *, beta=1.0, label_smoothing=0.0):
     reference = (pairs.ref_chosen_logps - pairs.ref_rejected_logps).sort().values
     return with_rewards(smoothed(beta * (policy - reference), label_smoothing), beta, w, l)
 
-@register(needs_ref=True, start="log(2)", trl="aot_unpaired")
+@register(needs_ref=True, start="log(2)", trl="aot_unpaired", whole_batch=True)
 def aot_unpaired(pairs, *, beta=1.0, label_smoothing=0.0):
     """
     Alignment via Optimal Transport, unpaired: Melnyk et al. 2024, arXiv:2406.05882.

@@ -9,18 +9,15 @@ GPT-2 by hand: config, blocks, generation with a KV cache, weights in and out, a
 Parameter names are Hugging Face's, so a checkpoint needs no table of names. Sizes: B rows, T tokens, C = n_embd, V = vocab_size,
 nh heads of hs = C / nh. Read next: toy.py, data.py
 """
-import hashlib
-import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 
+from checkpoint import digest, load_tensors, read_json, save_tensors, write_json
 from cpu import Linear    # nn.Linear, faster in float32 on a CPU
 
 HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -39,6 +36,9 @@ class GPTConfig:
     def __post_init__(self):
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}")
+        size = self.n_embd * (self.n_layer * (4 * self.n_embd + 2 * (self.n_inner or 4 * self.n_embd)) + self.vocab_size + self.block_size)
+        if size > 2e10:    # ten times gpt2-xl
+            raise ValueError(f"a GPT of {size:.2g} parameters is asked for; more than 2e10 would not fit, nor would --batch_size help")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the blocks, leaves first
@@ -265,10 +265,8 @@ class GPT(nn.Module):
         if "score.weight" in state:
             config.update(num_labels=1, pad_token_id=c.vocab_size - 1)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.tmp", metadata={"format": "pt"})
-        os.replace(folder / "model.tmp", folder / "model.safetensors")
-        (folder / "config.tmp").write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(folder / "config.tmp", folder / "config.json")
+        write_json(folder / "config.json", config)
+        save_tensors(state, folder / "model.safetensors")
 
 class ScalarGPT(GPT):
     """GPT-2 with a number instead of a token at its end: a reward or a value. The head starts at zero and is saved with the rest."""
@@ -302,10 +300,7 @@ def sample(logits, temperature, top_k, top_p, draws):
 
 def fingerprint(model):
     """16 hex digits of the SHA-256 of the weights: which model a pair, an adapter or a run came from."""
-    h = hashlib.sha256()
-    for name, p in sorted(model.state_dict().items()):
-        h.update(name.encode() + p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return h.hexdigest()[:16]
+    return digest(model.state_dict())[:16]
 
 def find_folder(name_or_dir):
     if Path(name_or_dir).is_dir():
@@ -323,10 +318,7 @@ def read_config(path):
     """Hugging Face's config.json -> GPTConfig; refuses, by name, whatever this model would compute differently."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file: {path.parent} is not a model's folder")
-    try:
-        c = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise ValueError(f"{path}: is not valid JSON ({e})") from None
+    c = read_json(path)
     if not isinstance(c, dict) or c.get("model_type") != "gpt2":
         raise ValueError(f"{path}: model_type is {c.get('model_type') if isinstance(c, dict) else None!r}, but only 'gpt2' can be loaded")
     fixed = dict(activation_function=("gelu_new", "gelu_pytorch_tanh"), layer_norm_epsilon=(1e-5,), scale_attn_weights=(True,),
@@ -349,8 +341,10 @@ def read_weights(folder):
     for name in ("model.safetensors", "pytorch_model.bin"):
         path = folder / name
         if path.is_file():
+            if name.endswith("safetensors"):
+                return path, load_tensors(path)
             try:
-                state = load_file(path) if name.endswith("safetensors") else torch.load(path, map_location="cpu", weights_only=True)
+                state = torch.load(path, map_location="cpu", weights_only=True)
                 if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
                     raise ValueError("not a dict of tensors")
                 return path, state

@@ -15,6 +15,7 @@ from pathlib import Path
 import toy
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
+LINE = 2**26
 SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test", "eval": "test"}
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -36,7 +37,8 @@ def read_records(path):
                 raise ValueError("expected one JSON array of objects; for an object a line, name the file .jsonl")
         else:
             # the file itself, not read().splitlines(): that would also cut at U+0085, which stands inside real reviews
-            lines = (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="\n")
+            file = (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="\n")
+            lines = (whole(line) for line in iter(lambda: file.readline(LINE), ""))
             records = (json.loads(line) if line.strip() else ... for line in lines)
         for record in records:
             if record is not ...:    # a blank line
@@ -46,10 +48,15 @@ def read_records(path):
                     raise ValueError(f"more fields than the header names: {short(record[None])} are too many; quote texts with commas")
                 yield f"{path}, row {row}", record
             row += 1
-    except (ValueError, EOFError, RecursionError, zlib.error, gzip.BadGzipFile, csv.Error) as e:
+    except (ValueError, EOFError, RecursionError, MemoryError, zlib.error, gzip.BadGzipFile, csv.Error) as e:
         kind = {UnicodeDecodeError: "not UTF-8, here or soon after: ", json.JSONDecodeError: "not valid JSON, perhaps cut short: ",
                 EOFError: "gzip cut short: ", zlib.error: "damaged gzip: ", gzip.BadGzipFile: "damaged gzip: "}.get(type(e), "")
         raise ValueError(f"{path}{'' if path.suffix == '.json' and row == 1 else f', row {row}'}: {kind}{e}") from None
+
+def whole(line):
+    if len(line) == LINE:    # a few bytes of gzip can say as much as any memory holds
+        raise ValueError(f"a line of more than {LINE:,} characters")
+    return line
 
 def short(value):
     text = json.dumps(value, ensure_ascii=False, default=str)

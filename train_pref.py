@@ -10,7 +10,6 @@ The reference is the model that training starts from. Its log-probs are computed
 rows, so no second model is in memory. Writes out/<data>/<loss>, and ends with what changed. Read first: losses.py, loop.py, train_sft.py
 """
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 
@@ -19,6 +18,7 @@ import cli
 import data
 import eval
 import loop
+import parallel
 import sources
 import train_sft
 from logps import batch_logps, sequence_logps
@@ -46,32 +46,25 @@ def get_args(argv=None):
                          ("max_prompt_len", args.data != "toy", "on --data toy")))
     return args
 
-def sft_run(args):
-    """The run to start from; on the toy world it is made, or finished, if need be."""
-    run = Path("out") / cli.data_name(args.data) / "sft"
-    if args.data != "toy" and not ((run / "result.json").exists() and cli.read_args(run)["args"]["data"] == args.data):
-        raise ValueError(f"there is no finished SFT run on {args.data} at {run}: train one with train_sft.py, or use --init_from")
-    if not (run / "result.json").exists():
-        print(f"no SFT policy at {run} yet: training it first\n")
-        going_on = ["--resume"] if (run / "state.pt").exists() else ["--max_len", str(args.max_len), "--dtype", args.dtype]
-        train_sft.main(["--out_dir", str(run), "--device", args.device, *going_on])
-        print()
-    return str(run)
-
 @torch.no_grad()
 def add_reference(model, batches, autocast):
     """Puts the reference's summed log-probs, nats, into every row. The reference is the model without the adapters it may have."""
     device, off = next(model.parameters()).device, adapters.adapters_off if adapters.adapted(model) else nullcontext
-    for rows in batches.groups():
-        batch = loop.to_device(batches.collate(rows), device)
-        with autocast, off(model):
-            chosen, rejected = batch_logps(model, batch)[0].chunk(2)    # (B,) each
-            logps = {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-            if "kl_idx" in batch:
-                logps["ref_kl_logps"] = sequence_logps(model, batch["kl_idx"], batch["kl_mask"])[0]    # (B,)
-        for name, values in logps.items():
-            for row, value in zip(rows, values.tolist()):
-                row[name] = value
+    names = ("ref_chosen_logps", "ref_rejected_logps", "ref_kl_logps")[:3 if "mismatched" in batches.rows[0] else 2]
+    groups, found = list(batches.groups()), []
+    for rows in groups:
+        mine, table = rows[parallel.rank()::parallel.world()], torch.zeros(len(rows), len(names))    # other processes fill in the rest
+        if mine:
+            batch = loop.to_device(batches.collate(mine), device)
+            with autocast, off(model):
+                logps = list(batch_logps(model, batch)[0].chunk(2))    # chosen, rejected: (B,) each
+                if len(names) == 3:
+                    logps.append(sequence_logps(model, batch["kl_idx"], batch["kl_mask"])[0])    # (B,)
+            table[parallel.rank()::parallel.world()] = torch.stack(logps, 1).cpu()
+        found += table.flatten().tolist()
+    found = iter(parallel.totals(found))
+    for row in (row for rows in groups for row in rows):
+        row.update(zip(names, found))
 
 def preference_loss(model, batch, loss, hparams, mean_logps=False, sft_weight=0.0):
     """The mean loss of a batch of pairs, (), and what is logged. loss: an entry of LOSSES; hparams: its hyperparameters at this update."""
@@ -81,7 +74,7 @@ def preference_loss(model, batch, loss, hparams, mean_logps=False, sft_weight=0.
     if loss.needs_kl:
         with torch.no_grad():
             kl_logps, kl_lens = sequence_logps(model, batch["kl_idx"], batch["kl_mask"])    # (B,)
-        pairs.kl_logratios = (kl_logps - batch["ref_kl_logps"]) / (kl_lens if mean_logps else 1)
+        pairs.kl_logratios = parallel.mean((kl_logps - batch["ref_kl_logps"]) / (kl_lens if mean_logps else 1), batch["weight"])
     pairs = pairs.per_token() if mean_logps else pairs
     losses, chosen_rewards, rejected_rewards = loss.fn(pairs, **hparams)    # (B,) each
     losses = losses - sft_weight * chosen / chosen_lens if sft_weight else losses
@@ -95,6 +88,7 @@ def preference_loss(model, batch, loss, hparams, mean_logps=False, sft_weight=0.
 def main(argv=None):
     args = get_args(argv)
     loss, hparams = LOSSES[args.loss], {h: getattr(args, h) for h in LOSSES[args.loss].hparams}
+    parallel.join(args.device)
 
     def hparams_at(step):
         """The hyperparameters of an update, where beta may be annealed."""
@@ -104,9 +98,11 @@ def main(argv=None):
     with cli.bad_input():
         for step in (1, args.max_steps):
             loss.fn(Pairs(*torch.ones(6, 1)), **hparams_at(step))    # a hyperparameter out of its range shows here, not after an hour
+        if loss.whole_batch and parallel.world() > 1:
+            raise ValueError(f"--loss {args.loss} sorts all pairs of a batch, which no process has by itself: run it in one process")
         sources.check_source(args.data, args.data_dir)
         cli.check_out_dir(args)
-        args.init_from = args.init_from or sft_run(args)
+        args.init_from = args.init_from or train_sft.policy_for(args)
         device, autocast = cli.set_up(args)
         tokenizer = data.get_tokenizer(args.data)
         model = GPT.from_pretrained(args.init_from, args.dropout).to(device).eval()
@@ -114,13 +110,14 @@ def main(argv=None):
         base, pairs = fingerprint(model), {}
         if args.data == "toy":
             pairs["pairs"] = str(data.toy_pairs(model, tokenizer, args.init_from, base, args.n_prompts or 1200, args.max_len, args.seed))
-            rows = data.read_pairs(pairs["pairs"])
+            rows = data.read_pairs(pairs["pairs"], tokenizer.n_vocab)
         else:
             rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len)
         if args.adapter:
             init = (args.adapter_init or "neurons") if args.adapter == "replace" else "random"
             adapters.add_adapters(model, args.adapter, args.adapter_rank or 16, init)
-        out_dir = cli.claim_run_dir(args, "train_pref.py", args.loss, hparams=hparams, reference_fingerprint=base, **pairs)
+        out_dir = cli.claim_run_dir(args, "train_pref.py", args.loss, hparams=hparams, reference_fingerprint=base,
+                                    data_fingerprint=data.fingerprint(rows), **pairs)
     trained, frozen = (sum(p.numel() for p in model.parameters() if p.requires_grad == yes) for yes in (True, False))
     print(f"{args.loss} {' '.join(f'{k}={v}' for k, v in hparams.items())} on {len(rows['train']):,} pairs, {len(rows['val']):,} for "
           f"validation; {trained:,} parameters train, {frozen:,} are frozen; the reference is {args.init_from} -> {out_dir}")
@@ -142,6 +139,8 @@ def main(argv=None):
     result = loop.fit(model, compute_loss, batches["train"], batches["val"], save=save, autocast=autocast,
                       show=("rewards/accuracies", "rewards/margins"), go_on=cli.go_on("train_pref.py", args), **cli.fit_flags(args))
     print()
+    if parallel.rank():
+        return result
     return result | eval.main(["--run", str(out_dir), "--device", args.device, "--dtype", args.dtype, "--show", str(args.n_show)],
                               say=lambda line: None)
 

@@ -8,14 +8,17 @@ Supervised fine-tuning: the policy that preference optimization starts from, and
 Data with a prompt trains on the completion alone (of pairs, the chosen one); data with only a text trains on all of it.
 Writes out/<data>/sft. Read first: model.py, data.py, loop.py. Read next: train_pref.py
 """
+from pathlib import Path
+
 import torch
 
 import cli
 import data
 import loop
+import parallel
 import sources
 from logps import sequence_logps
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, fingerprint
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
@@ -42,13 +45,13 @@ def make_model(args, tokenizer):
     return model
 
 def sft_loss(model, batch):
-    """The mean negative log-prob of a batch's completion tokens, () in nats, and what is logged."""
+    """The mean negative log-prob of a batch's completion tokens, () in nats; its exponential is the perplexity. Nothing else is logged."""
     logps, lens = sequence_logps(model, batch["idx"], batch["completion_mask"])    # (B,), (B,)
-    loss = -logps.sum() / lens.sum()    # a mean over tokens, so that long completions count by their length
-    return loss, {"perplexity": loss.detach().exp()}
+    return -logps.sum() / lens.sum(), {}    # a mean over tokens, so that long completions count by their length
 
 def main(argv=None):
     args = get_args(argv)
+    parallel.join(args.device)
     with cli.bad_input():
         sources.check_source(args.data, args.data_dir)
         cli.check_out_dir(args)
@@ -56,7 +59,8 @@ def main(argv=None):
         tokenizer = data.get_tokenizer(args.data)
         model = make_model(args, tokenizer).to(device)
         rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, pairs=False)
-        out_dir = cli.claim_run_dir(args, "train_sft.py", "sft")
+        start = {"init_fingerprint": fingerprint(model)} if args.init_from else {}
+        out_dir = cli.claim_run_dir(args, "train_sft.py", "sft", data_fingerprint=data.fingerprint(rows), **start)
     n = sum(p.numel() for p in model.parameters())
     print(f"SFT of a GPT with {n:,} parameters on {args.data} -> {out_dir}")
     if args.compile:
@@ -64,7 +68,21 @@ def main(argv=None):
 
     batches = {split: data.Batches(rows[split], args.batch_size, args.seed) for split in ("train", "val")}
     return loop.fit(model, lambda batch: sft_loss(model, batch), batches["train"], batches["val"], save=model.save_pretrained,
-                    autocast=autocast, show=("perplexity",), go_on=cli.go_on("train_sft.py", args), **cli.fit_flags(args))
+                    autocast=autocast, go_on=cli.go_on("train_sft.py", args), **cli.fit_flags(args))
+
+def policy_for(args):
+    """The SFT run that preference training starts from; on the toy world it is made, or finished, if need be."""
+    run = Path("out") / cli.data_name(args.data) / "sft"
+    there, begun = (run / "result.json").exists(), (run / "args.json").exists()
+    parallel.wait()    # until all have looked
+    if args.data != "toy" and not (there and cli.read_args(run)["args"]["data"] == args.data):
+        raise ValueError(f"there is no finished SFT run on {args.data} at {run}: train one with train_sft.py, or use --init_from")
+    if not there:
+        print(f"no SFT policy at {run} yet: training it first\n")
+        going_on = ["--resume"] if begun else ["--max_len", str(args.max_len), "--dtype", args.dtype]
+        main(["--out_dir", str(run), "--device", args.device, *going_on])
+        print()
+    return str(run)
 
 if __name__ == "__main__":
     main()

@@ -148,6 +148,12 @@ def generation_table():
          mean(rows, "peak_gb", ".2f"), mean(rows, "transformers_peak_gb", ".2f")]
         for (dtype,), rows in grouped(read("bench_transformers.csv"), "dtype").items()))
 
+def robust_table():
+    """What was tried on runs and files, and what happened."""
+    heads = {"kill": "a run is killed", "full": "the disk is full", "byte": "a changed byte, or cut short", "fuzz": "a damaged file"}
+    return markdown(["tried", "where", "happened", "times"], (
+        [heads[r["what"]], r["where"], r["happened"], f"{r['times']:,.0f}"] for r in read("robust.csv")))
+
 def growth_model():
     """
     (rows, theory) of bench_growth.csv. In theory an update costs its operations and, for the optimizer, its parameters:
@@ -191,7 +197,7 @@ def draw_growth():
 def filled(text):
     """README text with what stands between its markers made anew."""
     tables = {"example": example, "results": results_table, "bandit": bandit_table, "losses": losses_table, "trl": trl_table,
-              "parts": parts_table, "generation": generation_table, "growth": growth_table}
+              "parts": parts_table, "generation": generation_table, "growth": growth_table, "robust": robust_table}
     for name, table in tables.items():
         begin, end = f"<!-- {name}: made by study/table.py -->\n", f"\n<!-- end of {name} -->"
         assert begin in text and end in text, f"README.md has no markers for {name}"

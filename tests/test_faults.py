@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -74,10 +75,29 @@ FAULTS = {
     "beta annealed backwards": ("loop.py", "return start + (end - start) *", "return end + (start - end) *", "test_loop.py"),
     "dropout left on in evaluation": ("loop.py", "    model.eval()\n", "", "test_loop.py"),
     "mean of the batches' means": ("loop.py", 'loss * (batch["weight"] / total)', "loss / len(batches)", "test_loop.py"),
-    "last weights kept as the best": ("loop.py", "                    if better:\n", "                    if True:\n", "test_loop.py"),
+    "last weights kept as the best": ("loop.py", "if better and first:", "if first:", "test_loop.py"),
     "loss scale not undone before clipping": ("loop.py", "    scaler.unscale_(optimizer)\n", "", "test_loop.py"),
-    "loss scale lost on resuming": ("loop.py", '        scaler.load_state_dict(state["scaler"])\n', "", "test_loop.py"),
+    "loss scale lost on resuming": ("checkpoint.py", '        scaler.load_state_dict(state["scaler"])\n', "", "test_loop.py"),
     "loss scale never halved": ("loop.py", "    scaler.update()\n", "", "test_loop.py"),
+    "a spike taken": ("loop.py", 'if not (metrics["loss"] <= limit and ', "if not (", "test_checkpoint.py"),
+    "what is usual forgotten on resuming": ("checkpoint.py", 'return state["counters"]', 'return state["counters"] | {"losses": []}',
+                                            "test_checkpoint.py"),
+    # files
+    "weights' checksum not looked at": ("checkpoint.py", "if checksum and checksum != digest(state):", "if False:", "test_checkpoint.py"),
+    "state's checksums not looked at": ("checkpoint.py", "if bad := zipfile.ZipFile(path).testzip():", "if bad := None:",
+                                        "test_checkpoint.py"),
+    "written in place": ("checkpoint.py", 'part = Path(f"{path}.{os.getpid()}.tmp")', "part = path", "test_checkpoint.py"),
+    "log not cut back": ("checkpoint.py", "        os.truncate(path, size)\n", "        pass\n", "test_checkpoint.py"),
+    "random state forgotten": ("checkpoint.py", 'torch.set_rng_state(state["rng"])', "pass", "test_loop.py"),
+    "no state before the last": ("checkpoint.py", 'os.replace(out_dir / "state.pt", out_dir / "state.old.pt")', "pass",
+                                 "test_checkpoint.py"),
+    # many processes
+    "metrics of one process alone": ("parallel.py", "    dist.all_reduce(x)\n", "", "test_parallel.py"),
+    "gradients N times too small": ("loop.py", "/ parallel.world(), []", "/ 1, []", "test_parallel.py"),
+    "every process the whole batch": ("data.py", "rows[parallel.rank()::parallel.world()]", "rows", "test_parallel.py"),
+    "the KL of a part of the batch": ("parallel.py", "return torch.full_like(x[0], total / n)", "return x", "test_parallel.py"),
+    "gradients talked about at every batch": ("loop.py", "if batch is not batches[-1] else nullcontext()", "if True else nullcontext()",
+                                              "test_parallel.py"),
     # the model
     "dropout left on in attention": ("model.py", "dropout_p=self.dropout if self.training else 0.0", "dropout_p=self.dropout",
                                      "test_model.py"),
@@ -106,16 +126,28 @@ def test_the_line_that_is_to_be_broken_is_still_there(name):
     file, right, wrong, tests = FAULTS[name]
     assert right in (ROOT / file).read_text() and right != wrong and (ROOT / "tests" / tests).is_file()
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_seen(name, tmp_path):
-    """The suite is worth what it catches: these are the mistakes that implementations of these losses were found with."""
+def tried(name, copy):
+    """Plants a fault in a copy of the project, and runs the tests that are to see it."""
     file, right, wrong, tests = FAULTS[name]
-    copy = tmp_path / "copy"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "out", "__pycache__", ".*_cache", "venv", ".venv"))
     text = (copy / file).read_text()
     assert right in text, f"{file} no longer has the line that is to be broken: {right}"
     (copy / file).write_text(text.replace(right, wrong))
-    done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{tests}"], cwd=copy,
+    return subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{tests}"], cwd=copy,
                           capture_output=True, text=True, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
-    assert done.returncode == 1 and " failed" in done.stdout, f"no test of {tests} has seen it: {done.stdout[-300:]}{done.stderr[-300:]}"
+
+@pytest.fixture(scope="module")
+def trials(request, tmp_path_factory):
+    """{fault: its trial}, as many at a time as there are cores: each is a process with one thread."""
+    root = tmp_path_factory.mktemp("faults")
+    names = [n for item in request.session.items if (n := getattr(item, "callspec", None) and item.callspec.params.get("name")) in FAULTS
+             and item.originalname == "test_a_planted_fault_is_seen"]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {name: pool.submit(tried, name, root / str(i)) for i, name in enumerate(names)}
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_seen(name, trials):
+    """The suite is worth what it catches: these are the mistakes that implementations of these losses were found with."""
+    done = trials[name].result()
+    assert done.returncode == 1 and " failed" in done.stdout, f"no test has seen it: {done.stdout[-300:]}{done.stderr[-300:]}"

@@ -298,7 +298,7 @@ def test_an_interruption_says_how_to_go_on(tmp_path, capsys):
     with pytest.raises(SystemExit):
         fit(Line(), tmp_path, train=Interrupting(), go_on="python x.py --resume")
     assert "after 6 updates" in (err := capsys.readouterr().err) and "python x.py --resume" in err
-    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 6
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["counters"]["step"] == 6
     assert signal.getsignal(signal.SIGTERM) == before and not (tmp_path / "result.json").exists()
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -318,6 +318,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_with_one_line(tmp_path, wha
 def test_a_damaged_state_is_refused_in_one_line(tmp_path):
     """Half a checkpoint must not be taken for a whole one."""
     fit(Line(), tmp_path, max_steps=4)
+    (tmp_path / "state.old.pt").unlink()
     state = (tmp_path / "state.pt").read_bytes()
     (tmp_path / "state.pt").write_bytes(state[:len(state) // 2])
     with pytest.raises(SystemExit, match="state.pt") as stop:

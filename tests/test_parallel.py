@@ -1,0 +1,229 @@
+"""Many processes are one run: the same log and weights for any number of them. Forked here; once by torchrun itself."""
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import eval
+import loop
+import parallel
+import train_pref
+import train_sft
+from losses import LOSSES
+from model import GPT
+from test_runs import here, read_rows, world    # noqa: F401 (fixtures)
+
+ROOT = Path(__file__).resolve().parent.parent
+FLAGS = "--batch_size 7 --max_steps 5 --eval_every 2 --n_prompts 6 --n_show 0 --lr 1e-3 --patience 9".split()
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+def start(n, argv, main=train_pref.main, before=lambda rank: None, folder="."):
+    """Forks n processes with torchrun's environment; returns their numbers. What they print goes to `folder`/rank-N."""
+    port, pids = free_port(), []
+    for rank in range(n):
+        if pid := os.fork():
+            pids.append(pid)
+            continue
+        status = 1
+        try:
+            os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            out = os.open(Path(folder) / f"rank-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(out, 1), os.dup2(out, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+            eval.main = lambda *args, **more: {}
+            loop.plot_curves = lambda folder: None
+            before(rank)
+            main(argv)
+            status = 0
+        except SystemExit as e:
+            print(e.code if isinstance(e.code, str) else "", file=sys.stderr)
+            status = e.code if isinstance(e.code, int) else 1
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(status)
+    return pids
+
+def ended(pids, seconds=120):
+    """The exit statuses; whoever hangs is killed."""
+    codes, until = {}, time.time() + seconds
+    while len(codes) < len(pids) and time.time() < until:
+        for pid in pids:
+            if pid not in codes and (got := os.waitpid(pid, os.WNOHANG))[0]:
+                codes[pid] = os.waitstatus_to_exitcode(got[1])
+        time.sleep(0.02)
+    for pid in pids:
+        if pid not in codes:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            codes[pid] = "hung"
+    return [codes[pid] for pid in pids]
+
+def run(n, out, *flags, main=train_pref.main, **more):
+    codes = ended(start(n, ["--out_dir", str(out), *FLAGS, *flags] if main is train_pref.main else ["--out_dir", str(out), *flags], main,
+                        folder=out.parent, **more))
+    assert codes == [0] * n, [(out.parent / f"rank-{r}").read_text()[-800:] for r in range(n)]
+    return read_rows(out)
+
+def same(a, b, tol=1e-5):
+    assert [row[:3] for row in a] == [row[:3] for row in b]
+    for x, y in zip(a, b):
+        assert x[3] == pytest.approx(y[3], abs=tol * max(1, abs(y[3]))), (x, y)
+
+@pytest.mark.parametrize("flags", [
+    ["--loss", "dpo"], ["--loss", "dpo", "--grad_accum", "3"], ["--loss", "ipo", "--share_prefix"],
+    ["--loss", "dpo", "--adapter", "sequential", "--adapter_rank", "4"], ["--loss", "kto"], ["--loss", "orpo"], ["--loss", "slic"],
+    ["--loss", "cpo", "--batch_size", "2"]], ids=lambda f: " ".join(f[1:]))
+def test_the_log_does_not_depend_on_the_number_of_processes(here, tmp_path, flags):    # noqa: F811
+    """Ragged batches, the last of an epoch, fewer rows than processes, means over all: a mean of means shows here."""
+    runs = {n: run(n, tmp_path / str(n), *flags) for n in (1, 2, 3)}
+    for n in (2, 3):
+        same(runs[n], runs[1])
+    if "--adapter" not in flags:
+        models = {n: GPT.from_pretrained(tmp_path / str(n)) for n in runs}
+        for n in (2, 3):
+            for (name, p), q in zip(models[1].named_parameters(), models[n].parameters()):
+                # a key's bias moves all scores alike: its gradient is noise around 0, which AdamW makes as large as any
+                assert "c_attn.bias" in name or torch.allclose(p, q, atol=2e-5), name
+
+def test_sft_too_and_its_tokens_are_counted_over_all(here, tmp_path):    # noqa: F811
+    """A process whose rows have more tokens weighs more."""
+    flags = "--n_layer 1 --n_head 2 --n_embd 16 --batch_size 9 --max_steps 4 --eval_every 2 --lr 1e-2".split()
+    runs = {n: run(n, tmp_path / str(n), *flags, main=train_sft.main) for n in (1, 2, 3)}
+    for n in (2, 3):
+        same(runs[n], runs[1])
+
+def test_a_batch_is_shared_out_whole():
+    """Every row once, and a process without a row has one that weighs nothing."""
+    rows = [{"prompt": [1] * (1 + i % 3), "chosen": [10 + i] * (1 + i % 4), "rejected": [50 + i]} for i in range(11)]
+    with pytest.MonkeyPatch.context() as patch:
+        whole = data.Batches(rows, 4)
+        for n in (2, 3, 6):
+            patch.setattr(parallel, "world", lambda n=n: n)
+            for i in range(3):
+                seen = []
+                for rank in range(n):
+                    patch.setattr(parallel, "rank", lambda rank=rank: rank)
+                    part = data.Batches(rows, 4)[i]
+                    assert part["total"] == len(whole.numbers(i))
+                    seen += sorted(part["idx"][:part["weight"]].max(1).values.tolist())
+                assert sorted(seen) == sorted(10 + j for j in whole.numbers(i))
+
+def test_only_the_first_process_writes_and_speaks(here, tmp_path):    # noqa: F811
+    """Two writers of one file, or every line twice."""
+    def deny(rank):
+        if rank:
+            def refuse(*args):
+                raise AssertionError("a second writer")
+            os.replace = refuse
+    run(2, tmp_path / "run", "--loss", "dpo", before=deny)
+    first, second = ((tmp_path / f"rank-{r}").read_text() for r in (0, 1))
+    assert "2 processes" in first and "5 updates in" in first
+    assert not [line for line in second.splitlines() if "Gloo" not in line and line.strip()]
+
+def test_the_pairs_are_sampled_once_and_the_reference_shared_out(here, tmp_path):    # noqa: F811
+    """N processes that each do all of it are N times the work."""
+    for path in Path("out/toy/sft").glob("pairs-*"):
+        path.unlink()
+    def count(rank):
+        real = train_pref.batch_logps
+        def counted(model, batch):
+            if not torch.is_grad_enabled():
+                with open(tmp_path / f"seen-{rank}", "a") as f:
+                    f.write(f"{len(batch['idx']) // 2}\n")
+            return real(model, batch)
+        train_pref.batch_logps = counted
+        sample = data.sample_completions
+        def sampled(*args, **more):
+            assert rank == 0
+            return sample(*args, **more)
+        data.sample_completions = sampled
+    run(2, tmp_path / "run", "--loss", "dpo", "--max_steps", "1", "--eval_every", "1", "--seed", "31", before=count)
+    seen = [list(map(int, (tmp_path / f"seen-{rank}").read_text().split())) for rank in (0, 1)]
+    assert abs(sum(seen[0]) - sum(seen[1])) < 0.2 * sum(map(sum, seen))
+
+def test_early_stopping_and_an_interruption_are_agreed_on(here, tmp_path):    # noqa: F811
+    """If one process leaves the loop a step before the others, they wait for ever."""
+    rows = run(3, tmp_path / "early", "--loss", "dpo", "--patience", "1", "--lr", "0", "--max_steps", "50", "--eval_every", "3")
+    assert max(row[0] for row in rows) == 3
+    def interrupt(rank):
+        if rank == 1:    # one of the three alone is told
+            real = loop.train_step
+            def step(*args):
+                os.kill(os.getpid(), signal.SIGTERM)
+                return real(*args)
+            loop.train_step = step
+    assert ended(start(3, ["--out_dir", str(tmp_path / "cut"), *FLAGS], before=interrupt, folder=tmp_path)) == [130] * 3
+    assert "To go on: python train_pref.py --resume" in (tmp_path / "rank-0").read_text()
+    assert "interrupted" not in (tmp_path / "rank-1").read_text()
+
+@pytest.mark.parametrize("first, then", [(2, 1), (1, 3), (3, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(here, tmp_path, first, then):    # noqa: F811
+    """The state is one model's, whoever wrote it."""
+    whole = run(1, tmp_path / "whole", "--loss", "dpo")
+    run(first, tmp_path / "run", "--loss", "dpo", "--max_steps", "2")
+    shutil.rmtree(tmp_path / "run2", ignore_errors=True)
+    def cut(rank):
+        real, seen = loop.train_step, []
+        def step(*args):
+            seen.append(1)
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            return real(*args)
+        loop.train_step = step
+    assert ended(start(first, ["--out_dir", str(tmp_path / "cut"), *FLAGS], before=cut, folder=tmp_path)) == [130] * first
+    same(run(then, tmp_path / "cut", "--resume"), whole)
+    assert "processes was" in (tmp_path / "rank-0").read_text()
+
+def test_a_loss_that_needs_the_whole_batch_is_refused(here, tmp_path):    # noqa: F811
+    """Sorting within each process' part is another loss."""
+    codes = ended(start(2, ["--out_dir", str(tmp_path / "run"), *FLAGS, "--loss", "aot"], folder=tmp_path))
+    assert codes == [2, 2] and "--loss aot sorts" in (tmp_path / "rank-0").read_text()
+
+@pytest.mark.parametrize("name", [n for n, loss in LOSSES.items() if not loss.whole_batch])
+def test_no_other_loss_looks_across_the_batch(name):
+    """A pair's loss alone is its loss among others, so a batch may be shared out."""
+    from losses import Pairs
+    torch.manual_seed(0)
+    values = [-5 * torch.rand(6) - 1 for _ in range(4)] + [torch.randint(3, 9, (6,)) for _ in range(2)]
+    kl = {"kl_logratios": torch.tensor(0.3)} if LOSSES[name].needs_kl else {}
+    whole = LOSSES[name].fn(Pairs(*values, **kl))[0]
+    parts = torch.cat([LOSSES[name].fn(Pairs(*(v[i:i + 2] for v in values), **kl))[0] for i in (0, 2, 4)])
+    assert torch.allclose(whole, parts)
+
+def test_a_failing_process_stops_all(here, tmp_path):    # noqa: F811
+    """With its own message; the others do not hang."""
+    def fail(rank):
+        if rank == 1:
+            def full(*args):
+                raise OSError("No space left on this node")
+            loop.train_step = full
+    pids = start(2, ["--out_dir", str(tmp_path / "run"), *FLAGS], before=fail, folder=tmp_path)
+    codes = ended(pids, seconds=60)
+    assert codes[1] == 1 and "No space left on this node" in (tmp_path / "rank-1").read_text()
+    assert codes[0] not in (0, "hung") and "another process" in (tmp_path / "rank-0").read_text()
+
+@pytest.mark.slow
+def test_torchrun_itself(here, tmp_path):    # noqa: F811
+    """The command of the README, not only its environment."""
+    one = run(1, tmp_path / "one", "--loss", "dpo")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    command += [str(ROOT / "train_pref.py"), "--out_dir", str(tmp_path / "two"), "--loss", "dpo", *FLAGS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    same(read_rows(tmp_path / "two"), one)
+    assert done.stdout.count("5 updates in") == 1
