@@ -134,12 +134,12 @@ def trl_table():
         in grouped(read("bench_trl_*.csv"), "data", "dtype", "reference", "trl_checkpointing", "layout").items()))
 
 def parts_table():
-    """Every part of the work on GPT-2's sizes."""
-    return markdown(["part", "dtype", "s a step", "pairs a second", "tokens a second", "of the rate", "GB"], (
-        [f"`{' '.join((r['what'], *(OPTIONS.get(o, o) for o in r['options'].split())))}`", r["dtype"], f"{r['seconds']:.2f}",
+    """Every part of the work on GPT-2's sizes, and some of it on smaller ones."""
+    return markdown(["model", "part", "dtype", "s a step", "pairs a second", "tokens a second", "of the rate", "GB"], (
+        [r["model"], f"`{' '.join((r['what'], *(OPTIONS.get(o, o) for o in r['options'].split())))}`", r["dtype"], f"{r['seconds']:.2f}",
          f"{r['pairs_s']:.1f}" if r["pairs_s"] else "", f"{r['tokens_s']:,.0f}", f"{r['share']:.0%}" if r["share"] else "",
          f"{r['peak_gb']:.2f}"]
-        for r in read("bench_parts*.csv") if r["model"] == "gpt2"))
+        for r in read("bench_parts*.csv") if r["model"] == "gpt2" or r["options"] in ("", "share_prefix")))
 
 def generation_table():
     """Generation beside transformers'."""

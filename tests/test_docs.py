@@ -9,19 +9,20 @@ import pytest
 import eval
 import train_pref
 import train_sft
-from study import bandit, bench, robust, table
+import robust
+from study import bandit, bench, table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PARSERS = {"train_sft.py": train_sft.get_args, "train_pref.py": train_pref.get_args, "eval.py": eval.get_args,
-           "study.table": table.get_args, "study.bandit": bandit.get_args, "study.bench": bench.get_args, "study.robust": robust.get_args}
+           "study.table": table.get_args, "study.bandit": bandit.get_args, "study.bench": bench.get_args, "tests.robust": robust.get_args}
 CEILINGS = {"model.py": 360, "losses.py": 520, "data.py": 380, "train_sft.py": 150, "train_pref.py": 150, "loop.py": 250,
             "adapters.py": 160, "eval.py": 360, "toy.py": 160, "cli.py": 240, "sources.py": 220, "cpu.py": 80, "logps.py": 120,
             "checkpoint.py": 190, "parallel.py": 100}
 CORE = [ROOT / name for name in CEILINGS]
 
 def commands():
-    for path in [ROOT / "README.md", *CORE, *(ROOT / "study").glob("*.py")]:
+    for path in [ROOT / "README.md", *CORE, *(ROOT / "study").glob("*.py"), ROOT / "tests" / "robust.py"]:
         for line in path.read_text().splitlines():
             if m := re.match(r" {4}(?:pip .* && )?python (?:-m )?(\S+)(.*?)(?:  +#.*)?$", line):
                 if m[1] in PARSERS:

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from study import robust
+import robust
 
 GOOD = {"read", "refused", "read with the same content", "went on to the same bytes", "it was done by then"}
 

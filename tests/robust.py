@@ -2,8 +2,8 @@
 What a run survives: it is killed, its disk fills up, its files are damaged, and nonsense is given to every loader; what happened is
 written down.
 
-    python -m study.robust                  # some minutes; writes study/results/robust.csv
-    python -m study.robust --kills 3 --bytes 20 --inputs 100
+    python -m tests.robust                  # some minutes; writes study/results/robust.csv
+    python -m tests.robust --kills 3 --bytes 20 --inputs 100
 
 kill    a run is ended by SIGKILL, at a moment drawn at random or at one of its operations on files, gone on with by --resume, and its
         log and weights are compared, byte for byte, with those of a run that was not stopped
@@ -38,7 +38,7 @@ import train_pref
 import train_sft
 from model import GPT, GPTConfig
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parent.parent / "study" / "results"
 SMALL = "--n_layer 1 --n_head 2 --n_embd 32 --max_steps 60 --warmup_steps 5 --eval_every 60 --lr 1e-2 --out_dir sft".split()
 RUN = ("--loss dpo --init_from sft --out_dir run --max_steps 24 --eval_every 3 --batch_size 8 --n_prompts 24 --n_show 0 --lr 1e-3 "
        "--dropout 0.1 --adapter sequential").split()
