@@ -2,6 +2,8 @@
 import errno
 import os
 import random
+import shutil
+import subprocess
 
 import pytest
 import torch
@@ -159,6 +161,26 @@ def test_a_full_disk_ends_in_one_line_and_costs_no_more_than_an_evaluation(tmp_p
     assert not [p for p in os.listdir(tmp_path / "cut") if p.endswith(".tmp")]
     fit(again, tmp_path / "cut", resume=True)
     assert torch.equal(again.a, whole.a) and (tmp_path / "cut" / "log.csv").read_bytes() == (tmp_path / "whole" / "log.csv").read_bytes()
+
+@pytest.mark.parametrize("size", ["8k", "12k", "16k", "24k"])
+def test_a_disk_that_is_really_full(tmp_path, size):
+    """A small file system of its own, where one may be mounted; then it is made larger, and the run goes on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if shutil.which("mount") is None or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)],
+                                                       capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        whole, again = Line(), Line()
+        fit(whole, tmp_path / "whole")
+        with pytest.raises(SystemExit) as stop:
+            fit(Line(), disk / "run", go_on="python x.py --resume")
+        assert "could not be written" in (text := str(stop.value)) and "python x.py --resume" in text and "\n" not in text
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        fit(again, disk / "run", resume=True)
+        assert torch.equal(again.a, whole.a) and (disk / "run" / "log.csv").read_bytes() == (tmp_path / "whole" / "log.csv").read_bytes()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)    # pytest still holds the error, and it the log
 
 # ---------------------------------------------------------------------------------------------------------------------
 # numbers that are not
