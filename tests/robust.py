@@ -55,6 +55,7 @@ def child(argv, before=lambda: None):
     try:
         for fd in (1, 2):
             os.dup2(os.open("messages", os.O_WRONLY | os.O_CREAT | os.O_APPEND), fd)
+        sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))    # not pytest's
         before()
         train_pref.main(argv)
         status = 0
@@ -63,6 +64,7 @@ def child(argv, before=lambda: None):
         status = e.code if isinstance(e.code, int) else 1
     finally:
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(status)
 
 def ended(pid):
