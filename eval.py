@@ -239,8 +239,9 @@ def main(argv=None, say=print):
     for sample in samples[:args.show]:
         print("\n".join(sample_lines(sample, reward)) + "\n")
     result = {"prompts": len(prompts), "pairs": len(pairs or []), "temperature": args.temperature, "measures": columns}
-    write_json(Path(args.run) / "eval.json", result | {"samples": samples})
-    draw(Path(args.run) / "eval.png", raw, curves)
+    with cli.bad_input():
+        write_json(Path(args.run) / "eval.json", result | {"samples": samples})
+        draw(Path(args.run) / "eval.png", raw, curves)
     print(f"in {args.run}: eval.json (measures, all samples), eval.png and curves.png (pictures), log.csv")
     return result
 

@@ -207,6 +207,10 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
                 step, evaluated = step + 1, False
                 note("train", metrics | {"lr": optimizer.param_groups[0]["lr"]})
                 bar.update()
+        seconds = round(seconds + time.time() - start, 1)
+        result = {"step": step, "best_step": stopper.best_step, "best_val_loss": stopper.best, "skipped": len(skipped), "seconds": seconds}
+        if first:
+            write_json(out_dir / "result.json", result)
     except RuntimeError as e:
         raise parallel.explained(e) from None
     except OSError as e:
@@ -215,14 +219,11 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
         bar.close()
         with suppress(OSError):    # a full disk has been said by now
             log.close()
-    seconds = round(seconds + time.time() - start, 1)
-    result = {"step": step, "best_step": stopper.best_step, "best_val_loss": stopper.best, "skipped": len(skipped), "seconds": seconds}
     if stopper.stop:
         print(f"early stopping at step {step}: {patience} evaluations without a better validation loss")
     print(f"{step} updates in {seconds} s; best validation loss {stopper.best:.4f} at step {stopper.best_step}"
           + (f"; {len(skipped)} updates were skipped" if skipped else ""))
     if first:
-        write_json(out_dir / "result.json", result)
         try:
             plot_curves(out_dir)
         except (OSError, ValueError) as e:

@@ -21,7 +21,6 @@ import random
 import resource
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -33,94 +32,85 @@ import adapters
 import checkpoint
 import cli
 import data
+import eval
 import toy
 import train_pref
 import train_sft
 from model import GPT, GPTConfig
+from tests.processes import child, ended
 
 RESULTS = Path(__file__).resolve().parent.parent / "study" / "results"
-SMALL = "--n_layer 1 --n_head 2 --n_embd 32 --max_steps 60 --warmup_steps 5 --eval_every 60 --lr 1e-2 --out_dir sft".split()
-RUN = ("--loss dpo --init_from sft --out_dir run --max_steps 24 --eval_every 3 --batch_size 8 --n_prompts 24 --n_show 0 --lr 1e-3 "
+SFT = "--n_layer 1 --n_head 2 --n_embd 32 --max_steps 60 --warmup_steps 5 --eval_every 20 --batch_size 16 --lr 1e-2".split()
+DPO = ("--loss dpo --init_from sft --max_steps 24 --eval_every 6 --patience 0 --batch_size 8 --n_prompts 24 --n_show 0 --lr 1e-3 "
        "--dropout 0.1 --adapter sequential").split()
 
 # ---------------------------------------------------------------------------------------------------------------------
-# kills and full disks: a child for each, forked, so that no second goes into imports
-
-def child(argv, before=lambda: None):
-    """Starts train_pref.main(argv) in a process of its own, after before(). Returns its number."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        for fd in (1, 2):
-            os.dup2(os.open("messages", os.O_WRONLY | os.O_CREAT | os.O_APPEND), fd)
-        sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))    # not pytest's
-        before()
-        train_pref.main(argv)
-        status = 0
-    except SystemExit as e:
-        print(e.code if isinstance(e.code, str) else "", file=sys.stderr)
-        status = e.code if isinstance(e.code, int) else 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-def ended(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+# kills and full disks
 
 def left_behind():
     """The bytes that must not depend on how often a run was stopped."""
-    return {name: (Path("run") / name).read_bytes() for name in ("log.csv", "adapter.safetensors", "eval.json")}
+    return {p.name: p.read_bytes() for p in Path("run").iterdir() if p.name in ("log.csv", "eval.json") or p.suffix == ".safetensors"}
 
 def at_call(k, act):
-    """Before the k-th time that a file is brought to the disk, or renamed, act() is called."""
-    seen = [0]
+    """Before the k-th time that a file is brought to the disk, or renamed, act() is called. Each time leaves a mark in ./operations."""
+    Path("operations").write_text("")
     def counting(real):
         def call(*args):
-            seen[0] += 1
-            if seen[0] == k:
+            with open("operations", "a") as f:
+                f.write(".")
+            if os.path.getsize("operations") == k:
                 act()
             return real(*args)
         return call
     os.fsync, os.replace = counting(os.fsync), counting(os.replace)
+    evaluate = eval.main
+    eval.main = lambda argv, say: evaluate([*argv, "--n_prompts", "16"], say)    # what is written is the same, in less time
 
 def no_room():
     raise OSError(errno.ENOSPC, "No space left on device")
 
-def stops(n, operations=range(1, 40), seed=0):
-    """Yields (what, where, what happened) for n kills at random moments, and for operations on files a kill and a full disk each."""
-    train_sft.main(SMALL)
-    start = time.time()
-    assert ended(child(RUN)) == 0, Path("messages").read_text()
-    seconds, whole = time.time() - start, left_behind()
+def stops(main, argv, n, every=1, seed=0):
+    """
+    Yields (what, where, what happened) for n kills at random moments, and for each, or every second, third ... operation on files a
+    kill and a full disk.
+    """
+    def start(argv, k=None, act=None):
+        return child(main, argv, "messages", lambda: at_call(k, act))
+    begin = time.time()
+    assert ended([start(argv)]) == [0], Path("messages").read_text()
+    seconds, whole, operations = time.time() - begin, left_behind(), os.path.getsize("operations")
     pairs, rng = list(Path("sft").glob("pairs-*")), random.Random(seed)
     trials = [("kill", f"after {rng.uniform(0, seconds):.2f} of {seconds:.2f} s", None) for _ in range(n)]
-    trials += [(what, f"at operation {k} on files", k) for k in operations for what in ("kill", "full")]
+    trials += [(what, f"at operation {k} on files", k) for k in range(1, operations + 1, every) for what in ("kill", "full")]
     for what, where, k in trials:
         shutil.rmtree("run", ignore_errors=True)
-        Path("messages").unlink()
         if k is None or k < 3:    # the first file is that of the pairs
             for path in pairs:
                 path.unlink(missing_ok=True)
         if k is None:
-            pid = child(RUN)
+            pid = start(argv)
             time.sleep(float(where.split()[1]))
             os.kill(pid, signal.SIGKILL)
         else:
             act = no_room if what == "full" else lambda: os.kill(os.getpid(), signal.SIGKILL)
-            pid = child(RUN, lambda k=k, act=act: at_call(k, act))
-        code, text = ended(pid), Path("messages").read_text()
+            pid = start(argv, k, act)
+        [code], text = ended([pid]), Path("messages").read_text()
         if code == 0:
-            yield what, where, "it was done by then"
+            yield what, where, "said so, and ended without a picture" if "No space left" in text else "it was done by then"
             continue
         outcome = ["Traceback" in text and "a traceback"]
         outcome += [what == "full" and "No space left" not in text.strip().split("\n")[-1] and "no clear line"]
-        again = ended(child(["--resume", *RUN] if (Path("run") / "args.json").exists() else RUN))    # killed before it was a run
+        begun = (Path("run") / "args.json").exists()    # or killed before it was a run
+        [again] = ended([start(["--resume", *argv] if begun else argv)])
         outcome += [again != 0 and f"--resume failed: {Path('messages').read_text()[-300:]}"]
         outcome += [again == 0 and left_behind() != whole and "another result"]
         yield what, where, "; ".join(o for o in outcome if o) or "went on to the same bytes"
+
+def stopped_runs(n, every=1):
+    """SFT on the toy world, then DPO with adapters from it: each is stopped in every way, DPO four times as often."""
+    yield from stops(train_sft.main, [*SFT, "--out_dir", "run"], -(-n // 4), 4 * every)
+    os.rename("run", "sft")
+    yield from stops(train_pref.main, [*DPO, "--out_dir", "run"], n, every)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # damaged files
@@ -260,7 +250,8 @@ def get_args(argv=None):
 def main(argv=None):
     args = get_args(argv)
     counts, here = Counter(), os.getcwd()
-    for trials in (lambda _: stops(args.kills), lambda folder: changed_bytes(args.bytes, folder), lambda folder: fuzz(args.inputs, folder)):
+    for trials in (lambda _: stopped_runs(args.kills), lambda folder: changed_bytes(args.bytes, folder),
+                   lambda folder: fuzz(args.inputs, folder)):
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
             for what, where, happened in trials(folder):

@@ -10,7 +10,7 @@ import torch
 
 import checkpoint
 import loop
-from test_loop import Line, Stream, fit, read_log
+from test_loop import Line, Stream, fit, log_rows
 
 def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
     """Whatever stops the writing, and nothing is left beside it."""
@@ -126,7 +126,7 @@ def test_a_log_that_has_lost_rows_is_said_and_the_run_goes_on(tmp_path, capsys):
     log.write_bytes(log.read_bytes()[:100])
     fit(Line(), tmp_path, resume=True)
     assert "log.csv" in (out := capsys.readouterr().out) and "missing" in out
-    assert {step for step, *_ in read_log(tmp_path)} >= {9, 12}
+    assert {step for step, *_ in log_rows(tmp_path)} >= {9, 12}
 
 def test_a_damaged_log_does_not_cost_the_result(tmp_path, capsys):
     """Only the picture is missing, and why is said."""
@@ -209,7 +209,7 @@ def test_an_update_that_would_do_harm_is_skipped_and_counted(tmp_path, value, ca
     assert result["skipped"] == 1 and model.a.isfinite().all() and abs(model.a.item() - 3) < 2
     line = next(x for x in out.splitlines() if "update 31" in x)
     assert f"rows {4 * 30 + 1}" in line and "skipped (1 so far)" in line and "1 updates were skipped" in out
-    assert [(s, v) for s, split, k, v in read_log(tmp_path) if k == "skipped"] == [(31, 1.0)]
+    assert [(s, v) for s, split, k, v in log_rows(tmp_path) if k == "skipped"] == [(31, 1.0)]
 
 @pytest.mark.parametrize("value", [float("nan"), 1e6])
 def test_by_default_the_run_stops_there_with_the_row(tmp_path, value):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -41,8 +42,9 @@ def fit(model, out_dir, save=lambda folder: None, compute_loss=None, train=None,
     out_dir.mkdir(exist_ok=True)
     return loop.fit(model, compute_loss or squared_error(model), train or Stream(), val, out_dir=out_dir, save=save, **flags)
 
-def read_log(out_dir):
-    with open(out_dir / "log.csv", newline="") as f:
+def log_rows(run):
+    """(step, split, metric, value) of each line of a run's log, in their order."""
+    with open(Path(run) / "log.csv", newline="") as f:
         return [(int(r["step"]), r["split"], r["metric"], float(r["value"])) for r in csv.DictReader(f)]
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ def test_a_float16_run_finds_its_scale_and_learns(tmp_path):
     """It starts at 65,536, which is too much for gradients of order 1: the first updates only look for a scale."""
     model = Line()
     result = fit(model, tmp_path, max_steps=40, eval_every=10, **HALF)
-    norms = [v for _, _, metric, v in read_log(tmp_path) if metric == "grad_norm"]
+    norms = [v for _, _, metric, v in log_rows(tmp_path) if metric == "grad_norm"]
     skipped = sum(not math.isfinite(v) for v in norms)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert result["step"] == len(norms) == 40 and skipped and state["scaler"]["scale"] == 2.0 ** (16 - skipped)
@@ -234,7 +236,7 @@ def test_it_evaluates_before_the_first_update_and_at_the_end(tmp_path):
     model = Line()
     before = loop.evaluate(model, squared_error(model), VAL)["loss"]
     fit(model, tmp_path, max_steps=10)
-    log = read_log(tmp_path)
+    log = log_rows(tmp_path)
     assert log[0][:3] == (0, "val", "loss") and log[0][3] == pytest.approx(before, rel=1e-6)
     assert [s for s, split, metric, _ in log if (split, metric) == ("val", "loss")] == [0, 4, 8, 10]
     assert [s for s, split, metric, _ in log if (split, metric) == ("train", "lr")] == list(range(1, 11))

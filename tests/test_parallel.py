@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,9 @@ import train_pref
 import train_sft
 from losses import LOSSES
 from model import GPT
-from test_runs import here, read_rows, world    # noqa: F401 (fixtures)
+from tests.processes import child, ended
+from test_loop import log_rows
+from test_runs import here, world    # noqa: F401 (fixtures)
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = "--batch_size 7 --max_steps 5 --eval_every 2 --n_prompts 6 --n_show 0 --lr 1e-3 --patience 9".split()
@@ -30,54 +31,20 @@ def free_port():
         return s.getsockname()[1]
 
 def start(n, argv, main=train_pref.main, before=lambda rank: None, folder="."):
-    """Forks n processes with torchrun's environment; returns their numbers. What they print goes to `folder`/rank-N."""
-    port, pids = free_port(), []
-    for rank in range(n):
-        if pid := os.fork():
-            pids.append(pid)
-            continue
-        status = 1
-        try:
-            os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-            out = os.open(Path(folder) / f"rank-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(out, 1), os.dup2(out, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-            eval.main = lambda *args, **more: {}
-            loop.plot_curves = lambda folder: None
-            before(rank)
-            main(argv)
-            status = 0
-        except SystemExit as e:
-            print(e.code if isinstance(e.code, str) else "", file=sys.stderr)
-            status = e.code if isinstance(e.code, int) else 1
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(status)
-    return pids
-
-def ended(pids, seconds=120):
-    """The exit statuses; whoever hangs is killed."""
-    codes, until = {}, time.time() + seconds
-    while len(codes) < len(pids) and time.time() < until:
-        for pid in pids:
-            if pid not in codes and (got := os.waitpid(pid, os.WNOHANG))[0]:
-                codes[pid] = os.waitstatus_to_exitcode(got[1])
-        time.sleep(0.02)
-    for pid in pids:
-        if pid not in codes:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            codes[pid] = "hung"
-    return [codes[pid] for pid in pids]
+    """Starts n processes with torchrun's environment; returns their numbers. What they print goes to `folder`/rank-N."""
+    port = free_port()
+    def prepare(rank):
+        os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        eval.main = lambda *args, **more: {}
+        loop.plot_curves = lambda folder: None
+        before(rank)
+    return [child(main, argv, Path(folder) / f"rank-{rank}", lambda rank=rank: prepare(rank)) for rank in range(n)]
 
 def run(n, out, *flags, main=train_pref.main, **more):
     codes = ended(start(n, ["--out_dir", str(out), *FLAGS, *flags] if main is train_pref.main else ["--out_dir", str(out), *flags], main,
                         folder=out.parent, **more))
     assert codes == [0] * n, [(out.parent / f"rank-{r}").read_text()[-800:] for r in range(n)]
-    return read_rows(out)
+    return log_rows(out)
 
 def same(a, b, tol=1e-5):
     assert [row[:3] for row in a] == [row[:3] for row in b]
@@ -225,5 +192,5 @@ def test_torchrun_itself(here, tmp_path):    # noqa: F811
     command += [str(ROOT / "train_pref.py"), "--out_dir", str(tmp_path / "two"), "--loss", "dpo", *FLAGS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    same(read_rows(tmp_path / "two"), one)
+    same(log_rows(tmp_path / "two"), one)
     assert done.stdout.count("5 updates in") == 1

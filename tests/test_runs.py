@@ -1,5 +1,4 @@
 """The scripts end to end, in-process, on the toy world made small: SFT, every loss, adapters, evaluation, going on, run directories."""
-import csv
 import itertools
 import json
 import math
@@ -19,6 +18,7 @@ import train_pref
 import train_sft
 from losses import LOSSES, sequence_logps
 from model import GPT, GPTConfig, fingerprint
+from test_loop import log_rows
 
 eval_expression = __builtins__["eval"] if isinstance(__builtins__, dict) else __builtins__.eval    # the name is taken by eval.py
 
@@ -39,13 +39,8 @@ def here(world, monkeypatch):
     monkeypatch.chdir(world)
     return world
 
-def read_rows(run):
-    with open(Path(run) / "log.csv", newline="") as f:
-        return [(int(r["step"]), r["split"], r["metric"], float(r["value"])) for r in csv.DictReader(f)]
-
 def first_log(run, metric="loss", split="val"):
-    with open(Path(run) / "log.csv", newline="") as f:
-        return [float(r["value"]) for r in csv.DictReader(f) if (r["split"], r["metric"]) == (split, metric)]
+    return [value for _, *which, value in log_rows(run) if which == [split, metric]]
 
 def pref(out_dir, *flags):
     """train_pref.main on a few prompts, without the long evaluation at the end, and without the picture, which takes longer."""
@@ -168,8 +163,7 @@ def test_sft_counts_tokens_not_rows(here, tmp_path):
 
 def log_of(run):
     """{(step, split, metric): value}."""
-    with open(Path(run) / "log.csv", newline="") as f:
-        return {(int(r["step"]), r["split"], r["metric"]): float(r["value"]) for r in csv.DictReader(f)}
+    return {tuple(which): value for *which, value in log_rows(run)}
 
 @pytest.mark.parametrize("flags", [["--loss", "dpo"], ["--loss", "dpo", "--adapter", "parallel", "--adapter_rank", "4"],
                                    ["--loss", "kto", "--mean_logps", "--sft_weight", "0.5"]], ids=["dpo", "adapter", "kto"])
