@@ -80,6 +80,7 @@ def add_common_flags(p):
     p.add_argument("--max_prompt_len", type=positive, help="tokens; a longer prompt loses its beginning (default: no cut)")
     p.add_argument("--max_len", type=positive, default=64,
                    help="tokens of prompt and completion together; a longer completion loses its end (default: %(default)s)")
+    p.add_argument("--keep_all", action="store_true", help="keep the weights of each evaluation, in OUT_DIR/step-N, a run for eval.py")
     p.add_argument("--compile", action="store_true", help="torch.compile the trunk; a minute to start, pays on long runs")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out_dir, or else the newest of this name")
 
@@ -114,7 +115,8 @@ def refuse(p, args, rules):
         if getattr(args, flag) not in (None, False) and not effective:
             p.error(f"--{flag} has no effect {why}")
 
-FREE = ("max_steps", "eval_every", "patience", "on_nonfinite", "device", "compile", "resume", "out_dir")    # may change when a run goes on
+# may change when a run goes on
+FREE = ("max_steps", "eval_every", "patience", "on_nonfinite", "keep_all", "device", "compile", "resume", "out_dir")
 
 def resume(p, args, argv, script, name):
     """
@@ -140,8 +142,8 @@ def resume(p, args, argv, script, name):
 
 def fit_flags(args):
     """The flags that loop.fit takes, by its names."""
-    names = "max_steps eval_every lr min_lr warmup_steps grad_accum grad_clip weight_decay patience on_nonfinite resume out_dir".split()
-    return {name: getattr(args, name) for name in names}
+    names = "max_steps eval_every lr min_lr warmup_steps grad_accum grad_clip weight_decay patience on_nonfinite keep_all resume out_dir"
+    return {name: getattr(args, name) for name in names.split()}
 
 def set_up(args, say=print):
     """Seeds torch; returns (device, autocast) and says them in one line. Raises ValueError for a device that is not there."""
@@ -220,8 +222,8 @@ def claim_run_dir(args, script, name, **facts):
     return args.out_dir
 
 def read_args(run):
-    """args.json of a run."""
-    path = Path(run) / "args.json"
+    """args.json of a run, or of the one that a folder step-N is in."""
+    path = (Path(run).parent if Path(run).name.startswith("step-") else Path(run)) / "args.json"
     if not path.is_file():
         raise ValueError(f"{path}: no such file: {run} is not a run")
     facts = read_json(path)

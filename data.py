@@ -136,6 +136,15 @@ def mismatch(rows, max_len):
         other = next((r for r in others if r["prompt"] != row["prompt"]), row)
         row["mismatched"] = other["chosen"][:max(1, max_len - len(row["prompt"]))]
 
+def flip_labels(rows, share, seed):
+    """Swaps chosen and rejected in a share of the pairs, drawn by the seed: labels that are wrong. Returns how many."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"--label_noise {share}: is a share of the pairs, from 0 to 1")
+    wrong = random.Random(f"labels {seed}").sample(rows, round(share * len(rows)))
+    for row in wrong:
+        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    return len(wrong)
+
 class Batches:
     """
     batches[i] is the i-th batch of an endless shuffled stream, a function of (seed, i) alone: a run resumes at any i. Iterating

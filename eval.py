@@ -1,40 +1,49 @@
 """
-What a run has become: reward, KL, entropy, length, EOS share, accuracy, with intervals, beside its reference; samples; pictures.
+What runs have become: reward, KL, entropy, diversity, length, accuracy, win rate, beside their reference; samples; pictures.
 
     python eval.py --run out/toy/dpo
-    python eval.py --run out/toy/dpo --n_prompts 1024 --show 10
+    python eval.py --run out/toy/dpo out/toy/ipo --n_prompts 512 --n_samples 25 --show 10
+    python eval.py --run out/toy/dpo --against out/toy/ipo --temperature 1 0.75 0.5 0.25 0 --best_of 64
 
-Measures are means over prompts of the data's held-out part, on one completion a prompt, sampled at temperature 1 without truncation
-(unless told otherwise), with 95% bootstrap intervals over prompts. "before" is the reference, "after" the run's best weights.
+Measures are means over prompts of the data's held-out part and over their samples, drawn without truncation, with 95% bootstrap
+intervals over prompts. "before" is the reference, "after" the run's best weights.
 
-    reward     mean of r(prompt + completion), where the data has one: the toy world's is exact
+    reward     mean of r(prompt + completion), where the data has one: the toy world's is exact. Apart by the label of the whole review
+               that the prompt is from: a prompt may leak it, and a policy may follow it
+    win        P(r > r of the reference's samples for the same prompt), ties half, over all pairs of samples
     kl         nats a completion: sum over its tokens of KL(policy(. | y<t) || reference(. | y<t)), over the whole vocabulary, on the
                policy's own samples. Unbiased, never negative, and less noisy than the mean of log-ratios, which is printed as a check
-    entropy    nats a token, of the next-token distribution on own samples
+    entropy    of the next-token distribution on own samples, nats a token, and summed over a completion
+    pooled     entropy, nats, of the tokens of a prompt's 4 (25) samples thrown together; from counts, so it grows with their number
+    distinct   share of different tokens (pairs of neighbours) in 500 tokens of samples for different prompts: an equal budget for all
     accuracy   share of held-out pairs whose chosen completion has the larger log-ratio; margin: by how many nats, in the mean
 
-Writes eval.json and eval.png into the run. Read first: train_pref.py
+A temperature other than 1 makes another policy: its KL and entropy are those of what is sampled from; the reference stays at 1.
+Writes eval.json and eval.png into each run. Read first: measures.py
 """
+import math
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import adapters
 import cli
 import data
 import toy
 from checkpoint import write_json
-from logps import sequence_logps
+from measures import HeldOut, best_of, bootstrap, measure, pair_measures, sample, wins
 from model import GPT, fingerprint
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
-    p.add_argument("--run", required=True, help="the run's folder")
+    p.add_argument("--run", required=True, nargs="+", help="folders of runs; several are shown side by side")
+    p.add_argument("--against", help="another run, to count wins against")
     p.add_argument("--n_prompts", type=cli.positive, default=256, help="held-out prompts, if there are so many (default: %(default)s)")
-    p.add_argument("--temperature", type=float, default=1.0,
-                   help="of sampling; KL and entropy are those of the model at 1 all the same (default: %(default)s)")
+    p.add_argument("--n_samples", type=cli.positive, default=4, help="completions of each prompt (default: %(default)s)")
+    p.add_argument("--temperature", type=cli.not_negative, nargs="+", default=[1],
+                   help="of sampling; at those after the first, up to 4 samples and no table of their own (default: 1)")
+    p.add_argument("--best_of", type=cli.positive, help="samples of the reference to choose the best of 1, 2, 4, ... from (default: none)")
     p.add_argument("--show", type=int, default=3, help="samples to print (default: %(default)s)")
     p.add_argument("--max_new_tokens", type=cli.positive,
                    help="tokens of a sample at most (default: what 3 prompts in 4 leave room for, up to 128)")
@@ -65,11 +74,13 @@ def as_reference(policy, reference):
         yield reference
 
 def held_out(facts, args, say):
-    """(tokenizer, prompts as token lists, held-out pairs or None, max_new_tokens) of the data that a run was trained on."""
-    run_args, pairs = facts["args"], None
+    """The HeldOut of the data that a run was trained on. Raises ValueError if no prompt leaves room for an answer."""
+    run_args, pairs, reward, labels = facts["args"], None, None, None
     tokenizer, room = data.get_tokenizer(run_args["data"]), run_args["max_len"]
     if run_args["data"] == "toy":
-        prompts = tokenizer.encode_ordinary_batch([e["prompt"] for e in toy.examples("test", args.n_prompts, args.seed)])
+        examples, reward = toy.examples("test", args.n_prompts, args.seed), toy.reward
+        prompts = tokenizer.encode_ordinary_batch([e["prompt"] for e in examples])
+        labels = [e["positive"] for e in examples]
         if "pairs" in facts:
             pairs = data.read_pairs(facts["pairs"], tokenizer.n_vocab)["val"]
     else:
@@ -79,103 +90,102 @@ def held_out(facts, args, say):
         prompts = list({tuple(r["prompt"]): r["prompt"] for r in rows}.values())
     # unless told otherwise, as much as three prompts out of four leave room for
     max_new_tokens = args.max_new_tokens or min(128, room - int(np.percentile([len(p) for p in prompts], 75, method="higher")))
-    fit = [p for p in prompts if len(p) + max_new_tokens <= room]
+    fit = [i for i, p in enumerate(prompts) if len(p) + max_new_tokens <= room]
     if not fit:
         raise ValueError(f"--max_new_tokens {max_new_tokens}: no held-out prompt leaves so much room in the run's {room} tokens")
     if len(fit) < len(prompts):
         print(f"{len(prompts) - len(fit)} of {len(prompts)} prompts left out: with {max_new_tokens} new tokens they are more than {room}")
-    return tokenizer, fit[:args.n_prompts], pairs, max_new_tokens
+    fit = fit[:args.n_prompts]
+    return HeldOut(tokenizer, [prompts[i] for i in fit], labels and [labels[i] for i in fit], pairs, reward, max_new_tokens)
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the measures
+# one run
 
-def bootstrap(values, n=2000, seed=0):
-    """[mean, low, high]: the 95% percentile interval of the mean over resampled prompts."""
-    values = np.asarray(values, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(0, len(values), (n, len(values)))
-    low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
-    return [float(values.mean()), float(low), float(high)]
+def intervals(values):
+    return {key: bootstrap(v) for key, v in values.items()}
 
-@torch.no_grad()
-def token_measures(model, reference, batch, device):
+def evaluate(run, loaded, held, others, args, autocast, known):
     """
-    Per token of the completions in a batch, (N, T - 1) each and 0 elsewhere: entropy of the model, KL to the reference (a context
-    manager that gives it, or None), and the log-ratio of the token that was drawn.
+    What eval.json holds of one run; draws eval.png. loaded: load_policy's. others: the other run's rewards (n, k), or None. known:
+    what was found of references before, by their fingerprint and temperature.
     """
-    idx, mask = batch["idx"].to(device), batch["completion_mask"].to(device)[:, 1:]    # logits[:, t] predicts idx[:, t + 1]
-    targets, out = idx[:, 1:][mask], {"entropy": []}                                   # (M,)
-    states = model.features(idx)[:, :-1][mask]                                         # (M, C)
-    if reference is not None:
-        with reference as other:
-            others, head = other.features(idx)[:, :-1][mask], other.lm_head            # (M, C)
-    for at in range(0, len(states), 2048):    # in pieces: (M, V) of a whole batch would be gigabytes at 50,257 tokens
-        part = slice(at, at + 2048)
-        log_p = model.lm_head(states[part]).float().log_softmax(-1)                    # (<= 2048, V)
-        out["entropy"].append(-(log_p.exp() * log_p).sum(-1))
-        if reference is not None:
-            difference = log_p - head(others[part]).float().log_softmax(-1)
-            out.setdefault("kl", []).append((log_p.exp() * difference).sum(-1))
-            out.setdefault("logratio", []).append(difference.gather(1, targets[part, None]).squeeze(1))
-    return {k: torch.zeros(mask.shape, device=device).masked_scatter(mask, torch.cat(v)).cpu().numpy() for k, v in out.items()}
+    facts, policy, reference = loaded
+    before, after = lambda: as_reference(policy, reference), lambda: nullcontext(policy)
+    models, other = ({"after": after}, lambda: None) if reference is None else ({"before": before, "after": after}, before)
+    base, found = next(iter(models)), {}
 
-def measure(model, reference, prompts, tokenizer, reward, args, max_new_tokens, autocast):
-    """
-    (measures, completions, curves): a dict of (n,) arrays with a number a prompt, token lists, and the mean KL and entropy at each
-    position. prompts are token lists; reference() is a context manager that gives the model for the KL, or None.
-    """
-    device, n = next(model.parameters()).device, len(prompts)
-    with autocast:
-        answers = data.sample_completions(model, tokenizer, prompts, max_new_tokens, temperature=args.temperature, seed=args.seed,
-                                          batch_size=args.batch_size)
-    out = {"length": np.array([len(a) for a in answers], dtype=float),
-           "eos": np.array([a[-1] == tokenizer.eot_token for a in answers], dtype=float)}
-    if reward:
-        out["reward"] = np.array([reward(tokenizer.decode(p) + data.decode(tokenizer, a)) for p, a in zip(prompts, answers)])
-    rows, curves = [{"prompt": p, "chosen": a, "at": i} for i, (p, a) in enumerate(zip(prompts, answers))], {}
-    for group in data.Batches(rows, args.batch_size).groups():
-        with autocast:
-            tokens = token_measures(model, reference(), data.collate(group), device)
-        for i, row in enumerate(group):
-            first, length = len(row["prompt"]) - 1, len(row["chosen"])
-            for key, values in tokens.items():
-                values = values[i, first:first + length]
-                out.setdefault(key, np.zeros(n))[row["at"]] = values.sum()
-                curves.setdefault(key, np.zeros(max_new_tokens))[:length] += values
-    out["entropy"] = out["entropy"] / out["length"]
-    reached = np.array([(out["length"] > t).sum() for t in range(max_new_tokens)])    # completions that have a token there
-    enough = reached >= max(1, n // 20)                                              # a mean over two or three would be noise
-    return out, answers, {k: v[enough] / reached[enough] for k, v in curves.items()}
+    def look(name, temperature, k):
+        key = facts.get("reference_fingerprint", run), temperature
+        if name == "after" or key not in known:
+            with models[name]() as model:
+                seen = measure(model, other, held, temperature, k, args.seed, args.batch_size, autocast)
+            if name == "after":
+                return seen
+            known[key] = seen
+        return known[key]
 
-@torch.no_grad()
-def pair_measures(policy, reference, rows, batch_size, autocast):
-    """accuracy (ties half) and margin (nats) of the log-ratios on held-out pairs, (n,) each."""
-    device, margins = next(policy.parameters()).device, []
-    for batch in data.Batches(rows, batch_size):
-        idx, mask = batch["idx"].to(device), batch["completion_mask"].to(device)
-        with autocast:
-            logps = sequence_logps(policy, idx, mask)[0]    # (2B,)
-            with as_reference(policy, reference) as ref:
-                chosen, rejected = (logps - sequence_logps(ref, idx, mask)[0]).chunk(2)    # (B,) log-ratios
-        margins += (chosen - rejected).tolist()
-    margins = np.array(margins)
-    return {"accuracy": (margins > 0) + 0.5 * (margins == 0), "margin": margins}
+    for name in models:
+        found[name] = look(name, args.temperature[0], args.n_samples)
+        if held.reward and reference is not None:
+            found[name].values["win"] = wins(found[name].rewards, found["before"].rewards)
+        if others is not None:
+            found[name].values["win_other"] = wins(found[name].rewards, others)
+    if held.pairs and reference is not None:
+        found["after"].values |= pair_measures(policy, before, held.pairs, args.batch_size, autocast)
+        n = len(held.pairs)
+        found["before"].values |= {"accuracy": np.full(n, 0.5), "margin": np.zeros(n)}    # all ties, by definition
+    result = {"prompts": len(held.prompts), "n_samples": args.n_samples, "pairs": len(held.pairs or []),
+              "temperature": args.temperature[0], "measures": {name: intervals(f.values) for name, f in found.items()}}
+
+    for temperature in args.temperature[1:]:
+        row = {"temperature": temperature}
+        for name in models:
+            there = look(name, temperature, min(4, args.n_samples) if temperature else 1)    # at 0 all would be the same
+            row[name] = intervals(there.values | ({"win": wins(there.rewards, found[base].rewards)} if held.reward else {}))
+        result.setdefault("temperatures", []).append(row)
+    if args.best_of:
+        with models[base]() as model:
+            rewards = sample(model, held, args.best_of, 1.0, args.seed, max(256, args.batch_size), autocast)[1]
+        result["best_of"] = [{"n": n, "kl": math.log(n) - (n - 1) / n, "reward": bootstrap(v)} for n, v in best_of(rewards).items()]
+    texts = {name: [data.decode(held.tokenizer, several[0]) for several in f.answers] for name, f in found.items()}
+    samples = [{"prompt": held.tokenizer.decode(p)} | {name: t[i] for name, t in texts.items()} for i, p in enumerate(held.prompts)]
+    with cli.bad_input():
+        write_json(Path(run) / "eval.json", result | {"samples": samples})
+        draw(Path(run) / "eval.png", found)
+    return result | {"samples": samples}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # what is shown
 
-ROWS = (("reward", "reward", ".3f"), ("kl", "KL to the reference, nats a completion", ".2f"),
+ROWS = (("reward", "reward", ".3f"), ("reward_positive", "  of positive reviews' prompts", ".3f"),
+        ("reward_negative", "  of negative reviews' prompts", ".3f"), ("win", "win rate against the reference", ".3f"),
+        ("win_other", "win rate against the other run", ".3f"), ("kl", "KL to the reference, nats a completion", ".2f"),
         ("logratio", "  check: mean log-ratio", ".2f"), ("entropy", "entropy, nats a token", ".3f"),
-        ("length", "length, tokens", ".1f"), ("eos", "ends in EOS", ".3f"),
+        ("completion_entropy", "  nats a completion", ".2f"), ("pooled_4", "  of 4 samples' tokens, nats", ".3f"),
+        ("pooled_25", "  of 25 samples' tokens, nats", ".3f"), ("distinct_1", "distinct tokens in 500", ".3f"),
+        ("distinct_2", "distinct pairs of tokens in 500", ".3f"), ("length", "length, tokens", ".1f"), ("eos", "ends in EOS", ".3f"),
         ("accuracy", "accuracy on held-out pairs", ".3f"), ("margin", "  margin, nats", ".2f"))
 
 def table(columns):
     """columns: name -> {measure: [mean, low, high]}."""
     cell = lambda v, f: f"{v[0]:{f}} [{v[1]:{f}}, {v[2]:{f}}]" if v else "-"
-    lines = [f"{'':40}" + "".join(f"{name:28}" for name in columns)]
+    lines = [f"{'':40}" + "".join(f"{name[-26:]:28}" for name in columns)]
     for key, label, f in ROWS:
         if any(key in c for c in columns.values()):
             lines.append(f"{label:40}" + "".join(f"{cell(c.get(key), f):28}" for c in columns.values()))
     return "\n".join(line.rstrip() for line in lines)
+
+def more_tables(result):
+    """The lines of the tables of temperatures and of best-of-n, where there are any."""
+    lines, cell = [], lambda v, f: f"{v[0]:{f}} [{v[1]:{f}}, {v[2]:{f}}]"
+    measures = (("reward", ".3f"), ("win", ".3f"), ("kl", ".2f"))
+    for row in result.get("temperatures", ()):
+        for name in (n for n in ("before", "after") if n in row):
+            cells = "".join(f"  {k} {cell(row[name][k], f)}" for k, f in measures if k in row[name])
+            lines.append(f"temperature {row['temperature']:<5} {name:7}{cells}")
+    lines += [f"best of {r['n']:<3} of the reference, KL at most {r['kl']:.2f}   reward {cell(r['reward'], '.3f')}"
+              for r in result.get("best_of", ())]
+    return lines
 
 def sample_lines(sample, reward=None):
     """A prompt and its completions before and after, one under the other; reward: text -> float, where there is one."""
@@ -184,25 +194,25 @@ def sample_lines(sample, reward=None):
         lines.append(f"{name:9}{sample[name].strip()}" + (f"   (reward {reward(sample['prompt'] + sample[name]):.3f})" if reward else ""))
     return lines
 
-def draw(path, raw, curves):
-    """eval.png: the reward or the margins as histograms, KL and entropy over the position in the completion."""
+def draw(path, found):
+    """eval.png: the reward or the margins as histograms, KL and entropy over the position in the completion. found: name -> Measured."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     fig, axes = plt.subplots(1, 3, figsize=(11, 3))
-    colour = {"before": "C7", "after": "C0"}
-    if "reward" in raw["after"]:
-        for name, part in raw.items():
-            axes[0].hist(part["reward"], bins=np.linspace(0, 1, 21), alpha=0.6, color=colour[name], label=name)
-        axes[0].set(title="reward of one sample a prompt", xlabel="P(positive | text)", ylabel="prompts")
-    elif "margin" in raw["after"]:
-        axes[0].hist(raw["after"]["margin"], bins=30, color="C0")
+    colour, after = {"before": "C7", "after": "C0"}, found["after"].values
+    if "reward" in after:
+        for name, f in found.items():
+            axes[0].hist(f.rewards.ravel(), bins=np.linspace(0, 1, 21), alpha=0.6, color=colour[name], label=name)
+        axes[0].set(title="reward", xlabel="P(positive | text)", ylabel="samples")
+    elif "margin" in after:
+        axes[0].hist(after["margin"], bins=30, color="C0")
         axes[0].axvline(0, color="k", lw=0.8)
         axes[0].set(title="held-out pairs", xlabel="margin of log-ratios (nats)", ylabel="pairs")
     for ax, key, title in ((axes[1], "kl", "KL to the reference"), (axes[2], "entropy", "entropy of the next token")):
-        for name, part in curves.items():
-            if key in part:
-                ax.plot(np.arange(1, len(part[key]) + 1), part[key], color=colour[name], label=name)
+        for name, f in found.items():
+            if key in f.curves:
+                ax.plot(np.arange(1, len(f.curves[key]) + 1), f.curves[key], color=colour[name], label=name)
         ax.set(title=title, xlabel="token of the completion", ylabel="nats")
     for ax in axes:
         ax.grid(alpha=0.3)
@@ -213,37 +223,40 @@ def draw(path, raw, curves):
     plt.close(fig)
 
 def main(argv=None, say=print):
-    """Returns what eval.json holds, without the samples. say: where the lines about device and data go; train_pref has said them."""
-    args = get_args(argv)
+    """
+    Returns what eval.json holds, without the samples; of several runs as {run: ...}. say: where the lines about device and data go;
+    train_pref has said them.
+    """
+    args, others, known = get_args(argv), None, {}
     with cli.bad_input():
         device, autocast = cli.set_up(args, say)
-        facts, policy, reference = load_policy(args.run, device)
-        tokenizer, prompts, pairs, max_new_tokens = held_out(facts, args, say)
-    reward = toy.reward if facts["args"]["data"] == "toy" else None
-    rest, raw, curves, answers = (prompts, tokenizer, reward, args, max_new_tokens, autocast), {}, {}, {}
-    no_reference = lambda: None
-    if reference is not None:
-        with as_reference(policy, reference) as ref:
-            raw["before"], answers["before"], curves["before"] = measure(ref, no_reference, *rest)
-        raw["before"] |= {"kl": np.zeros(len(prompts)), "logratio": np.zeros(len(prompts))}    # by definition
-    context = no_reference if reference is None else lambda: as_reference(policy, reference)
-    raw["after"], answers["after"], curves["after"] = measure(policy, context, *rest)
-    if pairs and reference is not None:
-        raw["after"] |= pair_measures(policy, reference, pairs, args.batch_size, autocast)
-        raw["before"] |= {"accuracy": np.full(len(pairs), 0.5), "margin": np.zeros(len(pairs))}    # all ties, by definition
-    columns = {name: {k: bootstrap(v) for k, v in part.items()} for name, part in raw.items()}
+        runs = {run: load_policy(run, device) for run in (*args.run, *([args.against] if args.against else []))}
+        facts = runs[args.run[0]][0]
+        for run, (theirs, *_) in runs.items():
+            for flag in ("data", "data_dir", "max_len", "max_prompt_len"):
+                if theirs["args"].get(flag) != facts["args"].get(flag):
+                    raise ValueError(f"{run} has --{flag} {theirs['args'][flag]}, and {args.run[0]} {facts['args'][flag]}: on other "
+                                     "texts, they cannot stand side by side")
+        held = held_out(facts, args, say)
+        if (args.best_of or args.against) and not held.reward:
+            raise ValueError(f"--{'best_of' if args.best_of else 'against'} needs a reward, which {facts['args']['data']} does not have")
+    if args.against:
+        others = sample(runs[args.against][1], held, args.n_samples, args.temperature[0], args.seed, max(256, args.batch_size), autocast)[1]
+    results = {run: evaluate(run, runs[run], held, others, args, autocast, known) for run in args.run}
 
-    print(f"{args.run} on {len(prompts)} held-out prompts, temperature {args.temperature}; [95% interval]\n\n{table(columns)}\n")
-    samples = [{"prompt": tokenizer.decode(p)} | {name: data.decode(tokenizer, a[i]) for name, a in answers.items()}
-               for i, p in enumerate(prompts)]
-    for sample in samples[:args.show]:
-        print("\n".join(sample_lines(sample, reward)) + "\n")
-    result = {"prompts": len(prompts), "pairs": len(pairs or []), "temperature": args.temperature, "measures": columns}
-    with cli.bad_input():
-        write_json(Path(args.run) / "eval.json", result | {"samples": samples})
-        draw(Path(args.run) / "eval.png", raw, curves)
-    print(f"in {args.run}: eval.json (measures, all samples), eval.png and curves.png (pictures), log.csv")
-    return result
+    columns = results[args.run[0]]["measures"]
+    if len(results) > 1:
+        columns = {name: part for run, r in results.items() for name, part in
+                   ((runs[run][0]["args"]["init_from"], r["measures"].get("before")), (run, r["measures"]["after"])) if part}
+    print(f"{', '.join(args.run)} on {len(held.prompts)} held-out prompts, {args.n_samples} samples each at temperature "
+          f"{args.temperature[0]}; [95% interval]\n\n{table(columns)}\n")
+    for run, result in results.items():
+        more, name = more_tables(result), f"{run}\n\n" if len(results) > 1 and (args.show or args.temperature[1:]) else ""
+        print(name + "".join(line + "\n" for line in [*more, *[""][:len(more)]]), end="")
+        for one in result.pop("samples")[:args.show]:
+            print("\n".join(sample_lines(one, held.reward)) + "\n")
+    print(f"in {', '.join(args.run)}: eval.json (measures, all samples), eval.png and curves.png (pictures), log.csv")
+    return results if len(results) > 1 else results[args.run[0]]
 
 if __name__ == "__main__":
     main()

@@ -126,15 +126,15 @@ def at_fault(compute_loss, stream, numbers, limit, device, autocast):
 # the loop
 
 def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_steps, eval_every, lr, min_lr=0.0, warmup_steps=0,
-        grad_accum=1, grad_clip=1.0, weight_decay=0.0, patience=0, on_nonfinite="stop", autocast=None, resume=False, show=(),
-        go_on="run it with --resume"):
+        grad_accum=1, grad_clip=1.0, weight_decay=0.0, patience=0, on_nonfinite="stop", keep_all=False, autocast=None, resume=False,
+        show=(), go_on="run it with --resume"):
     """
     Trains the parameters that require a gradient, and returns {"step", "best_step", "best_val_loss", "skipped", "seconds"}.
 
     train_batches[i]   the i-th batch of an endless stream, a dict; update n takes the batches from n * grad_accum on. Each is given
                        to compute_loss with "step", the number of its update from 1 on (in validation: of updates made)
     val_batches        any iterable that can be gone through again; evaluated before the first update and every eval_every
-    save(out_dir)      writes the weights; called whenever the validation loss is the best so far
+    save(folder)       writes the weights: to out_dir when the validation loss is the best so far; with keep_all to out_dir/step-N always
     on_nonfinite       "skip" leaves out an update whose loss or gradient is not finite, or whose loss is a spike; "stop" ends the run
     show               metrics to print beside the validation loss; go_on: what to tell the user to type after an interruption
 
@@ -179,8 +179,8 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
                     metrics = evaluate(model, compute_loss, ({**b, "step": step} for b in val_batches), autocast, check)
                     note("val", metrics)
                     better, evaluated = stopper.update(metrics["loss"], step), True
-                    if better and first:
-                        save(out_dir)
+                    for folder in [out_dir] * better + [out_dir / f"step-{step}"] * keep_all if first else ():
+                        save(folder)
                     checkpoint()
                     line = "".join(f"  {k} {metrics[k]:.3f}" for k in show) + ("" if better else "  (not the best)")
                     bar.write(f"step {step:5d}  val loss {metrics['loss']:.4f}{line}")

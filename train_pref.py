@@ -34,6 +34,7 @@ def get_args(argv=None):
     p.add_argument("--adapter_init", choices=adapters.INITS,
                    help="for replace: random, or the MLP's own neurons that matter most (default: neurons)")
     p.add_argument("--share_prefix", action="store_true", help="a pair's prompt once, for both completions: the same numbers, fewer tokens")
+    p.add_argument("--label_noise", type=float, default=0.0, help="share of pairs, in training and validation, whose labels are swapped")
     p.add_argument("--n_prompts", type=cli.positive, help="toy: prompts to sample training pairs for, 4 completions each (default: 1200)")
     p.add_argument("--n_show", type=int, default=3, help="samples to print at the end (default: %(default)s)")
     p.set_defaults(lr=6e-4, warmup_steps=10, max_steps=140, eval_every=20)
@@ -113,6 +114,7 @@ def main(argv=None):
             rows = data.read_pairs(pairs["pairs"], tokenizer.n_vocab)
         else:
             rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len)
+        flipped = sum(data.flip_labels(part, args.label_noise, args.seed) for part in rows.values())
         if args.adapter:
             init = (args.adapter_init or "neurons") if args.adapter == "replace" else "random"
             adapters.add_adapters(model, args.adapter, args.adapter_rank or 16, init)
@@ -120,10 +122,10 @@ def main(argv=None):
                                     data_fingerprint=data.fingerprint(rows), **pairs)
     trained, frozen = (sum(p.numel() for p in model.parameters() if p.requires_grad == yes) for yes in (True, False))
     print(f"{args.loss} {' '.join(f'{k}={v}' for k, v in hparams.items())} on {len(rows['train']):,} pairs, {len(rows['val']):,} for "
-          f"validation; {trained:,} parameters train, {frozen:,} are frozen; the reference is {args.init_from} -> {out_dir}")
+          f"validation{f' ({flipped:,} of all swapped)' if flipped else ''}; {trained:,} parameters train, {frozen:,} are frozen; the "
+          f"reference is {args.init_from} -> {out_dir}")
     if args.adapter == "replace":
         print("adapter replace: policy and reference differ from the start, so the first loss and KL are not those of policy == reference")
-
     for part in rows.values() if loss.needs_kl else ():
         data.mismatch(part, args.max_len)
     batches = {split: data.Batches(rows[split], args.batch_size, args.seed, args.share_prefix) for split in ("train", "val")}

@@ -116,8 +116,8 @@ FAULTS = {
     "bias gradient a mean": ("cpu.py", "rows.sum(0)", "rows.mean(0)", "test_cpu.py"),
     "autocast passed by": ("cpu.py", ' and not torch.is_autocast_enabled("cpu")', "", "test_cpu.py"),
     # evaluation
-    "KL the wrong way round": ("eval.py", "(log_p.exp() * difference).sum(-1)", "((log_p - difference).exp() * difference).sum(-1)",
-                               "test_runs.py"),
+    "KL the wrong way round": ("measures.py", "(log_p.exp() * difference).sum(-1)", "((log_p - difference).exp() * difference).sum(-1)",
+                               "test_measures.py"),
 }
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -1,8 +1,6 @@
 """The scripts end to end, in-process, on the toy world made small: SFT, every loss, adapters, evaluation, going on, run directories."""
-import itertools
 import json
 import math
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,11 +11,12 @@ import data
 import eval
 import losses
 import loop
+import measures
 import toy
 import train_pref
 import train_sft
 from losses import LOSSES, sequence_logps
-from model import GPT, GPTConfig, fingerprint
+from model import GPT, fingerprint
 from test_loop import log_rows
 
 eval_expression = __builtins__["eval"] if isinstance(__builtins__, dict) else __builtins__.eval    # the name is taken by eval.py
@@ -221,7 +220,7 @@ def test_adapter_runs_train_save_the_adapter_alone_and_load_again(here, tmp_path
     assert (abs(start - math.log(2)) < 1e-5) == (mode != "replace")
     facts, policy, reference = eval.load_policy(tmp_path / "run", torch.device("cpu"))
     rows = data.read_pairs(facts["pairs"])["val"]
-    measured = eval.pair_measures(policy, reference, rows, 16, torch.autocast("cpu", enabled=False))
+    measured = measures.pair_measures(policy, lambda: eval.as_reference(policy, reference), rows, 16, torch.autocast("cpu", enabled=False))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert 0.1 * measured["margin"].mean() == pytest.approx(
         first_log(tmp_path / "run", "rewards/margins")[result["best_step"] // 2], abs=1e-4)
@@ -301,7 +300,8 @@ def test_eval_measures_a_run_and_its_reference(here, tmp_path, capsys):
     result = eval.main(["--run", str(tmp_path / "run"), "--n_prompts", "40", "--show", "2"])
     out, stored = capsys.readouterr().out, json.loads((tmp_path / "run" / "eval.json").read_text())
     for side in ("before", "after"):
-        for key in ("reward", "kl", "entropy", "length", "eos", "accuracy"):
+        for key in ("reward", "reward_positive", "win", "kl", "entropy", "completion_entropy", "pooled_4", "distinct_1", "distinct_2",
+                    "length", "eos", "accuracy"):
             mean, low, high = stored["measures"][side][key]
             assert low <= mean <= high
     assert stored["measures"]["before"]["kl"] == [0, 0, 0] and stored["measures"]["after"]["kl"][0] > 0
@@ -309,14 +309,16 @@ def test_eval_measures_a_run_and_its_reference(here, tmp_path, capsys):
     assert out.count("prompt   ") == 2 and out.count("(reward ") == 4
     assert (tmp_path / "run" / "eval.png").stat().st_size > 10_000
     sample = stored["samples"][0]
-    assert stored["measures"]["after"]["reward"][0] == pytest.approx(
+    one = eval.main(["--run", str(tmp_path / "run"), "--n_prompts", "40", "--n_samples", "1", "--show", "0"])
+    stored = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert one["measures"]["after"]["reward"][0] == pytest.approx(
         sum(toy.reward(s["prompt"] + s["after"]) for s in stored["samples"]) / 40)
     assert toy.split_of(sample["prompt"]) == "test"
 
 def test_eval_of_an_sft_run_needs_no_reference(here, capsys):
     """From scratch there is nothing to compare with: no column before, no KL."""
-    measures = eval.main(["--run", "out/toy/sft", "--n_prompts", "20", "--show", "1"])["measures"]
-    assert list(measures) == ["after"] and "kl" not in measures["after"] and 0 < measures["after"]["reward"][0] < 1
+    found = eval.main(["--run", "out/toy/sft", "--n_prompts", "20", "--show", "1"])["measures"]
+    assert list(found) == ["after"] and "kl" not in found["after"] and 0 < found["after"]["reward"][0] < 1
 
 def test_eval_of_data_without_a_reward(here, tmp_path, monkeypatch, tokenizer):
     """Real pairs have no reward: everything else is there, with accuracy and margin on the held-out pairs."""
@@ -330,33 +332,6 @@ def test_eval_of_data_without_a_reward(here, tmp_path, monkeypatch, tokenizer):
     result = eval.main(["--run", str(tmp_path / "run"), "--max_new_tokens", "8"])
     assert "reward" not in result["measures"]["after"] and 1 <= result["pairs"] <= 12
     assert result["measures"]["after"]["accuracy"][0] == 1 and result["measures"]["after"]["margin"][0] > 0.1
-
-def test_the_kl_is_exact_on_a_model_small_enough_to_enumerate():
-    """
-    On all sequences of three tokens over V = 4, weighted by their probability, the per-token sums add up to KL(p || q) over sequences.
-    Swapped arguments, a mean over positions or a forgotten EOS give another number.
-    """
-    torch.manual_seed(3)
-    p, q = (GPT(GPTConfig(block_size=8, vocab_size=4, n_layer=1, n_head=1, n_embd=8)).eval() for _ in range(2))
-    for m in (p, q):
-        m.lm_head.weight.data *= 12
-    ends = [s for n in (1, 2, 3) for s in itertools.product(range(4), repeat=n) if 3 not in s[:-1] and (n == 3 or s[-1] == 3)]    # EOS is 3
-    rows = [{"prompt": [0, 1], "chosen": list(s)} for s in ends]
-    batch = data.collate(rows)
-    with torch.no_grad():
-        log_p, log_q = (sequence_logps(m, batch["idx"], batch["completion_mask"])[0] for m in (p, q))
-    measures = eval.token_measures(p, nullcontext(q), batch, torch.device("cpu"))
-    assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-4)
-    exact = (log_p.exp() * (log_p - log_q)).sum().item()
-    assert (log_p.exp().numpy() * measures["kl"].sum(1)).sum() == pytest.approx(exact, rel=1e-3) and exact > 0.1
-    assert measures["logratio"].sum(1) == pytest.approx((log_p - log_q).numpy(), abs=1e-3)
-    assert (log_p.exp().numpy() * measures["entropy"].sum(1)).sum() == pytest.approx(-(log_p.exp() * log_p).sum().item(), rel=1e-3)
-
-def test_the_bootstrap_interval_covers_the_mean_of_a_known_distribution():
-    """Over values instead of resampled means, the interval would be sqrt(n) too wide."""
-    values = torch.randn(400, generator=torch.Generator().manual_seed(0)).numpy()
-    mean, low, high = eval.bootstrap(values)
-    assert low < mean < high and high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # other libraries, compiling

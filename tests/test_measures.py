@@ -1,0 +1,153 @@
+"""Each measure against a value by hand, a slow loop, or a world small enough to enumerate."""
+import itertools
+import math
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import adapters
+import data
+import measures
+from losses import sequence_logps
+from model import GPT, GPTConfig
+
+EOS = 3
+
+@pytest.fixture(scope="module")
+def worlds():
+    """Two policies p and q over all completions of at most three tokens, V = 4: (p, q, batch, log p, log q)."""
+    torch.manual_seed(3)
+    p, q = (GPT(GPTConfig(block_size=8, vocab_size=4, n_layer=1, n_head=1, n_embd=8)).eval() for _ in range(2))
+    for m in (p, q):
+        m.lm_head.weight.data *= 12
+    ends = [s for n in (1, 2, 3) for s in itertools.product(range(4), repeat=n) if EOS not in s[:-1] and (n == 3 or s[-1] == EOS)]
+    return p, q, data.collate([{"prompt": [0, 1], "chosen": list(s)} for s in ends])
+
+def exact(model, batch, temperature=1.0):
+    """log-probs of whole completions, (N,), of the model at a temperature."""
+    with torch.no_grad():
+        if temperature == 1:
+            return sequence_logps(model, batch["idx"], batch["completion_mask"])[0]
+        log_p = (model(batch["idx"]).double() / temperature).log_softmax(-1)[:, :-1]
+        return (log_p.gather(2, batch["idx"][:, 1:, None]).squeeze(2) * batch["completion_mask"][:, 1:]).sum(1)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# KL and entropy
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_the_kl_is_exact_on_a_model_small_enough_to_enumerate(worlds, temperature):
+    """
+    On all completions, weighted by their probability, the per-token sums add up to KL(p || q) over completions: the estimator is
+    unbiased. Swapped arguments, a mean over positions, a forgotten EOS, or p at 1 where samples are at 0.5, give another number.
+    """
+    p, q, batch = worlds
+    log_p, log_q = exact(p, batch, temperature), exact(q, batch)
+    found = measures.token_measures(p, nullcontext(q), batch, torch.device("cpu"), temperature)
+    weights = log_p.exp().double().numpy()
+    assert weights.sum() == pytest.approx(1, abs=1e-4)
+    kl = (log_p.exp() * (log_p - log_q)).sum().item()
+    assert (weights * found["kl"].sum(1)).sum() == pytest.approx(kl, rel=1e-3) and kl > 0.1
+    assert found["logratio"].sum(1) == pytest.approx((log_p - log_q).numpy(), abs=1e-3)
+    assert (weights * found["entropy"].sum(1)).sum() == pytest.approx(-(log_p.exp() * log_p).sum().item(), rel=1e-3)
+
+def test_the_kl_on_samples_is_the_exact_one_within_its_error(worlds):
+    """What enumeration proves, seen through the sampler too: a sampler at another temperature, or one that loses EOS, fails here."""
+    p, q, batch = worlds
+    tokenizer = SimpleNamespace(eot_token=EOS, decode=str)
+    held = measures.HeldOut(tokenizer, [[0, 1]] * 50, None, None, None, 3)
+    for temperature in (1.0, 0.5):
+        log_p, log_q = exact(p, batch, temperature), exact(q, batch)
+        kl = (log_p.exp() * (log_p - log_q)).sum().item()
+        found = measures.measure(p, lambda: nullcontext(q), held, temperature, 40, 0, 64, nullcontext())
+        values = found.values["kl"]
+        assert values.min() >= 0 and abs(values.mean() - kl) < 4 * values.std() / 50 ** 0.5
+        assert found.values["logratio"].std() > values.std()    # less noisy than the mean of log-ratios, as eval.py says
+
+def test_at_temperature_0_there_is_no_entropy_and_the_kl_is_the_references_surprise(worlds):
+    """All mass is on the likeliest token: 1e-6 in place of 0 must neither overflow nor give NaN."""
+    p, q, _ = worlds
+    held = measures.HeldOut(SimpleNamespace(eot_token=EOS, decode=str), [[0, 1], [1, 2]], None, None, None, 3)
+    found = measures.measure(p, lambda: nullcontext(q), held, 0.0, 1, 0, 8, nullcontext())
+    assert found.values["entropy"] == pytest.approx([0, 0], abs=1e-5)
+    batch = data.collate([{"prompt": prompt, "chosen": a[0]} for prompt, a in zip(held.prompts, found.answers)])
+    assert found.values["kl"] == pytest.approx(-exact(q, batch).numpy(), rel=1e-4)
+
+def test_a_model_is_at_no_distance_from_itself(worlds):
+    """The reference's own column: exactly 0, with and without adapters that are off."""
+    p, _, batch = worlds
+    assert not measures.token_measures(p, nullcontext(p), batch, torch.device("cpu"))["kl"].any()
+    torch.manual_seed(0)
+    model = adapters.add_adapters(GPT(GPTConfig(block_size=8, vocab_size=4, n_layer=1, n_head=1, n_embd=8)), "parallel", 2).eval()
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    with adapters.adapters_off(model):
+        assert not measures.token_measures(model, adapters.adapters_off(model), batch, torch.device("cpu"))["kl"].any()
+    assert measures.token_measures(model, adapters.adapters_off(model), batch, torch.device("cpu"))["kl"].any()
+
+# ---------------------------------------------------------------------------------------------------------------------
+# rewards
+
+def test_best_of_n_against_all_choices():
+    """The mean over every way of choosing n of the samples, by a slow loop; a plain maximum over the first n would be noisier."""
+    rewards = np.random.default_rng(0).random((3, 8))
+    found = measures.best_of(rewards)
+    assert list(found) == [1, 2, 4, 8]
+    for n, values in found.items():
+        slow = [np.mean([max(row[list(pick)]) for pick in itertools.combinations(range(8), n)]) for row in rewards]
+        assert values == pytest.approx(slow)
+    assert list(measures.best_of(rewards[:, :6])) == [1, 2, 4]    # no best of 8 from 6
+
+def test_wins_by_hand():
+    """Ties count half; every sample meets every one of the other's, and only those of its own prompt."""
+    a, b = np.array([[1.0, 0.5], [0.0, 0.0]]), np.array([[0.5, 0.0], [1.0, 1.0]])
+    assert measures.wins(a, b).tolist() == [(1 + 1 + 0.5 + 1) / 4, 0]
+    assert measures.wins(a, a) == pytest.approx(0.5)
+    assert measures.wins(a, b) + measures.wins(b, a) == pytest.approx(1)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# diversity
+
+def test_pooled_entropy_by_hand():
+    """Tokens of all samples thrown together: 2 of one and 2 of another are log 2; and EOS is no word."""
+    assert measures.pooled_entropy([[7, 7], [8, 8]]) == pytest.approx(math.log(2))
+    assert measures.pooled_entropy([[7], [7]]) == 0 and measures.pooled_entropy([[], []]) == 0
+    assert measures.pooled_entropy([[1, 2, 3, 4]]) == pytest.approx(math.log(4))
+
+def test_distinct_by_hand():
+    """An equal budget for all: a longer text has fewer new words, so that a policy with short answers would look diverse."""
+    assert measures.distinct([[1, 2, 1], [2, 2, 9, 9]], 1, budget=5).tolist() == [2 / 5]
+    assert measures.distinct([[1, 2, 1], [2, 1, 9]], 2, budget=5).tolist() == [2 / 3]    # (1 2) (2 1) | (2 1): none across the border
+    assert measures.distinct([[1, 2]] * 10, 1, budget=5).tolist() == [2 / 5] * 3    # what a piece cut off a completion is lost
+    assert len(measures.distinct([[1, 2]], 1, budget=5)) == 0    # too little text: no number in place of an unfair one
+
+def test_text_measures_by_hand():
+    """EOS counts in the length, as in the log-probs, and nowhere else; rewards go by the prompt's label."""
+    held = measures.HeldOut(SimpleNamespace(eot_token=EOS), [[0], [0], [0]], [True, False, True], None, len, 4)
+    answers = [[[5, 5, EOS], [5, 6]], [[EOS], [7, EOS]], [[8, EOS], [8, EOS]]]
+    found = measures.text_measures(answers, np.array([[1.0, 0.0], [0.2, 0.4], [1.0, 1.0]]), held)
+    assert found["length"].tolist() == [2.5, 1.5, 2] and found["eos"].tolist() == [0.5, 1, 1]
+    assert found["reward"] == pytest.approx([0.5, 0.3, 1]) and found["reward_negative"] == pytest.approx([0.3])
+    assert found["reward_positive"] == pytest.approx([0.5, 1]) and "pooled_4" not in found and "distinct_1" not in found
+    held.labels = None
+    assert "reward_positive" not in measures.text_measures(answers, np.ones((3, 2)), held)
+    assert "reward" not in measures.text_measures(answers, None, held)
+    many = measures.text_measures([[[5]] * 25] * 30, None, held)    # one word each: no pairs of words
+    assert set(many) == {"length", "eos", "pooled_4", "pooled_25", "distinct_1"}
+
+def test_the_samples_of_a_prompt_differ_and_stay_with_their_prompt(worlds):
+    """k samples are k draws; an order by length, undone wrongly, would hand them to other prompts."""
+    p = worlds[0]
+    tokenizer = SimpleNamespace(eot_token=EOS, decode=lambda tokens: " ".join(map(str, tokens)))
+    held = measures.HeldOut(tokenizer, [[0], [1, 1, 1], [2, 2]], None, None, lambda text: float(text[0]), 4)
+    answers, rewards = measures.sample(p, held, 20, 1.0, 0, 7, nullcontext())
+    assert [len(a) for a in answers] == [20] * 3 and all(len({tuple(x) for x in a}) > 3 for a in answers)
+    assert rewards.tolist() == [[0.0] * 20, [1.0] * 20, [2.0] * 20]
+
+def test_the_bootstrap_interval_covers_the_mean_of_a_known_distribution():
+    """Over values instead of resampled means, the interval would be sqrt(n) too wide."""
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0)).numpy()
+    mean, low, high = measures.bootstrap(values)
+    assert low < mean < high and high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
