@@ -107,6 +107,7 @@ def save_adapter(model, folder, base, base_fingerprint):
     """Writes adapter.safetensors and adapter.json. base: where the frozen model came from; its fingerprint guards against another."""
     part, folder = adapted(model)[0], Path(folder)
     about = dict(mode=part.mode, rank=part.down.out_features, base=str(base), base_fingerprint=base_fingerprint)
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "adapter.json", about)
     save_tensors(adapter_state_dict(model), folder / "adapter.safetensors")
 

@@ -23,16 +23,17 @@ from tqdm import tqdm
 import eval
 import train_pref
 import train_sft
-from study import claims, table
+from study import claims, pictures, table
 
 def grid(method, flags, knob, values):
     return {f"{method} {knob}={v}": f"{flags} --{knob} {v}" for v in values}
 
-NOISE, ADAPTED, ALONG = "--label_noise 0.2", "--loss dpo --lr 2e-3 --adapter", "--keep_all --patience 0 --max_steps 480 --eval_every 40 --min_lr 6e-4"
+NOISE, ADAPTED = "--label_noise 0.2", "--loss dpo --lr 2e-3 --adapter"
+ALONG = "--keep_all --patience 0 --max_steps 480 --eval_every 40 --min_lr 6e-4"    # lr 6e-4 throughout
 
-# method and its setting -> flags of train_pref.py
+# method and its setting -> flags of train_pref.py, for sft of train_sft.py; all others start from the sft of their seed
 RECIPES = (
-    grid("dpo", "--loss dpo", "beta", (0.1, 0.03, 0.3, 1)) | grid("hinge", "--loss hinge", "beta", (0.2, 0.05, 0.5, 1))
+    {"sft": ""} | grid("dpo", "--loss dpo", "beta", (0.1, 0.03, 0.3, 1)) | grid("hinge", "--loss hinge", "beta", (0.2, 0.05, 0.5, 1))
     | grid("ipo", "--loss ipo", "beta", (0.1, 0.3, 0.5, 1)) | grid("cdpo", "--loss cdpo --label_smoothing 0.15", "beta", (0.1, 0.03, 0.3))
     | grid("jsd", "--loss fdpo --divergence jsd", "beta", (0.3, 0.1, 1))
     | grid("alpha0.3", "--loss fdpo --divergence alpha --alpha 0.3", "beta", (0.3, 0.1, 1))
@@ -52,7 +53,8 @@ RECIPES = (
 # one setting of each method: more samples a prompt, other temperatures
 MAIN = ("dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "cdpo beta=0.1", "jsd beta=0.3", "alpha0.5 beta=0.3", "forward_kl beta=0.3",
         "slic delta=1.0", "unlikelihood alpha=0.1", "preferred_ft")
-QUICK = ("dpo beta=0.1", "dpo beta=1", "hinge beta=0.2", "ipo beta=0.1", "ipo beta=1", "preferred_ft")
+MEASURE = "--n_samples 25 --temperature 1 0.75 0.5 0.25 0 --best_of 64 --show 0"
+QUICK = ("sft", "dpo beta=0.1", "dpo beta=1", "hinge beta=0.2", "ipo beta=0.1", "ipo beta=1", "preferred_ft")
 CURVES = ("dpo beta=0.1", "ipo beta=0.1", "preferred_ft", "noisy_dpo", "along_dpo", "along_ipo", "too_fast")
 
 def get_args(argv=None):
@@ -91,7 +93,7 @@ def measure(root, recipes, seed):
     mark = runs[0] / "measured"
     if mark.exists() and mark.read_text() == str(recipes):
         return
-    eval.main(["--run", *map(str, runs), "--n_samples", "25", "--show", "0", "--temperature", "1", "0.75", "0.5", "0.25", "0", "--best_of", "64"])
+    eval.main(["--run", *map(str, runs), *MEASURE.split()])
     mark.write_text(str(recipes))
 
 def one_thread():
@@ -110,10 +112,9 @@ def quietly(job, *args):
 
 def run(root, recipes, seeds, jobs):
     """All of them, `jobs` at a time. A run that fails is told, and does not stop the others. Returns what failed."""
-    one = next(iter(recipes))    # with the SFT policy of its seed come the pairs, which the others of that seed share
-    phases = ([(train, root, "sft", s, "") for s in seeds], [(train, root, one, s, recipes[one]) for s in seeds],
-              [(train, root, r, s, f) for r, f in recipes.items() for s in seeds if r != one],
-              [(measure, root, [r for r in MAIN if r in recipes], s) for s in seeds])
+    sft, first, *others = recipes    # the first samples the pairs of its seed, which the others share
+    phases = ([(train, root, r, s, recipes[r]) for r in part for s in seeds] for part in ([sft], [first], others))
+    phases = [*phases, [(measure, root, main, s) for s in seeds if (main := [r for r in MAIN if r in recipes])]]
     failed, context = [], multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, one_thread) as pool, tqdm(total=sum(map(len, phases)), unit="run") as bar:
         for phase in phases:
@@ -127,28 +128,28 @@ def run(root, recipes, seeds, jobs):
 
 def collect(root, recipes, seeds, results):
     """sweep.csv: a row for each recipe, seed and measure; best-of-n, temperatures and steps as recipes of their own. curves.csv: logs."""
-    rows, curves = [], []
+    rows, curves, (_, first, *_) = [], [], recipes
     def add(recipe, seed, measures):
         rows.extend((recipe, seed, key, *value) for key, value in measures.items())
-    for recipe in recipes:
+    for recipe in (r for r in recipes if r != "sft"):
         for seed in seeds:
             folder = place(root, recipe, seed)
+            if not (folder / "done").exists():
+                continue
             for path in (folder / "eval.json", *sorted(folder.glob("step-*/eval.json"), key=lambda p: int(p.parent.name[5:]))):
-                if not path.exists():
-                    continue
                 found = json.loads(path.read_text())
                 add(recipe if path.parent == folder else f"{recipe} {path.parent.name}", seed, found["measures"]["after"])
-                if recipe == next(iter(recipes)):
+                if recipe == first:
                     add("sft", seed, found["measures"]["before"])
                     for best in found.get("best_of", ()):
                         add(f"best_of n={best['n']}", seed, {"kl": [best["kl"]] * 3, "reward": best["reward"]})
                 for row in found.get("temperatures", ()):
                     add(f"{recipe} T={row['temperature']}", seed, row["after"])
-                    if recipe == next(iter(recipes)):
+                    if recipe == first:
                         add(f"sft T={row['temperature']}", seed, row["before"])
-            if (folder / "adapter.json").exists() or recipe == next(iter(recipes)):
+            if (folder / "adapter.json").exists() or recipe == first:
                 add(recipe, seed, {"trainable": [trainable(folder)] * 3})
-            if recipe in CURVES and (folder / "log.csv").exists():
+            if recipe in CURVES:
                 with open(folder / "log.csv", newline="") as f:
                     curves += [(recipe, seed, *row) for row in csv.reader(f) if row[0] != "step" and (row[1] == "val" or row[2] in
                                ("grad_norm", "loss"))]
@@ -174,9 +175,9 @@ def main(argv=None):
         failed = run(root, recipes, args.seeds or ([0, 1] if args.quick else [0, 1, 2]), args.jobs)
         collect(root, recipes, args.seeds or ([0, 1] if args.quick else [0, 1, 2]), results)
     claims.judge(results)
-    claims.draw(results, figures)
+    pictures.draw(results, figures)
     if args.quick:
-        print(claims.table(results))
+        print(claims.claims_table(results))
     else:
         table.main([])
     if failed:

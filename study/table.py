@@ -2,10 +2,11 @@
 The README's tables, made from the code and from runs.
 
     python -m study.table --run --losses dpo cdpo hinge ipo     # trains what is not there yet, three seeds each, then as below
+    python -m study.table --example out/toy/dpo                 # takes the README's example from a run of the main job, then as below
     python -m study.table                                       # writes the tables into README.md from LOSSES and study/results
 
 Runs go to out/study/<loss>-<seed>, all from the one SFT policy in out/toy/sft; a seed is that of the sampled pairs and of their order.
-What was measured, on the same prompts for all, goes to study/results/losses.csv, the picture of the first to study/figures.
+What was measured, on the same prompts for all, goes to study/results/losses.csv.
 """
 import argparse
 import csv
@@ -21,6 +22,7 @@ import adapters
 import eval
 import toy
 from losses import LOSSES
+from study import claims
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = ROOT / "study" / "results", ROOT / "study" / "figures"
@@ -31,6 +33,7 @@ OPTIONS = {"share_prefix": "--share_prefix", "compile": "--compile", **{m: f"--a
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
     p.add_argument("--run", action="store_true", help="train what is not there yet")
+    p.add_argument("--example", help="take the README's example and first picture from this run of the main job")
     p.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES), help="which (default: all)")
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: %(default)s)")
     return p.parse_args(argv)
@@ -55,10 +58,10 @@ def run(names, seeds):
         out = csv.writer(f, lineterminator="\n")
         out.writerow(("policy", "seed", "measure", "mean", "low", "high"))
         out.writerows((*row[:3], *(f"{x:.5g}" for x in row[3:])) for row in rows)
-    FIGURES.mkdir(exist_ok=True)
-    first = Path(f"out/study/{names[0]}-{seeds[0]}")
-    shutil.copy(first / "eval.png", FIGURES / "main_job.png")
-    stored = json.loads((first / "eval.json").read_text())
+
+def keep_example(run):
+    shutil.copy(Path(run) / "eval.png", FIGURES / "main_job.png")
+    stored = json.loads((Path(run) / "eval.json").read_text())
     (RESULTS / "main_job.json").write_text(json.dumps(stored | {"samples": stored["samples"][:3]}, indent=1) + "\n")
 
 def example():
@@ -197,7 +200,8 @@ def draw_growth():
 def filled(text):
     """README text with what stands between its markers made anew."""
     tables = {"example": example, "results": results_table, "bandit": bandit_table, "losses": losses_table, "trl": trl_table,
-              "parts": parts_table, "generation": generation_table, "growth": growth_table, "robust": robust_table}
+              "parts": parts_table, "generation": generation_table, "growth": growth_table, "robust": robust_table,
+              "claims": lambda: claims.claims_table(RESULTS)}
     for name, table in tables.items():
         begin, end = f"<!-- {name}: made by study/table.py -->\n", f"\n<!-- end of {name} -->"
         assert begin in text and end in text, f"README.md has no markers for {name}"
@@ -208,6 +212,8 @@ def main(argv=None):
     args = get_args(argv)
     if args.run:
         run(args.losses, args.seeds)
+    if args.example:
+        keep_example(args.example)
     draw_growth()
     readme = ROOT / "README.md"
     readme.write_text(filled(readme.read_text()))

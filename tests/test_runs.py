@@ -320,6 +320,66 @@ def test_eval_of_an_sft_run_needs_no_reference(here, capsys):
     found = eval.main(["--run", "out/toy/sft", "--n_prompts", "20", "--show", "1"])["measures"]
     assert list(found) == ["after"] and "kl" not in found["after"] and 0 < found["after"]["reward"][0] < 1
 
+def test_runs_side_by_side(here, tmp_path, capsys):
+    """One table, the shared reference measured once; wins against another run, colder samples and the best of n beside it."""
+    for name in ("a", "b"):
+        pref(tmp_path / name, "--loss", "dpo", "--lr", "1e-3", "--max_steps", "6", "--seed", "0" if name == "a" else "1")
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    flags = ["--n_prompts", "20", "--show", "0"]
+    alone = eval.main(["--run", b, *flags])
+    capsys.readouterr()
+    both = eval.main(["--run", a, b, "--against", a, "--temperature", "1", "0.5", "0", "--best_of", "5", *flags])
+    out = capsys.readouterr().out
+    assert list(both) == [a, b] and out.split("\n")[3].split() == ["out/toy/sft", a[-26:], b[-26:]]
+    for key, value in alone["measures"]["after"].items():
+        assert both[b]["measures"]["after"][key] == value or key in ("accuracy", "margin")    # on the first one's pairs
+    assert both[a]["measures"]["before"] == both[b]["measures"]["before"]
+    assert both[a]["measures"]["after"]["win_other"][0] == pytest.approx(0.5) != both[b]["measures"]["after"]["win_other"][0]
+    assert both[a]["measures"]["before"]["win"][0] == pytest.approx(0.5)
+    assert [row["temperature"] for row in both[a]["temperatures"]] == [0.5, 0]
+    colder = both[a]["temperatures"][0]["before"]    # the reference, sampled colder, is a policy of its own
+    assert colder["kl"][0] > 0 and colder["entropy"][0] < both[a]["measures"]["before"]["entropy"][0]
+    assert [row["n"] for row in both[a]["best_of"]] == [1, 2, 4] and both[a]["best_of"][1]["kl"] == pytest.approx(math.log(2) - 0.5)
+    assert out.count("best of") == 6 and out.count("temperature 0.5") == 4
+
+def test_runs_on_other_data_do_not_stand_side_by_side(here, tmp_path, capsys):
+    """Prompts of other lengths: a table of both would compare nothing."""
+    pref(tmp_path / "a", "--loss", "dpo")
+    pref(tmp_path / "b", "--loss", "dpo", "--max_len", "48")
+    for other in (["--run", str(tmp_path / "a"), str(tmp_path / "b")], ["--run", str(tmp_path / "a"), "--against", str(tmp_path / "b")]):
+        with pytest.raises(SystemExit):
+            eval.main(other)
+        assert "--max_len 48" in capsys.readouterr().err
+
+def test_labels_are_really_flipped(here, tmp_path, monkeypatch):
+    """A share of the training and validation pairs, the same ones for every loss of a seed; what eval.py measures on stays right."""
+    seen = {}
+    def batches(rows, *args, **more):
+        seen.setdefault("rows", []).append([(r["chosen"], r["rejected"]) for r in rows])
+        return Batches(rows, *args, **more)
+    Batches = data.Batches
+    monkeypatch.setattr(data, "Batches", batches)
+    for name, noise in (("clean", "0"), ("noisy", "0.25"), ("again", "0.25"), ("all", "1")):
+        pref(tmp_path / name, "--loss", "dpo", "--label_noise", noise, "--max_steps", "1")
+    clean, noisy, again, swapped = (seen["rows"][i:i + 2] for i in (0, 2, 4, 6))
+    for part, others in zip(clean, noisy):
+        flipped = sum(a != b for a, b in zip(part, others))
+        assert flipped == round(0.25 * len(part)) and all(b in (a, a[::-1]) for a, b in zip(part, others))
+    assert noisy == again and swapped == [[pair[::-1] for pair in part] for part in clean]
+    with pytest.raises(SystemExit):
+        pref(tmp_path / "wrong", "--loss", "dpo", "--label_noise", "1.5")
+
+@pytest.mark.parametrize("flags", [[], ["--adapter", "sequential"]], ids=["full", "adapter"])
+def test_the_weights_of_every_evaluation_can_be_kept(here, tmp_path, flags):
+    """step-0 is the reference; the best is one of them; each is a run that eval.py takes."""
+    pref(tmp_path / "run", "--loss", "dpo", "--lr", "1e-3", "--max_steps", "4", "--eval_every", "2", "--keep_all", *flags)
+    weights = "adapter.safetensors" if flags else "model.safetensors"
+    kept = [(tmp_path / "run" / f"step-{k}" / weights).read_bytes() for k in (0, 2, 4)]
+    assert len(set(kept)) == 3 and (tmp_path / "run" / weights).read_bytes() in kept
+    kl = [eval.main(["--run", str(tmp_path / "run" / f"step-{k}"), "--n_prompts", "16", "--show", "0"])["measures"]["after"]["kl"][0]
+          for k in (0, 2, 4)]
+    assert kl[0] == 0 < kl[1] < kl[2]
+
 def test_eval_of_data_without_a_reward(here, tmp_path, monkeypatch, tokenizer):
     """Real pairs have no reward: everything else is there, with accuracy and margin on the held-out pairs."""
     monkeypatch.setattr(data, "get_tokenizer", lambda name: tokenizer)

@@ -1,0 +1,164 @@
+"""The study: what its comparisons compute, that a sweep can be stopped and gone on with, and that its pictures are drawn from its files."""
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+
+import eval
+from study import claims, pictures, sweep, table
+
+HEADS = {"sweep.csv": "recipe,seed,measure,mean,low,high\n", "curves.csv": "recipe,seed,step,split,metric,value\n"}
+
+def results(folder, rows=(), curves=()):
+    for name, lines in (("sweep.csv", [(*row, row[-1], row[-1]) for row in rows]), ("curves.csv", curves)):
+        (folder / name).write_text(HEADS[name] + "".join(",".join(map(str, line)) + "\n" for line in lines))
+    return folder
+
+# ---------------------------------------------------------------------------------------------------------------------
+# verdicts
+
+def test_verdicts_by_hand():
+    """A mean on the right side is not enough: the whole interval must be there."""
+    assert claims.verdict(0.1, 0.3, ">", 0) == "holds" and claims.verdict(-0.1, 0.3, ">", 0) == "cannot be told apart"
+    assert claims.verdict(-0.3, -0.1, ">", 0) == "does not hold" and claims.verdict(-0.3, -0.1, "<", 0) == "holds"
+    assert claims.verdict(-0.02, 0.01, "near", 0.03) == "holds" and claims.verdict(-0.02, 0.05, "near", 0.03) == "cannot be told apart"
+    assert claims.verdict(0.04, 0.05, "near", 0.03) == "does not hold"
+
+def test_the_interval_is_students():
+    """With three seeds 1.96 standard errors cover 81%, not 95: 4.303 of them do (Student's t with two degrees of freedom)."""
+    mean, low, high = claims.interval(np.array([1.0, 2.0, 3.0]))
+    assert mean == 2 and high - mean == pytest.approx(4.303 / 3**0.5) and mean - low == pytest.approx(high - mean)
+    assert math.isinf(claims.interval(np.array([1.0]))[2])    # one seed says nothing
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(2000):
+        _, low, high = claims.interval(rng.normal(size=3))
+        inside += low <= 0 <= high
+    assert 0.93 < inside / 2000 < 0.97
+
+def test_rank_correlation_by_hand():
+    """Ties share a rank; a rise that is not a line is still a rise."""
+    assert claims.order([0, 1, 2, 3], [0, 1, 10, 1000]) == pytest.approx(1) and claims.order([0, 1, 2], [3, 2, 1]) == pytest.approx(-1)
+    assert claims.ranks(np.array([5.0, 1.0, 5.0])).tolist() == [1.5, 0, 1.5]
+    assert claims.order([0, 1, 2, 3], [1, 0, 3, 2]) == pytest.approx(0.6)    # 1 - 6 * 4 / (4 * 15)
+
+def test_a_measure_at_a_kl_is_read_off_between_two_points(tmp_path):
+    """Settings that went far look better by reward alone: methods are compared where they have moved equally far."""
+    rows = [("sft", 0, "reward", 0.5), ("sft", 0, "kl", 0)]
+    rows += [(f"dpo beta={b}", 0, m, v) for b, kl, r in ((1, 1, 0.6), (2, 4, 0.9)) for m, v in (("reward", r), ("kl", kl))]
+    rows += [(other, 0, m, v) for other in ("dpo_up", "dpo beta=1 T=0.5") for m, v in (("reward", 0.1), ("kl", 2))]
+    s = claims.Sweep(results(tmp_path, rows))
+    assert s.points("dpo") == ["dpo beta=1", "dpo beta=2"]
+    assert s.at("dpo", 2.25) == pytest.approx([0.75])    # half way between the roots 1 and 2
+    assert s.at("dpo", 0.25) == pytest.approx([0.55])    # from the SFT policy on
+    assert np.isnan(s.at("dpo", 5)).all()                # beyond what was tried nothing is said
+
+def world(folder, seeds=(0, 1, 2)):
+    """A sweep in which every claim's recipes exist: reward and KL by formula, with a little noise."""
+    rng, rows, curves = np.random.default_rng(0), [], []
+    keys = ("entropy", "pooled_4", "pooled_25", "distinct_2", "reward_positive", "reward_negative", "win", "trainable")
+    for i, recipe in enumerate(sweep.RECIPES):
+        for seed in seeds:
+            kl = 0 if recipe == "sft" else 0.3 * (i % 12) + 0.2
+            found = {"kl": kl, "reward": 0.5 + 0.2 * kl**0.5} | {k: 1 + 0.1 * i + 0.01 * rng.normal() for k in keys}
+            rows += [(recipe, seed, k, v) for k, v in found.items() if not k.startswith("pooled") or recipe in (*sweep.MAIN, "sft")]
+            if recipe in (*sweep.MAIN, "sft"):
+                rows += [(f"{recipe} T={t}", seed, k, found[k]) for t in (0.5, 0) for k in ("win", "kl", "reward")]
+            if recipe in sweep.CURVES:
+                steps, metrics = range(0, 481, 40), ["loss", "grad_norm", "logps/chosen", "logps/rejected"]
+                metrics += ["rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"]
+                curves += [(recipe, seed, k, split, m, 1 + (k - 200) ** 2 / 1e5 + 0.01 * rng.normal()) for k in steps
+                           for split in ("val", "train") for m in metrics]
+                if recipe.startswith("along"):
+                    rows += [(f"{recipe} step-{k}", seed, m, k / n) for k in steps[1:] for m, n in (("reward", 600), ("kl", 99))]
+    rows += [(f"best_of n={n}", s, k, v) for n in (1, 2, 64) for s in seeds for k, v in (("kl", math.log(n)), ("reward", 0.5 + n / 200))]
+    return results(folder, rows, curves)
+
+def test_every_claim_gets_a_verdict_and_every_picture_is_drawn(tmp_path):
+    """From the two files alone, so that a figure can be drawn again without the runs."""
+    claims.judge(world(tmp_path))
+    text = claims.claims_table(tmp_path)
+    assert len(claims.CLAIMS) == 11 and all(f"| {n}. " in text for n in claims.CLAIMS) and text.count("**") == 22
+    pictures.draw(tmp_path, tmp_path)
+    for picture in pictures.PICTURES:
+        assert (tmp_path / f"{picture.__name__}.png").stat().st_size > 10_000
+
+def test_a_claim_is_judged_by_its_worst_comparison(tmp_path):
+    """Two of three that hold are not a claim that holds."""
+    lines = ["claim,what,mean,low,high,says,verdict", "1,a,1,0.5,1.5,> 0,holds", "1,b,1,-1,3,> 0,cannot be told apart",
+             "2,a,1,0.5,1.5,> 0,holds", "2,b,-1,-2,-0.5,> 0,does not hold", "3,a,1,0.5,1.5,> 0,holds", "3,b,1,0.5,1.5,,"]
+    (tmp_path / "claims.csv").write_text("\n".join(lines) + "\n")
+    verdicts = [line.split("**")[1] for line in claims.claims_table(tmp_path).split("\n")[2:]]
+    assert verdicts == ["cannot be told apart", "does not hold", "holds"]
+
+def test_what_a_small_sweep_does_not_hold_is_left_out(tmp_path):
+    """--quick has neither noise nor adapters: no verdict on them, and no picture that fails."""
+    rows = [(r, s, m, v + 0.01 * s) for r, v in (("sft", 0), ("dpo beta=0.1", 2)) for s in (0, 1)
+            for m, v in (("kl", v), ("reward", 0.5 + v / 5), ("entropy", 1 - v / 10))]
+    claims.judge(results(tmp_path, rows))
+    assert "4. cDPO" not in claims.claims_table(tmp_path) and "1. DPO" in claims.claims_table(tmp_path)
+    pictures.draw(tmp_path, tmp_path)
+    assert (tmp_path / "frontier.png").exists() and not (tmp_path / "adapters.png").exists()
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the runs
+
+TINY = "--max_steps 3 --eval_every 3 --batch_size 8 --lr 1e-3"
+RECIPES = {"sft": "--n_layer 1 --n_head 2 --n_embd 32 --max_steps 40 --warmup_steps 5 --eval_every 40 --lr 1e-2",
+           "dpo beta=0.1": f"--loss dpo --beta 0.1 {TINY} --n_prompts 24", "along_dpo": f"--loss dpo {TINY} --n_prompts 24 --keep_all"}
+
+def test_a_sweep_runs_skips_what_is_done_and_goes_on(tmp_path, monkeypatch):
+    """Killed and started again it loses the runs in progress, not those that were done; a recipe with other flags is run again."""
+    monkeypatch.setattr(sweep, "MEASURE", "--n_samples 25 --temperature 1 0.5 0 --best_of 64 --show 0")
+    monkeypatch.chdir(tmp_path)
+    real = eval.main
+    monkeypatch.setattr(eval, "main", lambda argv, **more: real([*argv, "--n_prompts", "16"], **more))
+    def all_of_them(recipes):
+        for recipe, flags in recipes.items():
+            assert sweep.quietly(sweep.train, "root", recipe, 0, flags) is None
+    all_of_them(RECIPES)
+    run = sweep.place("root", "dpo beta=0.1", 0)
+    assert json.loads((run / "args.json").read_text())["args"]["init_from"] == str(sweep.place("root", "sft", 0))
+    before = os.stat(run / "eval.json").st_mtime_ns
+    (sweep.place("root", "along_dpo", 0) / "done").unlink()    # as if it had been killed
+    all_of_them(RECIPES)
+    assert os.stat(run / "eval.json").st_mtime_ns == before and (sweep.place("root", "along_dpo", 0) / "done").exists()
+    all_of_them(RECIPES | {"dpo beta=0.1": RECIPES["dpo beta=0.1"] + " --share_prefix"})
+    assert os.stat(run / "eval.json").st_mtime_ns > before
+    assert sweep.quietly(sweep.measure, "root", ["dpo beta=0.1"], 0) is None
+    sweep.collect("root", RECIPES, [0, 1], tmp_path)    # a seed whose runs failed is not there
+    s = claims.Sweep(tmp_path)
+    assert s.seeds == [0] and s("sft", "kl") == 0 and s("along_dpo step-3", "kl") >= 0 and s("dpo beta=0.1 T=0.5", "reward") > 0
+    assert s("best_of n=64", "reward") > s("best_of n=1", "reward") and s("dpo beta=0.1", "pooled_25") > s("dpo beta=0.1", "pooled_4")
+    assert s("dpo beta=0.1", "trainable") == 26_208 and s.curve("along_dpo", "loss", 0).shape == (2, 2)
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch):
+    """One wrong flag in a sweep of hours must not cost the rest, nor pass unseen."""
+    monkeypatch.chdir(tmp_path)
+    said = sweep.quietly(sweep.train, "root", "dpo beta=0.1", 0, "--loss dpo --no_such_flag")
+    assert "SystemExit" in said and "no_such_flag" in next((tmp_path / "root" / "logs").iterdir()).read_text()
+    assert not sweep.place("root", "dpo beta=0.1", 0).exists()
+
+@pytest.mark.slow
+def test_a_sweep_in_processes(tmp_path, monkeypatch):
+    """Two at a time, each a process of its own."""
+    monkeypatch.chdir(tmp_path)
+    assert sweep.run("root", RECIPES, [0, 1], 2) == []
+    assert len(list((tmp_path / "root" / "runs").glob("*/done"))) == 6
+    assert len(sweep.run("root", {"sft": RECIPES["sft"], "dpo": "--loss none"}, [0, 1], 2)) == 2
+
+def test_the_recipes_can_be_parsed():
+    """A sweep of hours that fails at its last recipe."""
+    import train_pref
+    import train_sft
+    for recipe, flags in sweep.RECIPES.items():
+        (train_sft if recipe == "sft" else train_pref).get_args(flags.split())
+    assert {*sweep.MAIN, *sweep.QUICK, *sweep.CURVES} <= {*sweep.RECIPES}
+
+def test_the_verdicts_are_those_of_the_results(tmp_path):
+    """claims.csv is made from sweep.csv and curves.csv, and from nothing else."""
+    for name in ("sweep.csv", "curves.csv"):
+        (tmp_path / name).write_text((table.RESULTS / name).read_text())
+    claims.judge(tmp_path)
+    assert (tmp_path / "claims.csv").read_text() == (table.RESULTS / "claims.csv").read_text()
