@@ -1,12 +1,16 @@
 """
 Text -> rows -> batches, for every data set; pairs by sampling and ranking.
 
+    python data.py --data hh                                # what becomes of a data set: counts, lengths, three rows
+    python data.py --data imdb --data_dir reviews --show 1
+
     examples   dicts of text: prompt, chosen, rejected (rejected only for pairs), from sources.py
     rows       dicts of token lists: prompt, chosen, rejected; a completion ends in EOS unless it was cut
     batches    dicts of tensors: idx (N, T), completion_mask (N, T), weight; for pairs N = 2B, chosen on top of rejected
 
 Read next: losses.py
 """
+import argparse
 import functools
 import hashlib
 import json
@@ -21,17 +25,25 @@ import torch
 import parallel
 import toy
 from checkpoint import replacing
-from sources import load_examples, read_records
+from sources import PAIRLESS, load_examples, read_records
 
 # ---------------------------------------------------------------------------------------------------------------------
 # examples -> rows
 
-def get_tokenizer(data):
-    """A tiktoken.Encoding: the toy world's own, else GPT-2's."""
+def get_tokenizer(data, n_vocab=None):
+    """
+    A tiktoken.Encoding: the toy world's own, else GPT-2's, or of its ranks the first n_vocab - 1: merges are ordered, so they are a BPE
+    of their own, whose matrix is the smaller for it. A model's vocabulary says which it was trained with.
+    """
     if data == "toy":
         return toy.encoding()
     try:
-        return tiktoken.get_encoding("gpt2")
+        gpt2 = tiktoken.get_encoding("gpt2")
+        if n_vocab is None or n_vocab >= gpt2.n_vocab:
+            return gpt2
+        first = {token: rank for token, rank in gpt2._mergeable_ranks.items() if rank < n_vocab - 1}
+        return tiktoken.Encoding(f"gpt2-{n_vocab}", pat_str=gpt2._pat_str, mergeable_ranks=first,
+                                 special_tokens={"<|endoftext|>": n_vocab - 1})
     except Exception as e:    # requests' errors, a hash that does not fit, a folder that cannot be written
         raise ValueError(f"GPT-2's BPE files could not be had ({type(e).__name__}); connect once, or set TIKTOKEN_CACHE_DIR to a folder "
                          "where tiktoken has left them") from None
@@ -79,6 +91,8 @@ def divide(rows):
 def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=True, say=print):
     """{"train": rows, "val": rows}; says what was dropped and why. Raises ValueError or OSError in one line."""
     splits, dropped = load_examples(data, data_dir, pairs)
+    if "train" in splits:
+        splits.pop("test", None)    # never for training; a sample of a data set may hold nothing else
     made = {split: make_rows(examples, tokenizer, max_len, max_prompt_len) for split, examples in splits.items()}
     rows, shared = divide({split: part for split, (part, _) in made.items()})
     dropped = sum((more for _, more in made.values()), dropped + Counter({"with a prompt of training in validation": shared}))
@@ -268,3 +282,43 @@ def read_pairs(path, n_vocab=float("inf")):
         except (KeyError, TypeError, AssertionError):
             raise ValueError(f"{where}: is not a pair of token lists as they were sampled; delete the file, and it is made again") from None
     return rows
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a look at a data set
+
+def get_args(argv=None):
+    p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
+    p.add_argument("--data", default="toy", help="a data set or a path, as for train_sft.py (default: %(default)s)")
+    p.add_argument("--data_dir", help="folder with the data set's files, instead of the hub")
+    p.add_argument("--texts", action="store_true", help="as SFT takes it, one completion a row, where there are pairs too")
+    p.add_argument("--max_prompt_len", type=int, help="tokens; a longer prompt loses its beginning (default: no cut)")
+    p.add_argument("--max_len", type=int, default=1024, help="tokens of prompt and completion together (default: %(default)s)")
+    p.add_argument("--show", type=int, default=3, help="rows to print (default: %(default)s)")
+    return p.parse_args(argv)
+
+def histogram(lengths, width=50):
+    """Lines: how many are at most 16, 32, 64, ... long, and longer than the one before."""
+    bins = Counter(max(4, (n - 1).bit_length()) for n in lengths)
+    most = max(bins.values(), default=1)
+    return [f"  <= {2**b:6,}  {bins[b]:8,}  {'#' * -(-bins[b] * width // most)}" for b in range(min(bins), max(bins) + 1)] if bins else []
+
+def main(argv=None):
+    args = get_args(argv)
+    try:
+        tokenizer = get_tokenizer(args.data)
+        splits, dropped = load_examples(args.data, args.data_dir, args.data not in ("toy", *PAIRLESS) and not args.texts)
+    except (ValueError, OSError) as e:
+        raise SystemExit(f"error: {' '.join(str(e).split())}") from None
+    print(f"{args.data}: dropped as it was read: {', '.join(f'{n:,} {why}' for why, n in dropped.most_common()) or 'none'}")
+    for split, examples in splits.items():
+        rows, dropped = make_rows(examples, tokenizer, args.max_len, args.max_prompt_len)
+        sides = [s for s in ("chosen", "rejected") if rows and s in rows[0]]
+        cut = sum(any(r[s][-1] != tokenizer.eot_token for s in sides) for r in rows)
+        print(f"\n{split}: {len(rows):,} of {len(examples):,} rows kept, {cut:,} of them cut at {args.max_len} tokens; dropped: "
+              f"{', '.join(f'{n:,} {why}' for why, n in dropped.most_common()) or 'none'}\ntokens of prompt and longest completion:")
+        print("\n".join(histogram([len(r["prompt"]) + max(len(r[s]) for s in sides) for r in rows])))
+        for row in rows[:args.show]:
+            print("\n" + "\n".join(f"{side:8} ({len(row[side])} tokens)  {decode(tokenizer, row[side])!r}" for side in ("prompt", *sides)))
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,8 @@
 """
 Where text comes from: files, folders and the hub -> examples, dicts of text with prompt, chosen and, for pairs, rejected.
 
-Data sets: toy; hh (Anthropic's HH-RLHF, single-turn); or a path to .json, .jsonl, .jsonl.gz, .csv or .parquet with prompt, chosen,
+Data sets: toy; imdb (film reviews with labels); hh (Anthropic's HH-RLHF, single-turn); ultrafeedback (instructions); tldr (summaries of
+Reddit posts); cnn_dailymail (news, for evaluation only); or a path to .json, .jsonl, .jsonl.gz, .csv or .parquet with prompt, chosen,
 rejected (strings or lists of messages), with instruction (and input) in the prompt's place, or with text. Read next: data.py
 """
 import csv
@@ -16,7 +17,8 @@ import toy
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
 LINE = 2**26
-SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test", "eval": "test"}
+SPLITS = {"train": "train", "unsup": "train", "unsupervised": "train",
+          "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test", "eval": "test"}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # files -> records
@@ -139,8 +141,59 @@ def hh_example(record, where, pairs):
         out[side] = turns[3]
     return out
 
-# name -> (the hub's name, function from a record to an example or to the reason why it is dropped)
-HUB = {"hh": ("Anthropic/hh-rlhf", hh_example)}
+def imdb_example(record, where, pairs):
+    """
+    Film reviews (Maas et al. 2011), without a prompt: the review is what is learned. positive: its label, None where it has none. Its
+    pairs are made: sampled, and ranked by a reward model.
+    """
+    if pairs:
+        raise ValueError("imdb: has labels and no pairs; pairs are made from it by sampling, with a reward model")
+    label = int(record["label"]) if str(record.get("label")) in ("0", "1", "-1") else None
+    if label is None:
+        raise ValueError(f"{where}, field 'label': expected 1, 0 or -1, got {short(record.get('label'))}")
+    text = BREAK.sub("\n", text_of(record, "text", where)).strip()
+    return {"prompt": "", "chosen": text, "positive": None if label < 0 else label == 1}
+
+BREAK = re.compile(r"\s*(?:<br\s*/?>\s*)+")    # in 59% of the reviews
+
+def field_of(record, field, kind, where):
+    if not isinstance(record.get(field), kind):
+        raise ValueError(f"{where}, field {field!r}: expected {kind.__name__}, got {short(record.get(field))}")
+    return record[field]
+
+def tldr_example(record, where, pairs):
+    """
+    Comparisons of two summaries of a Reddit post (Stiennon et al. 2020, arXiv:2009.01325), the post laid out as there. The same files
+    hold news articles, which are left out: cnn_dailymail is what they are for.
+    """
+    info = field_of(record, "info", dict, where)
+    if not info.get("post"):
+        return "not a Reddit post"
+    if not record.get("summaries"):
+        return "not a comparison"    # of the same files, ratings of single summaries
+    summaries = field_of(record, "summaries", list, where)
+    if len(summaries) != 2 or record.get("choice") not in (0, 1):
+        raise ValueError(f"{where}: expected two summaries and a choice of 0 or 1, got {len(summaries)} and {short(record.get('choice'))}")
+    texts = [text_of(s if isinstance(s, dict) else {}, "text", f"{where}, summary {i + 1}") for i, s in enumerate(summaries)]
+    subreddit, title, post = (text_of(info, field, where) for field in ("subreddit", "title", "post"))
+    chosen, rejected = texts if record["choice"] == 0 else texts[::-1]
+    return {"prompt": f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:", "chosen": chosen, **({"rejected": rejected} if pairs else {})}
+
+def cnn_example(record, where, pairs):
+    """News articles and their highlights (Hermann et al. 2015), asked for a summary as tldr does: out of its distribution."""
+    if pairs:
+        raise ValueError("cnn_dailymail: is for evaluation only, and has no pairs")
+    highlights = " ".join(text_of(record, "highlights", where).split())
+    return {"prompt": f"{text_of(record, 'article', where).strip()}\n\nTL;DR:", "chosen": " " + highlights}
+
+PAIRLESS = ("imdb", "cnn_dailymail")
+
+# name -> (what datasets.load_dataset takes, function from a record to an example or to the reason why it is dropped)
+HUB = {"imdb": ({"path": "stanfordnlp/imdb"}, imdb_example), "hh": ({"path": "Anthropic/hh-rlhf"}, hh_example),
+       "ultrafeedback": ({"path": "HuggingFaceH4/ultrafeedback_binarized"}, example_of),
+       # a data set with a loading script, which `datasets` no longer runs: the hub's own conversion of it
+       "tldr": ({"path": "openai/summarize_from_feedback", "name": "comparisons", "revision": "refs/convert/parquet"}, tldr_example),
+       "cnn_dailymail": ({"path": "abisee/cnn_dailymail", "name": "3.0.0"}, cnn_example)}
 
 def check_source(data, data_dir):
     """Raises ValueError, before anything is fetched, for a data set that there is not."""
@@ -166,13 +219,14 @@ def records_of(data, data_dir):
     else:
         import datasets
         try:
-            loaded = datasets.load_dataset(HUB[data][0])
+            loaded = datasets.load_dataset(**HUB[data][0])
         except Exception as e:    # the client raises a dozen kinds; for the user they are one
-            raise ValueError(f"{data}: {HUB[data][0]} could not be had from the hub ({type(e).__name__}); offline, give its files with "
+            raise ValueError(f"{data}: {HUB[data][0]['path']} could not be had from the hub ({type(e).__name__}); offline, give its files with "
                              f"--data_dir, or set HF_HOME to a cache that holds it") from None
         for split, part in loaded.items():
-            for row, record in enumerate(part, 1):
-                yield SPLITS.get(split, "train"), f"{HUB[data][0]} {split}, row {row}", record
+            if not split.endswith(("_sft", "_gen")):    # UltraFeedback's other splits: the same rows, for other uses
+                for row, record in enumerate(part, 1):
+                    yield SPLITS.get(split.split("_")[0], "train"), f"{HUB[data][0]['path']} {split}, row {row}", record
 
 def load_examples(data, data_dir=None, pairs=True):
     """
@@ -185,9 +239,13 @@ def load_examples(data, data_dir=None, pairs=True):
     check_source(data, data_dir)
     if data == "toy":
         return {"train": toy.examples("train", 20_000), "val": toy.examples("val", 512)}, Counter()
-    splits, dropped = {}, Counter()
+    splits, dropped, seen = {}, Counter(), set()
     for split, where, record in records_of(data, data_dir):
         example = (HUB[data][1] if data in HUB else example_of)(record, where, pairs)
+        if data == "imdb":    # some reviews stand there twice
+            key = hash((split, example["chosen"]))
+            example = "the same text again" if key in seen else example
+            seen.add(key)
         if isinstance(example, str):
             dropped[example] += 1
         else:
