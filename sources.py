@@ -177,7 +177,8 @@ def tldr_example(record, where, pairs):
     texts = [text_of(s if isinstance(s, dict) else {}, "text", f"{where}, summary {i + 1}") for i, s in enumerate(summaries)]
     subreddit, title, post = (text_of(info, field, where) for field in ("subreddit", "title", "post"))
     chosen, rejected = texts if record["choice"] == 0 else texts[::-1]
-    return {"prompt": f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:", "chosen": chosen, **({"rejected": rejected} if pairs else {})}
+    prompt = f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+    return {"prompt": prompt, "chosen": chosen, **({"rejected": rejected} if pairs else {})}
 
 def cnn_example(record, where, pairs):
     """News articles and their highlights (Hermann et al. 2015), asked for a summary as tldr does: out of its distribution."""
@@ -221,8 +222,8 @@ def records_of(data, data_dir):
         try:
             loaded = datasets.load_dataset(**HUB[data][0])
         except Exception as e:    # the client raises a dozen kinds; for the user they are one
-            raise ValueError(f"{data}: {HUB[data][0]['path']} could not be had from the hub ({type(e).__name__}); offline, give its files with "
-                             f"--data_dir, or set HF_HOME to a cache that holds it") from None
+            raise ValueError(f"{data}: {HUB[data][0]['path']} could not be had from the hub ({type(e).__name__}); offline, give its files "
+                             f"with --data_dir, or set HF_HOME to a cache that holds it") from None
         for split, part in loaded.items():
             if not split.endswith(("_sft", "_gen")):    # UltraFeedback's other splits: the same rows, for other uses
                 for row, record in enumerate(part, 1):
