@@ -25,7 +25,7 @@ import torch
 import parallel
 import toy
 from checkpoint import replacing
-from sources import PAIRLESS, load_examples, read_records
+from sources import PAIRLESS, check_source, load_examples, read_records
 
 # ---------------------------------------------------------------------------------------------------------------------
 # examples -> rows
@@ -305,6 +305,7 @@ def histogram(lengths, width=50):
 def main(argv=None):
     args = get_args(argv)
     try:
+        check_source(args.data, args.data_dir)
         tokenizer = get_tokenizer(args.data)
         splits, dropped = load_examples(args.data, args.data_dir, args.data not in ("toy", *PAIRLESS) and not args.texts)
     except (ValueError, OSError) as e:

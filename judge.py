@@ -152,7 +152,8 @@ def main(argv=None):
     counts = Counter(o for _, o in pairs)
     counts["tie"] += counts["flip"]
     valid = len(pairs) - counts["invalid"]
-    rates = {name: wilson(counts[name], valid) for name in ("win", "tie", "lose", "flip")} | {"invalid": wilson(counts["invalid"], len(pairs))}
+    rates = {name: wilson(counts[name], valid) for name in ("win", "tie", "lose", "flip")}
+    rates["invalid"] = wilson(counts["invalid"], len(pairs))
     decided = [(s["after"], s[args.against])[::1 if o == "win" else -1] for s, o in pairs if o in ("win", "lose")]
     words = dict(zip(("winners", "losers"), (sum(len(t.split()) for t in side) / len(side) for side in zip(*decided))))
     result = {"judge": args.judge_model, "against": args.against, "pairs": len(pairs), "rates": rates, "words": words,

@@ -22,6 +22,14 @@ def tokenizer():
     """The toy world's: any text goes through it, and it needs no files."""
     return toy.encoding()
 
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data"    # real data sets, where there are some
+
+@pytest.fixture
+def gpt2(monkeypatch):
+    """GPT-2's own tokenizer, from files."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(REAL / "tiktoken_cache"))
+    return data.get_tokenizer("gpt2")
+
 @pytest.fixture
 def own_tokenizer(monkeypatch, tokenizer):
     """Local files are tokenized with the toy world's tokenizer instead of GPT-2's, which would have to be fetched."""

@@ -16,6 +16,7 @@ import torch
 import data
 import sources
 import toy
+from conftest import REAL
 from model import GPT, GPTConfig
 
 def write_jsonl(path, records):
@@ -689,14 +690,7 @@ def test_decoding_leaves_out_the_eos_alone(tokenizer):
 # ---------------------------------------------------------------------------------------------------------------------
 # real data, where there is some
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the real data sets are not here")
-
-@pytest.fixture
-def gpt2(monkeypatch):
-    """GPT-2's own tokenizer, from files."""
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(REAL / "tiktoken_cache"))
-    return data.get_tokenizer("gpt2")
 
 @real
 @pytest.mark.parametrize("name,usable,dropped", [("helpful", 694, 2354 - 694), ("harmless", 658, 2312 - 658)])
