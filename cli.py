@@ -60,7 +60,8 @@ def add_device_flags(p):
     p.add_argument("--batch_size", type=positive, default=64, help="rows, or pairs, in one forward pass (default: %(default)s)")
 
 def add_common_flags(p):
-    p.add_argument("--data", default="toy", help="toy, hh, or a path to .json .jsonl .jsonl.gz .csv .parquet (default: %(default)s)")
+    p.add_argument("--data", default="toy", help="toy, imdb, hh, ultrafeedback, tldr, or a path to .json .jsonl .jsonl.gz .csv .parquet "
+                   "(default: %(default)s)")
     p.add_argument("--data_dir", help="folder with the data set's files, instead of the hub")
     p.add_argument("--init_from", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder in Hugging Face's layout, or a run")
     p.add_argument("--out_dir", help="where the run goes (default: the next free name under out/DATA)")

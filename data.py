@@ -39,7 +39,7 @@ def get_tokenizer(data, n_vocab=None):
         return toy.encoding()
     try:
         gpt2 = tiktoken.get_encoding("gpt2")
-        if n_vocab is None or n_vocab >= gpt2.n_vocab:
+        if n_vocab is None or n_vocab >= gpt2.n_vocab or n_vocab == toy.encoding().n_vocab:    # which would be a model of the toy world
             return gpt2
         first = {token: rank for token, rank in gpt2._mergeable_ranks.items() if rank < n_vocab - 1}
         return tiktoken.Encoding(f"gpt2-{n_vocab}", pat_str=gpt2._pat_str, mergeable_ranks=first,

@@ -4,6 +4,7 @@ What runs have become: reward, KL, entropy, diversity, length, accuracy, win rat
     python eval.py --run out/toy/dpo
     python eval.py --run out/toy/dpo out/toy/ipo --n_prompts 512 --n_samples 25 --show 10
     python eval.py --run out/toy/dpo --against out/toy/ipo --temperature 1 0.75 0.5 0.25 0 --best_of 64
+    python eval.py --run out/hh/dpo --prompt "How do I keep basil alive?"
 
 Measures are means over prompts of the data's held-out part and over their samples, drawn without truncation, with 95% bootstrap
 intervals over prompts. "before" is the reference, "after" the run's best weights.
@@ -34,6 +35,7 @@ import toy
 from checkpoint import write_json
 from measures import HeldOut, best_of, bootstrap, measure, pair_measures, sample, wins
 from model import GPT, fingerprint
+from sources import DIALOGUES
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
@@ -44,6 +46,7 @@ def get_args(argv=None):
     p.add_argument("--temperature", type=cli.not_negative, nargs="+", default=[1],
                    help="of sampling; at those after the first, up to 4 samples and no table of their own (default: 1)")
     p.add_argument("--best_of", type=cli.positive, help="samples of the reference to choose the best of 1, 2, 4, ... from (default: none)")
+    p.add_argument("--prompt", help="only print what reference and policy answer to this; of a run on dialogues it is the person's turn")
     p.add_argument("--show", type=int, default=3, help="samples to print (default: %(default)s)")
     p.add_argument("--max_new_tokens", type=cli.positive,
                    help="tokens of a sample at most (default: what 3 prompts in 4 leave room for, up to 128)")
@@ -73,10 +76,29 @@ def as_reference(policy, reference):
     with adapters.adapters_off(policy) if reference is policy else nullcontext():
         yield reference
 
-def held_out(facts, args, say):
-    """The HeldOut of the data that a run was trained on. Raises ValueError if no prompt leaves room for an answer."""
-    run_args, pairs, reward, labels = facts["args"], None, None, None
-    tokenizer, room = data.get_tokenizer(run_args["data"]), run_args["max_len"]
+def answer(loaded, args, autocast):
+    """Prints args.show answers of the reference and of the policy to args.prompt. Raises ValueError if it leaves them no room."""
+    facts, policy, reference = loaded
+    text, tokenizer, room = args.prompt, data.get_tokenizer(facts["args"]["data"], policy.config.vocab_size), facts["args"]["max_len"]
+    if facts["args"]["data"] in DIALOGUES and "\n\nHuman:" not in text:
+        text = f"\n\nHuman: {text}\n\nAssistant:"
+    tokens = tokenizer.encode_ordinary(text) or [tokenizer.eot_token]
+    if (left := room - len(tokens)) < 1:
+        raise ValueError(f"--prompt has {len(tokens)} tokens, and the run's models take {room} with the answer")
+    found = {}
+    for name, model in (("before", as_reference(policy, reference)), ("after", nullcontext(policy))):
+        with model as m, autocast:
+            if m is not None:
+                found[name] = data.sample_completions(m, tokenizer, [tokens] * args.show, min(left, args.max_new_tokens or left),
+                                                      temperature=args.temperature[0], seed=args.seed)
+    for i in range(args.show):
+        one = {"prompt": text} | {name: data.decode(tokenizer, several[i]) for name, several in found.items()}
+        print("\n".join(sample_lines(one)) + "\n")
+
+def held_out(facts, n_vocab, args, say):
+    """The HeldOut of the data that a run was trained on; n_vocab: its model's. Raises ValueError if no prompt leaves room for an answer."""
+    run_args, pairs, reward, labels, chosen = facts["args"], None, None, None, None
+    tokenizer, room = data.get_tokenizer(run_args["data"], n_vocab), run_args["max_len"]
     if run_args["data"] == "toy":
         examples, reward = toy.examples("test", args.n_prompts, args.seed), toy.reward
         prompts = tokenizer.encode_ordinary_batch([e["prompt"] for e in examples])
@@ -87,7 +109,8 @@ def held_out(facts, args, say):
         source = (run_args["data"], run_args["data_dir"], tokenizer, room, run_args["max_prompt_len"])
         rows = data.load_rows(*source, pairs="loss" in run_args, say=say)["val"]
         pairs = rows if "loss" in run_args else None
-        prompts = list({tuple(r["prompt"]): r["prompt"] for r in rows}.values())
+        rows = {tuple(r["prompt"]): r for r in rows}.values()    # one of each prompt
+        prompts, chosen = [r["prompt"] for r in rows], [r["chosen"] for r in rows]
     # unless told otherwise, as much as three prompts out of four leave room for
     max_new_tokens = args.max_new_tokens or min(128, room - int(np.percentile([len(p) for p in prompts], 75, method="higher")))
     fit = [i for i, p in enumerate(prompts) if len(p) + max_new_tokens <= room]
@@ -96,10 +119,14 @@ def held_out(facts, args, say):
     if len(fit) < len(prompts):
         print(f"{len(prompts) - len(fit)} of {len(prompts)} prompts left out: with {max_new_tokens} new tokens they are more than {room}")
     fit = fit[:args.n_prompts]
-    return HeldOut(tokenizer, [prompts[i] for i in fit], labels and [labels[i] for i in fit], pairs, reward, max_new_tokens)
+    prompts, labels, chosen = (part and [part[i] for i in fit] for part in (prompts, labels, chosen))
+    return HeldOut(tokenizer, prompts, labels, pairs, reward, max_new_tokens, chosen)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # one run
+
+def first_texts(measured, held):
+    return [data.decode(held.tokenizer, several[0]) for several in measured.answers]
 
 def intervals(values):
     return {key: bootstrap(v) for key, v in values.items()}
@@ -142,12 +169,14 @@ def evaluate(run, loaded, held, others, args, autocast, known):
         for name in models:
             there = look(name, temperature, min(4, args.n_samples) if temperature else 1)    # at 0 all would be the same
             row[name] = intervals(there.values | ({"win": wins(there.rewards, found[base].rewards)} if held.reward else {}))
+        row["samples"] = first_texts(there, held)    # of the policy, which comes last
         result.setdefault("temperatures", []).append(row)
     if args.best_of:
         with models[base]() as model:
             rewards = sample(model, held, args.best_of, 1.0, args.seed, max(256, args.batch_size), autocast)[1]
         result["best_of"] = [{"n": n, "kl": math.log(n) - (n - 1) / n, "reward": bootstrap(v)} for n, v in best_of(rewards).items()]
-    texts = {name: [data.decode(held.tokenizer, several[0]) for several in f.answers] for name, f in found.items()}
+    texts = {name: first_texts(f, held) for name, f in found.items()}
+    texts |= {"chosen": [data.decode(held.tokenizer, c) for c in held.chosen]} if held.chosen else {}
     samples = [{"prompt": held.tokenizer.decode(p)} | {name: t[i] for name, t in texts.items()} for i, p in enumerate(held.prompts)]
     with cli.bad_input():
         write_json(Path(run) / "eval.json", result | {"samples": samples})
@@ -231,13 +260,15 @@ def main(argv=None, say=print):
     with cli.bad_input():
         device, autocast = cli.set_up(args, say)
         runs = {run: load_policy(run, device) for run in (*args.run, *([args.against] if args.against else []))}
+        if args.prompt is not None:
+            return [answer(loaded, args, autocast) for loaded in runs.values()]
         facts = runs[args.run[0]][0]
         for run, (theirs, *_) in runs.items():
             for flag in ("data", "data_dir", "max_len", "max_prompt_len"):
                 if theirs["args"].get(flag) != facts["args"].get(flag):
                     raise ValueError(f"{run} has --{flag} {theirs['args'][flag]}, and {args.run[0]} {facts['args'][flag]}: on other "
                                      "texts, they cannot stand side by side")
-        held = held_out(facts, args, say)
+        held = held_out(facts, runs[args.run[0]][1].config.vocab_size, args, say)
         if (args.best_of or args.against) and not held.reward:
             raise ValueError(f"--{'best_of' if args.best_of else 'against'} needs a reward, which {facts['args']['data']} does not have")
     if args.against:

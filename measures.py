@@ -23,6 +23,7 @@ class HeldOut:
     pairs: list
     reward: object
     max_new_tokens: int
+    chosen: list = None    # the data's own answers, token lists
 
 @dataclass
 class Measured:

@@ -187,7 +187,7 @@ def cnn_example(record, where, pairs):
     highlights = " ".join(text_of(record, "highlights", where).split())
     return {"prompt": f"{text_of(record, 'article', where).strip()}\n\nTL;DR:", "chosen": " " + highlights}
 
-PAIRLESS = ("imdb", "cnn_dailymail")
+PAIRLESS, DIALOGUES = ("imdb", "cnn_dailymail"), ("hh", "ultrafeedback")
 
 # name -> (what datasets.load_dataset takes, function from a record to an example or to the reason why it is dropped)
 HUB = {"imdb": ({"path": "stanfordnlp/imdb"}, imdb_example), "hh": ({"path": "Anthropic/hh-rlhf"}, hh_example),
@@ -196,8 +196,10 @@ HUB = {"imdb": ({"path": "stanfordnlp/imdb"}, imdb_example), "hh": ({"path": "An
        "tldr": ({"path": "openai/summarize_from_feedback", "name": "comparisons", "revision": "refs/convert/parquet"}, tldr_example),
        "cnn_dailymail": ({"path": "abisee/cnn_dailymail", "name": "3.0.0"}, cnn_example)}
 
-def check_source(data, data_dir):
-    """Raises ValueError, before anything is fetched, for a data set that there is not."""
+def check_source(data, data_dir, training=False):
+    """Raises ValueError, before anything is fetched, for a data set that there is not, or that is not for training."""
+    if training and data == "cnn_dailymail":
+        raise ValueError("cnn_dailymail: is for evaluation only; train on tldr")
     if data_dir and data not in HUB:
         raise ValueError(f"--data_dir has no effect on --data {data}: it goes with {', '.join(HUB)}")
     if data not in ("toy", *HUB) and not (data.endswith(SUFFIXES) and Path(data).is_file()):

@@ -101,12 +101,12 @@ def main(argv=None):
             loss.fn(Pairs(*torch.ones(6, 1)), **hparams_at(step))    # a hyperparameter out of its range shows here, not after an hour
         if loss.whole_batch and parallel.world() > 1:
             raise ValueError(f"--loss {args.loss} sorts all pairs of a batch, which no process has by itself: run it in one process")
-        sources.check_source(args.data, args.data_dir)
+        sources.check_source(args.data, args.data_dir, training=True)
         cli.check_out_dir(args)
         args.init_from = args.init_from or train_sft.policy_for(args)
         device, autocast = cli.set_up(args)
-        tokenizer = data.get_tokenizer(args.data)
         model = GPT.from_pretrained(args.init_from, args.dropout).to(device).eval()
+        tokenizer = data.get_tokenizer(args.data, model.config.vocab_size)
         cli.check_fits(model, tokenizer, args.max_len, args.init_from)
         base, pairs = fingerprint(model), {}
         if args.data == "toy":

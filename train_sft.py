@@ -26,23 +26,30 @@ def get_args(argv=None):
     p.add_argument("--n_layer", type=cli.positive, help="blocks of a model from scratch (default: 2)")
     p.add_argument("--n_head", type=cli.positive, help="attention heads of a model from scratch (default: 4)")
     p.add_argument("--n_embd", type=cli.positive, help="width of a model from scratch (default: 128)")
+    p.add_argument("--bpe_vocab", type=cli.positive, help="of GPT-2's 50,256 byte pairs the first so many, for a small model from scratch: "
+                   "a smaller matrix, more tokens (default: all)")
     p.set_defaults(batch_size=24, lr=7e-3, warmup_steps=60, max_steps=600, eval_every=100)
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "train_sft.py", "sft")
-    sizes = [f for f in ("n_layer", "n_head", "n_embd") if getattr(args, f)]
+    sizes = [f for f in ("n_layer", "n_head", "n_embd", "bpe_vocab") if getattr(args, f)]
     if args.init_from and sizes:
         p.error(f"--{sizes[0]} has no effect with --init_from, which brings its own sizes")
+    cli.refuse(p, args, (("bpe_vocab", args.data != "toy", "on --data toy, which has its own words"),))
+    if args.bpe_vocab and args.bpe_vocab < 256:
+        p.error(f"--bpe_vocab {args.bpe_vocab}: the first 256 are the bytes, which any text may need")
     return args
 
-def make_model(args, tokenizer):
-    """The model to start from, with what does not fit refused."""
+def make_model(args):
+    """(model to start from, its tokenizer), with what does not fit refused."""
     if not args.init_from:
+        tokenizer = data.get_tokenizer(args.data, args.bpe_vocab and args.bpe_vocab + 1)    # and EOS
         return GPT(GPTConfig(block_size=args.max_len, vocab_size=tokenizer.n_vocab, n_layer=args.n_layer or 2, n_head=args.n_head or 4,
-                             n_embd=args.n_embd or 128, dropout=args.dropout))
+                             n_embd=args.n_embd or 128, dropout=args.dropout)), tokenizer
     model = GPT.from_pretrained(args.init_from, args.dropout)
+    tokenizer = data.get_tokenizer(args.data, model.config.vocab_size)
     cli.check_fits(model, tokenizer, args.max_len, args.init_from)
-    return model
+    return model, tokenizer
 
 def sft_loss(model, batch):
     """The mean negative log-prob of a batch's completion tokens, () in nats; its exponential is the perplexity. Nothing else is logged."""
@@ -53,11 +60,11 @@ def main(argv=None):
     args = get_args(argv)
     parallel.join(args.device)
     with cli.bad_input():
-        sources.check_source(args.data, args.data_dir)
+        sources.check_source(args.data, args.data_dir, training=True)
         cli.check_out_dir(args)
         device, autocast = cli.set_up(args)
-        tokenizer = data.get_tokenizer(args.data)
-        model = make_model(args, tokenizer).to(device)
+        model, tokenizer = make_model(args)
+        model = model.to(device)
         rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, pairs=False)
         start = {"init_fingerprint": fingerprint(model)} if args.init_from else {}
         out_dir = cli.claim_run_dir(args, "train_sft.py", "sft", data_fingerprint=data.fingerprint(rows), **start)

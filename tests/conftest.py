@@ -33,7 +33,7 @@ def gpt2(monkeypatch):
 @pytest.fixture
 def own_tokenizer(monkeypatch, tokenizer):
     """Local files are tokenized with the toy world's tokenizer instead of GPT-2's, which would have to be fetched."""
-    monkeypatch.setattr(data, "get_tokenizer", lambda name: tokenizer)
+    monkeypatch.setattr(data, "get_tokenizer", lambda *args: tokenizer)
     return tokenizer
 
 @pytest.fixture
@@ -51,6 +51,6 @@ def sft_run(tmp_path_factory, tokenizer):
     texts = [{"prompt": f"the plot {i}", "completion": f" was fine {i} ."} for i in range(20)]
     (root / "texts.jsonl").write_text("".join(json.dumps(t) + "\n" for t in texts))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "get_tokenizer", lambda name: tokenizer)
+        patch.setattr(data, "get_tokenizer", lambda *args: tokenizer)
         train_sft.main(["--data", str(root / "texts.jsonl"), "--out_dir", str(root / "run"), *TINY])
     return Path(root / "run")

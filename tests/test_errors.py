@@ -46,7 +46,7 @@ def pref_run(tmp_path_factory, sft_run, tokenizer):
     """A finished preference run, made once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("pref"))
-        patch.setattr(data, "get_tokenizer", lambda name: tokenizer)
+        patch.setattr(data, "get_tokenizer", lambda *args: tokenizer)
         shutil.copytree(sft_run, "sft")
         write_jsonl("good.jsonl", GOOD)
         train_pref.main(pref("--out_dir", "mine", "--n_show", "0"))
@@ -361,6 +361,13 @@ def test_resuming_a_run_with_damaged_arguments_is_refused(refused):
     """It happens before the flags are known, so outside the usual net."""
     cut("sft/args.json", 30)
     refused(train_sft.main, ["--resume", "--out_dir", "sft"], "args.json")
+
+@pytest.mark.parametrize("flags, words", [
+    (["--bpe_vocab", "8192"], ["--bpe_vocab", "toy"]), (["--bpe_vocab", "100", "--data", "good.jsonl"], ["256"]),
+    (["--bpe_vocab", "8192", "--data", "good.jsonl", "--init_from", "gpt2"], ["--bpe_vocab", "--init_from"])])
+def test_a_part_of_the_vocabulary_that_makes_no_sense_is_refused(refused, flags, words):
+    """The toy world has its own words, a model that is there its own vocabulary, and bytes are needed."""
+    refused(train_sft.main, flags, *words)
 
 @pytest.mark.parametrize("folder", ["gone", "papers"])
 def test_evaluating_what_is_no_run_is_refused(refused, folder):

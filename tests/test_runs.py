@@ -337,6 +337,7 @@ def test_runs_side_by_side(here, tmp_path, capsys):
     assert both[a]["measures"]["after"]["win_other"][0] == pytest.approx(0.5) != both[b]["measures"]["after"]["win_other"][0]
     assert both[a]["measures"]["before"]["win"][0] == pytest.approx(0.5)
     assert [row["temperature"] for row in both[a]["temperatures"]] == [0.5, 0]
+    assert all(len(row["samples"]) == 20 for row in both[a]["temperatures"])
     colder = both[a]["temperatures"][0]["before"]    # the reference, sampled colder, is a policy of its own
     assert colder["kl"][0] > 0 and colder["entropy"][0] < both[a]["measures"]["before"]["entropy"][0]
     assert [row["n"] for row in both[a]["best_of"]] == [1, 2, 4] and both[a]["best_of"][1]["kl"] == pytest.approx(math.log(2) - 0.5)
@@ -380,9 +381,21 @@ def test_the_weights_of_every_evaluation_can_be_kept(here, tmp_path, flags):
           for k in (0, 2, 4)]
     assert kl[0] == 0 < kl[1] < kl[2]
 
+def test_a_prompt_is_answered_by_reference_and_policy(here, tmp_path, capsys):
+    """Side by side, as many as --show says; nothing is measured or written."""
+    pref(tmp_path / "run", "--loss", "dpo")
+    capsys.readouterr()
+    eval.main(["--run", str(tmp_path / "run"), "--prompt", "i saw this film", "--show", "2"])
+    out = capsys.readouterr().out
+    assert [line[:9].strip() for line in out.strip().split("\n")[1:]] == ["prompt", "before", "after", "", "prompt", "before", "after"]
+    assert not (tmp_path / "run" / "eval.json").exists()
+    with pytest.raises(SystemExit):
+        eval.main(["--run", str(tmp_path / "run"), "--prompt", "film " * 100])
+    assert "--prompt has 100 tokens" in capsys.readouterr().err
+
 def test_eval_of_data_without_a_reward(here, tmp_path, monkeypatch, tokenizer):
     """Real pairs have no reward: everything else is there, with accuracy and margin on the held-out pairs."""
-    monkeypatch.setattr(data, "get_tokenizer", lambda name: tokenizer)
+    monkeypatch.setattr(data, "get_tokenizer", lambda *args: tokenizer)
     rows = [{"prompt": f"the plot {i} was", "chosen": " superb .", "rejected": " dull ."} for i in range(40)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     with pytest.MonkeyPatch.context() as patch:
@@ -391,6 +404,8 @@ def test_eval_of_data_without_a_reward(here, tmp_path, monkeypatch, tokenizer):
                          "--max_steps", "10", "--eval_every", "5", "--lr", "1e-2", "--out_dir", str(tmp_path / "run"), "--n_show", "0"])
     result = eval.main(["--run", str(tmp_path / "run"), "--max_new_tokens", "8"])
     assert "reward" not in result["measures"]["after"] and 1 <= result["pairs"] <= 12
+    samples = json.loads((tmp_path / "run" / "eval.json").read_text())["samples"]
+    assert {s["chosen"] for s in samples} == {" superb ."}    # what a judge may compare with
     assert result["measures"]["after"]["accuracy"][0] == 1 and result["measures"]["after"]["margin"][0] > 0.1
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -140,6 +140,8 @@ def test_cnn_dailymail_is_for_evaluation_only(hub):
     assert asked == {"path": "abisee/cnn_dailymail", "name": "3.0.0"}
     assert splits == {"test": [{"prompt": "News.\nMore.\n\nTL;DR:", "chosen": " A . B ."}]}
     says(["evaluation only"], "cnn_dailymail")
+    with pytest.raises(ValueError, match="evaluation only; train on tldr"):
+        sources.check_source("cnn_dailymail", None, training=True)
 
 def test_a_csv_with_line_breaks_in_quoted_fields(tmp_path):
     """As CNN/DailyMail's is: reading line by line cuts its rows."""
