@@ -235,4 +235,4 @@ def read_args(run):
 
 def go_on(script, args):
     """The command that goes on with a run."""
-    return shlex.join(["python", script, "--resume", "--out_dir", os.path.relpath(args.out_dir)])
+    return shlex.join(["python", *script.split(), "--resume", "--out_dir", os.path.relpath(args.out_dir)])

@@ -48,12 +48,13 @@ def get_tokenizer(data, n_vocab=None):
         raise ValueError(f"GPT-2's BPE files could not be had ({type(e).__name__}); connect once, or set TIKTOKEN_CACHE_DIR to a folder "
                          "where tiktoken has left them") from None
 
-def make_rows(examples, tokenizer, max_len, max_prompt_len=None):
+def make_rows(examples, tokenizer, max_len, max_prompt_len=None, labels=False):
     """
     (rows, a Counter of what was dropped and why). Prompt and completion are encoded apart, so that no merge spans the boundary.
 
     max_prompt_len  a longer prompt loses its beginning; None: prompts stay whole
     max_len         of prompt and completion together; a longer completion loses its end, and then has no EOS
+    labels          whether rows keep their example's label, 1 for positive
     """
     sides = [s for s in ("chosen", "rejected") if examples and s in examples[0]]
     # encode_ordinary: a literal "<|endoftext|>" in a text stays text
@@ -71,7 +72,8 @@ def make_rows(examples, tokenizer, max_len, max_prompt_len=None):
         elif len(answers) == 2 and answers[0] == answers[1]:
             dropped["chosen == rejected"] += 1
         else:
-            rows.append({"prompt": prompt, **dict(zip(sides, answers))})
+            label = {"label": int(example["positive"])} if labels else {}
+            rows.append({"prompt": prompt, **dict(zip(sides, answers)), **label})
     return rows, dropped
 
 def divide(rows):
@@ -114,8 +116,8 @@ def fingerprint(rows):
 # rows -> batches
 
 def weight_of(row):
-    """What a row counts for in a mean: a pair is one, of a text every token of the completion is."""
-    return 1 if "rejected" in row else len(row["chosen"])
+    """What a row counts for in a mean: a pair, or a text with a label, is one; of other texts every token of the completion is."""
+    return 1 if "rejected" in row or "label" in row else len(row["chosen"])
 
 def collate(rows, share_prefix=False):
     """
@@ -135,7 +137,7 @@ def collate(rows, share_prefix=False):
     mask = segments == 1
     batch = {"idx": idx, "weight": sum(map(weight_of, rows))}
     batch |= {"segments": segments} if share_prefix else {"completion_mask": mask}
-    for key in ("ref_chosen_logps", "ref_rejected_logps", "ref_kl_logps"):
+    for key in ("label", "ref_chosen_logps", "ref_rejected_logps", "ref_kl_logps"):
         if key in rows[0]:
             batch[key] = torch.tensor([r[key] for r in rows])
     if "mismatched" in rows[0]:

@@ -163,6 +163,18 @@ def pair_measures(policy, reference, rows, batch_size, autocast):
     margins = np.array(margins)
     return {"accuracy": (margins > 0) + 0.5 * (margins == 0), "margin": margins}
 
+@torch.no_grad()
+def scores(model, texts, batch_size, autocast):
+    """A ScalarGPT's verdict on token lists, (n,): the scalar at the last token."""
+    device, order, out = next(model.parameters()).device, sorted(range(len(texts)), key=lambda i: len(texts[i])), np.zeros(len(texts))
+    for at in range(0, len(order), batch_size):
+        part = order[at:at + batch_size]
+        idx = torch.nn.utils.rnn.pad_sequence([torch.tensor(texts[i]) for i in part], batch_first=True).to(device)    # (B, T)
+        ends = torch.tensor([[len(texts[i]) - 1] for i in part], device=device)                                       # (B, 1)
+        with autocast:
+            out[part] = model(idx).float().gather(1, ends).squeeze(1).cpu().numpy()
+    return out
+
 def measure(model, reference, held, temperature, k, seed, batch_size, autocast):
     """The Measured of k samples a prompt at a temperature. reference: as for model_measures."""
     answers, rewards = sample(model, held, k, temperature, seed, max(256, batch_size), autocast)

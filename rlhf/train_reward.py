@@ -1,0 +1,156 @@
+"""
+A reward model: GPT-2 with a scalar at its end, from pairs (Bradley-Terry) or from labels.
+
+    python -m rlhf.train_reward                                                    # toy: pairs from out/toy/sft, ranked by the true reward
+    python -m rlhf.train_reward --data hh --init_from out/hh/sft --max_len 512 --lr 1e-5 --batch_size 8 --grad_accum 8
+    python -m rlhf.train_reward --data imdb --init_from out/imdb/sft --max_len 256 --half 0 --lr 3e-4    # and --half 1, the gold one
+
+    pairs   L = -log sigmoid(r(x, y_w) - r(x, y_l)), r the scalar at the last token      Bradley and Terry 1952; arXiv:2009.01325
+    labels  L = -log sigmoid(+-r(y<t)), in the mean over a text's tokens: what is scored later are beginnings of texts
+
+r is in nats: a difference of 1 says odds of e : 1 for the better one. Only differences count for pairs, so r has no zero there.
+Writes out/<data>/reward, with reward.json: accuracy and calibration on texts that it has not seen. Read first: train_pref.py
+"""
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import cli
+import data
+import loop
+import measures
+import sources
+import toy
+import train_sft
+from checkpoint import write_json
+from model import GPT, ScalarGPT, fingerprint
+
+def get_args(argv=None):
+    p = cli.Parser(__doc__)
+    cli.add_common_flags(p)
+    p.add_argument("--half", type=int, choices=(0, 1), help="imdb: learn from this half of the labels alone (default: from all)")
+    p.add_argument("--n_prompts", type=cli.positive, help="toy: prompts to sample training pairs for, 4 completions each (default: 1200)")
+    p.set_defaults(lr=1e-3, warmup_steps=10, max_steps=200, eval_every=20)
+    args = p.parse_args(argv)
+    if args.resume:
+        args = cli.resume(p, args, argv, "rlhf/train_reward.py", "reward")
+    cli.refuse(p, args, (("half", args.data == "imdb", "without --data imdb"), ("n_prompts", args.data == "toy", "without --data toy"),
+                         ("max_prompt_len", args.data not in ("toy", "imdb"), f"on --data {args.data}")))
+    return args
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the two losses
+
+def last(values, mask):
+    """values (N, T), mask (N, T) -> (N,): the value at the last token under the mask."""
+    place = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1, keepdim=True)    # (N, 1)
+    return values.gather(1, place).squeeze(1)
+
+def pair_loss(model, batch):
+    """Bradley-Terry on pairs, chosen on top of rejected: (), and what is logged."""
+    chosen, rejected = last(model(batch["idx"]).float(), batch["completion_mask"]).chunk(2)    # (B,) each
+    margins = chosen - rejected
+    accuracy = (margins > 0).float() + 0.5 * (margins == 0).float()    # a tie counts half
+    return -F.logsigmoid(margins).mean(), {"accuracy": accuracy.mean(), "margin": margins.detach().mean()}
+
+def label_loss(model, batch):
+    """The label at every token of a text, (), and the accuracy at its last one."""
+    mask, scores = batch["completion_mask"], model(batch["idx"]).float()    # (N, T)
+    sign = 2.0 * batch["label"][:, None] - 1                                # (N, 1): 1 or -1
+    losses = -(F.logsigmoid(sign * scores) * mask).sum(1) / mask.sum(1)     # (N,)
+    return losses.mean(), {"accuracy": (last(sign * scores, mask) > 0).float().mean()}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# rows, and what was learned
+
+def labelled(data_dir, tokenizer, max_len, half, say=print):
+    """{"train", "val", "test"}: rows of IMDB with a label, of a half of the training texts or of all; test without what is in them."""
+    splits, dropped = sources.load_examples("imdb", data_dir, pairs=False)
+    splits = {split: [e for e in part if e["positive"] is not None] for split, part in splits.items()}
+    known = {e["chosen"] for e in splits.get("train", ())}
+    both, test = len(splits.get("test", ())), [e for e in splits.get("test", ()) if e["chosen"] not in known]
+    rows = {}
+    for split, part in (("train", splits.get("train", [])), ("test", test)):
+        rows[split], more = data.make_rows(part, tokenizer, max_len, labels=True)
+        dropped += more
+    rows = data.divide({"train": rows["train"]})[0] | {"test": rows["test"]}
+    if half is not None:    # by place: even and odd ones
+        rows["train"] = rows["train"][half::2]
+    say(f"data: imdb, {len(rows['train']):,} labelled reviews to train on, {len(rows['val']):,} to validate, {len(rows['test']):,} to test; "
+        f"dropped: {', '.join(f'{n:,} {why}' for why, n in dropped.items())}, {both - len(test):,} of the test that are in training")
+    if not all(rows.values()):
+        raise ValueError("imdb: training, validation and test need labelled reviews each")
+    return rows
+
+def calibration(p, right, bins=10):
+    """(error, rows): rows of (mean predicted probability, share that was right, how many); the error is their mean distance (ECE)."""
+    place, rows = np.minimum((p * bins).astype(int), bins - 1), []
+    for b in range(bins):
+        if (place == b).any():
+            rows.append((float(p[place == b].mean()), float(right[place == b].mean()), int((place == b).sum())))
+    return sum(abs(x - y) * n for x, y, n in rows) / len(p), rows
+
+def judge_pairs(model, rows, batch_size, autocast):
+    """Accuracy and calibration of the predicted preference on pairs; each is turned by its place, or the chosen would always be first."""
+    score = lambda side: measures.scores(model, [r["prompt"] + r[side] for r in rows], batch_size, autocast)
+    gap, turned = score("chosen") - score("rejected"), np.arange(len(rows)) % 2 == 1
+    error, table = calibration(1 / (1 + np.exp(-np.where(turned, -gap, gap))), ~turned)
+    return {"accuracy": measures.bootstrap((gap > 0) + 0.5 * (gap == 0)), "calibration_error": error, "calibration": table, "n": len(rows)}
+
+def judge_labels(model, rows, batch_size, autocast):
+    """Accuracy and calibration of P(positive) on labelled texts."""
+    scores = measures.scores(model, [r["prompt"] + r["chosen"] for r in rows], batch_size, autocast)
+    positive = np.array([r["label"] == 1 for r in rows])
+    error, table = calibration(1 / (1 + np.exp(-scores)), positive)
+    return {"accuracy": measures.bootstrap((scores > 0) == positive), "calibration_error": error, "calibration": table, "n": len(rows)}
+
+def main(argv=None):
+    """Returns fit's result and what reward.json holds."""
+    args = get_args(argv)
+    with cli.bad_input():
+        sources.check_source(args.data, args.data_dir, training=True)
+        cli.check_out_dir(args)
+        args.init_from = args.init_from or train_sft.policy_for(args)
+        device, autocast = cli.set_up(args)
+        model = ScalarGPT.from_pretrained(args.init_from, args.dropout).to(device)
+        tokenizer = data.get_tokenizer(args.data, model.config.vocab_size)
+        cli.check_fits(model, tokenizer, args.max_len, args.init_from)
+        if args.data == "toy":
+            policy = GPT.from_pretrained(args.init_from).to(device).eval()
+            more = (policy, tokenizer, args.init_from, fingerprint(policy))
+            rows = data.read_pairs(data.toy_pairs(*more, args.n_prompts or 1200, args.max_len, args.seed), tokenizer.n_vocab)
+            rows["test"] = fresh_pairs(policy, tokenizer, args.max_len, args.seed)
+        elif args.data == "imdb":
+            rows = labelled(args.data_dir, tokenizer, args.max_len, args.half)
+        else:
+            rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len)
+        out_dir = cli.claim_run_dir(args, "rlhf/train_reward.py", "reward", data_fingerprint=data.fingerprint(rows),
+                                    init_fingerprint=fingerprint(model))
+    compute = label_loss if args.data == "imdb" else pair_loss
+    print(f"reward model with {sum(p.numel() for p in model.parameters()):,} parameters, from {args.init_from} -> {out_dir}")
+    batches = {split: data.Batches(rows[split], args.batch_size, args.seed) for split in ("train", "val")}
+    result = loop.fit(model, lambda batch: compute(model, batch), batches["train"], batches["val"], save=model.save_pretrained,
+                      autocast=autocast, show=("accuracy",), go_on=cli.go_on("-m rlhf.train_reward", args), **cli.fit_flags(args))
+    best = ScalarGPT.from_pretrained(out_dir).to(device).eval()
+    look = judge_labels if args.data == "imdb" else judge_pairs
+    found = look(best, rows.get("test", rows["val"]), args.batch_size, autocast)
+    write_json(Path(out_dir) / "reward.json", found)
+    print("accuracy on {n:,} {what}: {accuracy[0]:.3f} [{accuracy[1]:.3f}, {accuracy[2]:.3f}], calibration error {calibration_error:.3f}".format(
+        **found, what="test reviews" if args.data == "imdb" else "fresh pairs" if args.data == "toy" else "held-out pairs"))
+    return result | found
+
+def fresh_pairs(policy, tokenizer, max_len, seed):
+    """Pairs of fresh samples for test prompts, the better one by the true reward first; ties left out."""
+    prompts = tokenizer.encode_ordinary_batch([e["prompt"] for e in toy.examples("test", 256, seed)])
+    flat = data.sample_completions(policy, tokenizer, [p for p in prompts for _ in range(2)], max_len - toy.PROMPT_LEN, seed=seed + 1)
+    rows = []
+    for i, prompt in enumerate(prompts):
+        ranked = sorted(flat[2 * i:2 * i + 2], key=lambda a: -toy.reward(tokenizer.decode(prompt) + data.decode(tokenizer, a)))
+        rewards = [toy.reward(tokenizer.decode(prompt) + data.decode(tokenizer, a)) for a in ranked]
+        rows += [{"prompt": prompt, "chosen": ranked[0], "rejected": ranked[1]}] if rewards[0] > rewards[1] else []
+    return rows
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The reward model: its two losses by hand, what it is measured by, and that it learns what it is to learn."""
+import json
+import math
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import measures
+from model import GPT, GPTConfig, ScalarGPT
+from rlhf import train_reward
+from test_data import write_jsonl
+from test_runs import here, world    # noqa: F401 (fixtures)
+
+def fixed(values):
+    """A model that says given scalars."""
+    return lambda idx: torch.tensor(values)
+
+def test_the_score_is_that_of_the_last_token():
+    """At the pad behind it, or at the last column, a short answer would be judged by noise."""
+    mask = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]], dtype=torch.bool)
+    assert train_reward.last(torch.tensor([[1., 2, 3, 4], [5, 6, 7, 8]]), mask).tolist() == [3, 8]
+
+def test_the_pair_loss_by_hand():
+    """-log sigmoid(1) and -log sigmoid(-2): chosen stands on top of rejected."""
+    batch = {"idx": None, "completion_mask": torch.tensor([[0, 1]] * 4, dtype=torch.bool)}
+    loss, logged = train_reward.pair_loss(fixed([[9., 2], [9, 0], [9, 1], [9, 2]]), batch)
+    assert loss.item() == pytest.approx((math.log(1 + math.exp(-1)) + math.log(1 + math.exp(2))) / 2)
+    assert logged["accuracy"] == 0.5 and logged["margin"] == pytest.approx(-0.5)
+
+def test_the_label_loss_by_hand():
+    """The mean over a text's tokens, then over texts: a long one weighs no more. The accuracy is the last token's."""
+    batch = {"idx": None, "completion_mask": torch.tensor([[0, 1, 1], [0, 1, 0]], dtype=torch.bool), "label": torch.tensor([1, 0])}
+    loss, logged = train_reward.label_loss(fixed([[9., 1, -2], [9, -1, 9]]), batch)
+    nll = lambda x: math.log(1 + math.exp(-x))
+    assert loss.item() == pytest.approx(((nll(1) + nll(-2)) / 2 + nll(1)) / 2) and logged["accuracy"] == 0.5
+
+def test_a_fresh_head_says_log_2_for_all(tokenizer):
+    """It starts at zero: no pair is preferred."""
+    model = ScalarGPT(GPTConfig(block_size=16, vocab_size=tokenizer.n_vocab, n_layer=1, n_head=1, n_embd=8))
+    batch = data.collate([{"prompt": [1], "chosen": [2, 3], "rejected": [4]}])
+    assert train_reward.pair_loss(model, batch)[0].item() == pytest.approx(math.log(2))
+
+def test_scores_do_not_depend_on_their_batch(tokenizer):
+    """Padding, order and batch size: the scalar at the last token, in the order given."""
+    torch.manual_seed(0)
+    model = ScalarGPT(GPTConfig(block_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=16)).eval()
+    torch.nn.init.normal_(model.score.weight)
+    texts = [[1, 2, 3, 4, 5], [6], [7, 8, 9], [3, 1]]
+    one = [model(torch.tensor([t]))[0, -1].item() for t in texts]
+    for size in (1, 3, 8):
+        assert measures.scores(model, texts, size, nullcontext()) == pytest.approx(np.array(one), abs=1e-5)
+
+def test_calibration_by_hand():
+    """Says 0.9 and is right half the time: off by 0.4; a coin that says 0.5 is off by nothing."""
+    error, rows = train_reward.calibration(np.array([0.9] * 10), np.arange(10) % 2 == 0)
+    assert error == pytest.approx(0.4) and rows == [(pytest.approx(0.9), 0.5, 10)]
+    assert train_reward.calibration(np.array([0.5] * 10), np.arange(10) % 2 == 0)[0] == 0
+    assert train_reward.calibration(np.array([1.0, 0.0]), np.array([True, False]))[0] == 0    # 1 belongs to the last bin
+
+def test_the_predicted_preference_is_not_always_for_the_first(monkeypatch):
+    """The chosen first throughout, an overconfident model looks well calibrated: half of the pairs are turned."""
+    rows = [{"prompt": [0], "chosen": [1], "rejected": [2]}] * 10
+    monkeypatch.setattr(measures, "scores", lambda model, texts, *rest: np.array([3.0 if t[1] == 1 else 0.0 for t in texts]))
+    found = train_reward.judge_pairs(None, rows, 4, nullcontext())
+    assert found["accuracy"][0] == 1 and [n for *_, n in found["calibration"]] == [5, 5]
+    assert found["calibration_error"] == pytest.approx(1 - 1 / (1 + math.exp(-3)))
+
+def test_labelled_reviews(tmp_path, tokenizer, capsys):
+    """Those without a label are left out; a test review that stands in training too is no test; the halves share nothing."""
+    make = lambda n, tag: [{"text": f"{tag} {i}", "label": i % 2} for i in range(n)]
+    write_jsonl(tmp_path / "train.jsonl", make(60, "a"))
+    write_jsonl(tmp_path / "unsup.jsonl", [{"text": "b", "label": -1}])
+    write_jsonl(tmp_path / "test.jsonl", make(10, "c") + [{"text": "a 3", "label": 1}])
+    whole = train_reward.labelled(str(tmp_path), tokenizer, 64, None)
+    assert len(whole["test"]) == 10 and "1 of the test that are in training" in capsys.readouterr().out
+    texts = lambda rows: {data.decode(tokenizer, r["chosen"]) for r in rows}
+    halves = [train_reward.labelled(str(tmp_path), tokenizer, 64, half)["train"] for half in (0, 1)]
+    assert not texts(halves[0]) & texts(halves[1]) and texts(halves[0]) | texts(halves[1]) == texts(whole["train"])
+    assert all(r["label"] == int(data.decode(tokenizer, r["chosen"]).split()[1]) % 2 for r in whole["train"])
+    batch = data.collate(whole["train"][:3])
+    assert batch["label"].tolist() == [r["label"] for r in whole["train"][:3]] and batch["weight"] == 3
+
+def test_a_reward_model_learns_the_toy_worlds_preferences(here, tmp_path, capsys):    # noqa: F811
+    """From pairs ranked by the true reward; measured on fresh ones; a run like any other, and ready to score."""
+    found = train_reward.main(["--out_dir", str(tmp_path / "reward"), "--n_prompts", "150", "--max_steps", "40", "--batch_size", "32", "--lr",
+                               "3e-3"])
+    assert found["accuracy"][0] > 0.6 and found["n"] > 50 and found["best_val_loss"] < math.log(2) - 0.02
+    assert json.loads((tmp_path / "reward" / "reward.json").read_text())["accuracy"] == found["accuracy"]
+    model = ScalarGPT.from_pretrained(tmp_path / "reward")
+    assert model.score.weight.abs().max() > 0 and GPT.from_pretrained(tmp_path / "reward")
+    assert "step     0  val loss 0.6931  accuracy 0.500" in capsys.readouterr().out.replace("\r", "\n")
+
+def test_a_reward_model_learns_labels(tmp_path, own_tokenizer, sft_run, monkeypatch):
+    """Two words, two labels."""
+    monkeypatch.chdir(tmp_path)
+    for split, what, n in (("train", "plot", 200), ("test", "cast", 40)):
+        rows = [{"text": f"the {what} {i} was {'superb' if i % 2 else 'dull'} .", "label": i % 2} for i in range(n)]
+        write_jsonl(tmp_path / "imdb" / f"{split}.jsonl", rows)
+    found = train_reward.main(["--data", "imdb", "--data_dir", "imdb", "--init_from", str(sft_run), "--out_dir", "reward", "--max_steps", "60",
+                               "--batch_size", "16", "--lr", "1e-2", "--half", "0", "--max_len", "32"])
+    assert found["accuracy"][0] > 0.95 and found["n"] == 40
+
+@pytest.mark.parametrize("flags, words", [(["--half", "0"], ["--half", "imdb"]), (["--data", "imdb", "--n_prompts", "5"], ["--n_prompts"]),
+                                          (["--data", "cnn_dailymail"], ["evaluation only"])])
+def test_what_has_no_effect_is_refused(flags, words, capsys, in_tmp):
+    """One line."""
+    with pytest.raises(SystemExit):
+        train_reward.main(flags)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and all(w in said for w in words)
+
+def test_a_reward_run_goes_on(here, tmp_path, capsys):    # noqa: F811
+    """--resume as for every script, with the command that really starts it."""
+    flags = ["--n_prompts", "60", "--batch_size", "16", "--eval_every", "4"]
+    train_reward.main(["--out_dir", str(tmp_path / "whole"), *flags, "--max_steps", "8"])
+    train_reward.main(["--out_dir", str(tmp_path / "cut"), *flags, "--max_steps", "8", "--patience", "9"])
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "cut" / "model.safetensors").read_bytes()
+    train_reward.main(["--resume", "--out_dir", str(tmp_path / "cut"), "--max_steps", "12"])
+    assert json.loads((tmp_path / "cut" / "result.json").read_text())["step"] == 12
+    import cli
+    assert cli.go_on("-m rlhf.train_reward", SimpleNamespace(out_dir="x")) == "python -m rlhf.train_reward --resume --out_dir x"
