@@ -78,14 +78,12 @@ def label_bias(s):
     ax.set_xticklabels([n.replace(" ", "\n") for n in names], fontsize=7)
     return fig
 
-def band(ax, s, recipe, metric, colour, label, split="val", line="-"):
-    """A metric over updates: the mean over seeds, and their range."""
-    found = [c for seed in s.seeds if (c := s.curve(recipe, metric, seed, split)).size]
-    if found:
-        n = min(c.shape[1] for c in found)
-        steps, values = found[0][0][:n], np.array([c[1][:n] for c in found])
-        ax.plot(steps, values.mean(0), line, color=colour, lw=1.4, label=label)
-        ax.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
+def lines(ax, s, recipe, metric, colour, label, split="val", line="-"):
+    """A metric over updates, a line a seed: their mean would hide the one that breaks."""
+    for seed in s.seeds:
+        if (curve := s.curve(recipe, metric, seed, split)).size:
+            ax.plot(*curve, line, color=colour, lw=0.9, alpha=0.8, label=label)
+            label = None
 
 def training(s):
     """What DPO and IPO do to either side of held-out pairs."""
@@ -95,7 +93,7 @@ def training(s):
                                      (axes[2], ("rewards/accuracies",), "accuracy", "share of pairs")):
         for method in ("dpo", "ipo"):
             for metric, line in zip(metrics, ("-", "--")):
-                band(ax, s, f"{method} beta=0.1", metric, COLOURS[method], f"{method}: {metric.split('/')[1]}", line=line)
+                lines(ax, s, f"{method} beta=0.1", metric, COLOURS[method], f"{method}: {metric.split('/')[1]}", line=line)
         ax.set(title=title, xlabel="update", ylabel=unit)
     return fig
 
@@ -135,13 +133,14 @@ def adapters(s):
     return fig
 
 def watch(s):
-    """Every logged metric as it should look, and as it looks at five times the learning rate."""
+    """Every logged metric as it should look, and as it looks when the policy is pushed too far."""
     metrics = (("loss", "val"), ("rewards/accuracies", "val"), ("rewards/margins", "val"), ("rewards/chosen", "val"),
                ("rewards/rejected", "val"), ("logps/chosen", "val"), ("logps/rejected", "val"), ("grad_norm", "train"))
     fig, axes = figure(2, 4, 12, 5.4)
     for ax, (metric, split) in zip(axes.flat, metrics):
-        for recipe, colour, label in (("dpo beta=0.1", "#1f77b4", "healthy: lr 6e-4"), ("too_fast", "#d62728", "unhealthy: lr 3e-3")):
-            band(ax, s, recipe, metric, colour, label if ax is axes.flat[0] else None, split)
+        for recipe, colour, label in (("dpo beta=0.3", "#1f77b4", "healthy: beta 0.3, lr 6e-4"),
+                                      ("too_fast", "#d62728", "unhealthy: beta 0.1, lr 3e-3")):
+            lines(ax, s, recipe, metric, colour, label if ax is axes.flat[0] else None, split)
         ax.set_title(f"{metric} ({split})", fontsize=9)
         ax.set_xlabel("update", fontsize=8)
     return fig

@@ -33,20 +33,20 @@ ALONG = "--keep_all --patience 0 --max_steps 480 --eval_every 40 --min_lr 6e-4" 
 
 # method and its setting -> flags of train_pref.py, for sft of train_sft.py; all others start from the sft of their seed
 RECIPES = (
-    {"sft": ""} | grid("dpo", "--loss dpo", "beta", (0.1, 0.03, 0.3, 1)) | grid("hinge", "--loss hinge", "beta", (0.2, 0.05, 0.5, 1))
+    {"sft": ""} | grid("dpo", "--loss dpo", "beta", (0.1, 0.03, 0.3, 1, 5, 20)) | grid("hinge", "--loss hinge", "beta", (0.2, 0.05, 0.5, 1))
     | grid("ipo", "--loss ipo", "beta", (0.1, 0.3, 0.5, 1)) | grid("cdpo", "--loss cdpo --label_smoothing 0.15", "beta", (0.1, 0.03, 0.3))
-    | grid("jsd", "--loss fdpo --divergence jsd", "beta", (0.3, 0.1, 1))
-    | grid("alpha0.3", "--loss fdpo --divergence alpha --alpha 0.3", "beta", (0.3, 0.1, 1))
-    | grid("alpha0.5", "--loss fdpo --divergence alpha --alpha 0.5", "beta", (0.3, 0.1, 1))
-    | grid("alpha0.7", "--loss fdpo --divergence alpha --alpha 0.7", "beta", (0.3, 0.1, 1))
-    | grid("forward_kl", "--loss fdpo --divergence forward_kl", "beta", (0.3, 0.1, 1))
-    | grid("slic", "--loss slic", "delta", (1.0, 5.0, 20.0)) | grid("unlikelihood", "--loss unlikelihood", "alpha", (0.1, 0.3, 0.6))
+    | grid("jsd", "--loss fdpo --divergence jsd", "beta", (0.3, 1))
+    | grid("alpha0.3", "--loss fdpo --divergence alpha --alpha 0.3", "beta", (0.3,))
+    | grid("alpha0.5", "--loss fdpo --divergence alpha --alpha 0.5", "beta", (0.3, 1))
+    | grid("alpha0.7", "--loss fdpo --divergence alpha --alpha 0.7", "beta", (0.3,))
+    | grid("forward_kl", "--loss fdpo --divergence forward_kl", "beta", (0.3, 1))
+    | grid("slic", "--loss slic", "delta", (1.0, 5.0)) | grid("unlikelihood", "--loss unlikelihood", "alpha", (0.1, 0.3))
     | {"preferred_ft": "--loss sft", "dpo_up": "--loss dpo --beta 0 --beta_end 1", "ipo_down": "--loss ipo --beta 1 --beta_end 0.01",
        "dpo_mean": "--loss dpo --beta 0.5", "ipo_mean": "--loss ipo --beta 0.505",
        "noisy_dpo": f"--loss dpo {NOISE}", "noisy_cdpo": f"--loss cdpo --label_smoothing 0.2 {NOISE}",
        "noisy_robust": f"--loss robust --label_smoothing 0.2 {NOISE}", "noisy_ipo": f"--loss ipo {NOISE}"}
     | grid("sequential", f"{ADAPTED} sequential", "adapter_rank", (16, 4, 64, 256))
-    | grid("parallel", f"{ADAPTED} parallel", "adapter_rank", (16, 4, 64, 256))
+    | grid("parallel", f"{ADAPTED} parallel", "adapter_rank", (16, 4, 256))
     | grid("replace", f"{ADAPTED} replace", "adapter_rank", (256, 64))
     | {"along_dpo": f"--loss dpo {ALONG}", "along_ipo": f"--loss ipo {ALONG}", "too_fast": "--loss dpo --lr 3e-3 --patience 0"})
 
@@ -55,7 +55,7 @@ MAIN = ("dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "cdpo beta=0.1", "jsd 
         "slic delta=1.0", "unlikelihood alpha=0.1", "preferred_ft")
 MEASURE = "--n_samples 25 --temperature 1 0.75 0.5 0.25 0 --best_of 64 --show 0"
 QUICK = ("sft", "dpo beta=0.1", "dpo beta=1", "hinge beta=0.2", "ipo beta=0.1", "ipo beta=1", "preferred_ft")
-CURVES = ("dpo beta=0.1", "ipo beta=0.1", "preferred_ft", "noisy_dpo", "along_dpo", "along_ipo", "too_fast")
+CURVES = ("dpo beta=0.1", "dpo beta=0.3", "ipo beta=0.1", "preferred_ft", "noisy_dpo", "along_dpo", "along_ipo", "too_fast")
 
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)

@@ -105,6 +105,15 @@ def results_table():
     return markdown(["policy", *(label for label, _ in MEASURES.values())],
                     ([f"`{p}`", *(mean(groups[p, m], "mean", form, True) for m, (_, form) in MEASURES.items())] for p in policies))
 
+def methods_table():
+    """One setting of each method: mean and range over seeds."""
+    groups = grouped(read("sweep.csv"), "recipe", "measure")
+    heads = {"reward": ("reward", ".3f"), "win": ("wins against SFT", ".3f"), "kl": ("KL, nats", ".2f"), "length": ("length", ".1f"),
+             "entropy": ("entropy, nats a token", ".3f"), "pooled_25": ("of 25 samples", ".3f"), "distinct_2": ("distinct pairs", ".3f")}
+    recipes = [r for r, m in groups if m == "pooled_25"]
+    return markdown(["method", *(label for label, _ in heads.values())], (
+        [f"`{r}`", *(mean(groups[r, m], "mean", form, True) for m, (_, form) in heads.items())] for r in dict.fromkeys(recipes)))
+
 def bandit_table():
     heads = ["loss", "settings", "reward", "KL, nats", "below the frontier", "mass on answers never seen"]
     return markdown(heads, ([f"`{r['loss']}`", r["settings"] or "defaults", f"{r['reward']:.3f}", f"{r['kl']:.3f}",
@@ -201,7 +210,7 @@ def filled(text):
     """README text with what stands between its markers made anew."""
     tables = {"example": example, "results": results_table, "bandit": bandit_table, "losses": losses_table, "trl": trl_table,
               "parts": parts_table, "generation": generation_table, "growth": growth_table, "robust": robust_table,
-              "claims": lambda: claims.claims_table(RESULTS)}
+              "methods": methods_table, "claims": lambda: claims.claims_table(RESULTS)}
     for name, table in tables.items():
         begin, end = f"<!-- {name}: made by study/table.py -->\n", f"\n<!-- end of {name} -->"
         assert begin in text and end in text, f"README.md has no markers for {name}"
