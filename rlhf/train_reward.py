@@ -3,7 +3,7 @@ A reward model: GPT-2 with a scalar at its end, from pairs (Bradley-Terry) or fr
 
     python -m rlhf.train_reward                                                    # toy: pairs from out/toy/sft, ranked by the true reward
     python -m rlhf.train_reward --data hh --init_from out/hh/sft --max_len 512 --lr 1e-5 --batch_size 8 --grad_accum 8
-    python -m rlhf.train_reward --data imdb --init_from out/imdb/sft --max_len 256 --half 0 --lr 3e-4    # and --half 1, the gold one
+    python -m rlhf.train_reward --data imdb --init_from out/imdb/sft --half first --lr 3e-4    # and --half second, the gold one
 
     pairs   L = -log sigmoid(r(x, y_w) - r(x, y_l)), r the scalar at the last token      Bradley and Terry 1952; arXiv:2009.01325
     labels  L = -log sigmoid(+-r(y<t)), in the mean over a text's tokens: what is scored later are beginnings of texts
@@ -30,7 +30,7 @@ from model import GPT, ScalarGPT, fingerprint
 def get_args(argv=None):
     p = cli.Parser(__doc__)
     cli.add_common_flags(p)
-    p.add_argument("--half", type=int, choices=(0, 1), help="imdb: learn from this half of the labels alone (default: from all)")
+    p.add_argument("--half", choices=("first", "second"), help="imdb: learn from this half of the labels alone (default: from all)")
     p.add_argument("--n_prompts", type=cli.positive, help="toy: prompts to sample training pairs for, 4 completions each (default: 1200)")
     p.set_defaults(lr=1e-3, warmup_steps=10, max_steps=200, eval_every=20)
     args = p.parse_args(argv)
@@ -76,10 +76,12 @@ def labelled(data_dir, tokenizer, max_len, half, say=print):
         rows[split], more = data.make_rows(part, tokenizer, max_len, labels=True)
         dropped += more
     rows = data.divide({"train": rows["train"]})[0] | {"test": rows["test"]}
-    if half is not None:    # by place: even and odd ones
-        rows["train"] = rows["train"][half::2]
-    say(f"data: imdb, {len(rows['train']):,} labelled reviews to train on, {len(rows['val']):,} to validate, {len(rows['test']):,} to test; "
-        f"dropped: {', '.join(f'{n:,} {why}' for why, n in dropped.items())}, {both - len(test):,} of the test that are in training")
+    if half:    # every second one: the file has all of one label first
+        rows["train"] = rows["train"][half == "second"::2]
+    n = {split: f"{len(part):,}" for split, part in rows.items()}
+    reasons = ", ".join(f"{count:,} {why}" for why, count in dropped.items())
+    say(f"data: imdb, {n['train']} reviews with labels to train on, {n['val']} to validate, {n['test']} to test; dropped: {reasons}, "
+        f"{both - len(test):,} of the test that are in training")
     if not all(rows.values()):
         raise ValueError("imdb: training, validation and test need labelled reviews each")
     return rows
@@ -137,8 +139,9 @@ def main(argv=None):
     look = judge_labels if args.data == "imdb" else judge_pairs
     found = look(best, rows.get("test", rows["val"]), args.batch_size, autocast)
     write_json(Path(out_dir) / "reward.json", found)
-    print("accuracy on {n:,} {what}: {accuracy[0]:.3f} [{accuracy[1]:.3f}, {accuracy[2]:.3f}], calibration error {calibration_error:.3f}".format(
-        **found, what="test reviews" if args.data == "imdb" else "fresh pairs" if args.data == "toy" else "held-out pairs"))
+    what, accuracy = {"imdb": "test reviews", "toy": "fresh pairs"}.get(args.data, "held-out pairs"), found["accuracy"]
+    print(f"accuracy on {found['n']:,} {what}: {accuracy[0]:.3f} [{accuracy[1]:.3f}, {accuracy[2]:.3f}], calibration error "
+          f"{found['calibration_error']:.3f}")
     return result | found
 
 def fresh_pairs(policy, tokenizer, max_len, seed):
