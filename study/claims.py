@@ -181,6 +181,7 @@ def judge(results):
         out.writerow(("claim", "what", "mean", "low", "high", "says", "verdict"))
         for claim, what, values, (says, limit) in comparisons(Sweep(results)):
             mean, low, high = interval(values)
+            low, high = (max(low, -1.0), min(high, 1.0)) if "rank correlation" in what else (low, high)
             said = {"<": f"< {limit:g}", ">": f"> {limit:g}", "near": f"within {limit:g}", "": ""}[says]
             if not math.isnan(mean):
                 out.writerow((claim, what, *(f"{x:.4g}" for x in (mean, low, high)), said, verdict(low, high, says, limit) if says else ""))

@@ -687,6 +687,19 @@ def test_decoding_leaves_out_the_eos_alone(tokenizer):
     text = " the plot <|endoftext|> was"
     assert data.decode(tokenizer, tokenizer.encode_ordinary(text) + [tokenizer.eot_token]) == text
 
+def test_a_share_of_the_labels_is_swapped():
+    """So many, whatever the loss; others with another seed; the rows stay in their places."""
+    rows = lambda: [{"prompt": [i], "chosen": [i, 1], "rejected": [i, 2]} for i in range(40)]
+    def swapped(share, seed):
+        part = rows()
+        assert data.flip_labels(part, share, seed) == round(40 * share) and [r["prompt"] for r in part] == [[i] for i in range(40)]
+        return [r["chosen"][1] == 2 and r["rejected"][1] == 1 for r in part]
+    assert sum(swapped(0.25, 0)) == 10 and swapped(0.25, 0) == swapped(0.25, 0) != swapped(0.25, 1)
+    assert not any(swapped(0, 0)) and all(swapped(1, 0))
+    for share in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="--label_noise"):
+            data.flip_labels(rows(), share, 0)
+
 # ---------------------------------------------------------------------------------------------------------------------
 # real data, where there is some
 

@@ -125,7 +125,7 @@ FAULTS = {
                           "test_measures.py"),
     "EOS counts as a word": ("measures.py", "[t for t in a if t != eot]", "[t for t in a]", "test_measures.py"),
     "budget of distinct not kept": ("measures.py", "tokens = tokens[:room]", "room = max(room, len(tokens))", "test_measures.py"),
-    "labels swapped in all pairs": ("data.py", "round(share * len(rows))", "len(rows)", "test_runs.py"),
+    "labels swapped in all pairs": ("data.py", "round(share * len(rows))", "len(rows)", "test_data.py"),
     "label noise without an effect": ("train_pref.py", "data.flip_labels(part, args.label_noise, args.seed)",
                                       "data.flip_labels(part, 0, args.seed)", "test_runs.py"),
     "intervals of 1.96 for three seeds": ("study/claims.py", "T95[n] * float", "1.96 * float", "test_sweep.py"),
