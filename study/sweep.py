@@ -15,7 +15,6 @@ import csv
 import json
 import multiprocessing
 import shutil
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from tqdm import tqdm
@@ -54,7 +53,8 @@ RECIPES = (
 MAIN = ("dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "cdpo beta=0.1", "jsd beta=0.3", "alpha0.5 beta=0.3", "forward_kl beta=0.3",
         "slic delta=1.0", "unlikelihood alpha=0.1", "preferred_ft")
 MEASURE = "--n_samples 25 --temperature 1 0.75 0.5 0.25 0 --best_of 64 --show 0"
-QUICK = ("sft", "dpo beta=0.1", "dpo beta=1", "hinge beta=0.2", "ipo beta=0.1", "ipo beta=1", "preferred_ft")
+QUICK_MEASURE = "--n_samples 25 --n_prompts 128 --temperature 1 0.5 0 --best_of 16 --show 0"
+QUICK = ("sft", "dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "ipo beta=1", "preferred_ft")
 CURVES = ("dpo beta=0.1", "dpo beta=0.3", "ipo beta=0.1", "preferred_ft", "noisy_dpo", "along_dpo", "along_ipo", "too_fast")
 
 def get_args(argv=None):
@@ -87,21 +87,22 @@ def train(root, recipe, seed, flags):
             eval.main(["--run", str(step), "--n_samples", "1", "--show", "0"])
     mark.write_text(flags)
 
-def measure(root, recipes, seed):
+def measure(root, recipes, seed, flags=MEASURE):
     """The main runs of a seed side by side: more samples, other temperatures, best of n."""
     runs = [place(root, r, seed) for r in recipes]
     mark = runs[0] / "measured"
-    if mark.exists() and mark.read_text() == str(recipes):
+    if mark.exists() and mark.read_text() == f"{recipes} {flags}":
         return
-    eval.main(["--run", *map(str, runs), *MEASURE.split()])
-    mark.write_text(str(recipes))
+    eval.main(["--run", *map(str, runs), *flags.split()])
+    mark.write_text(f"{recipes} {flags}")
 
 def one_thread():
     import torch
     torch.set_num_threads(1)
 
-def quietly(job, *args):
-    """Runs a job with what it prints in a file. Returns the reason if it did not end well."""
+def quietly(task):
+    """Runs a (job, *its arguments) with what it prints in a file. Returns the reason if it did not end well."""
+    job, *args = task
     log = Path(args[0]) / "logs" / ("-".join(map(str, args[1:3])).replace(" ", "-")[:60] + ".txt")
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w") as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
@@ -110,16 +111,17 @@ def quietly(job, *args):
         except (Exception, SystemExit) as e:
             return f"{args[1:3]}: {e!r}; see {log}"
 
-def run(root, recipes, seeds, jobs):
+def run(root, recipes, seeds, jobs, flags=MEASURE):
     """All of them, `jobs` at a time. A run that fails is told, and does not stop the others. Returns what failed."""
     sft, first, *others = recipes    # the first samples the pairs of its seed, which the others share
     phases = ([(train, root, r, s, recipes[r]) for r in part for s in seeds] for part in ([sft], [first], others))
-    phases = [*phases, [(measure, root, main, s) for s in seeds if (main := [r for r in MAIN if r in recipes])]]
-    failed, context = [], multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, one_thread) as pool, tqdm(total=sum(map(len, phases)), unit="run") as bar:
-        for phase in phases:
-            for done in as_completed([pool.submit(quietly, *job) for job in phase]):
-                failed += [done.result()] if done.result() else []
+    phases = [*phases, [(measure, root, main, s, flags) for s in seeds if (main := [r for r in MAIN if r in recipes])]]
+    failed = []
+    # a new process every few runs: freed memory that is kept is in pieces, and a process of many runs ends up with gigabytes of them
+    with multiprocessing.get_context("spawn").Pool(jobs, one_thread, maxtasksperchild=4) as pool:
+        with tqdm(total=sum(map(len, phases)), unit="run") as bar:
+            for reason in (r for phase in phases for r in pool.imap_unordered(quietly, phase)):
+                failed += [reason] if reason else []
                 bar.update()
     return failed
 
@@ -172,8 +174,9 @@ def main(argv=None):
     recipes = {r: RECIPES[r] for r in QUICK} if args.quick else RECIPES
     failed = []
     if not args.draw:
-        failed = run(root, recipes, args.seeds or ([0, 1] if args.quick else [0, 1, 2]), args.jobs)
-        collect(root, recipes, args.seeds or ([0, 1] if args.quick else [0, 1, 2]), results)
+        seeds = args.seeds or ([0, 1] if args.quick else [0, 1, 2])
+        failed = run(root, recipes, seeds, args.jobs, QUICK_MEASURE if args.quick else MEASURE)
+        collect(root, recipes, seeds, results)
     claims.judge(results)
     pictures.draw(results, figures)
     if args.quick:

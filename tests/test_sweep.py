@@ -110,13 +110,12 @@ RECIPES = {"sft": "--n_layer 1 --n_head 2 --n_embd 32 --max_steps 40 --warmup_st
 
 def test_a_sweep_runs_skips_what_is_done_and_goes_on(tmp_path, monkeypatch):
     """Killed and started again it loses the runs in progress, not those that were done; a recipe with other flags is run again."""
-    monkeypatch.setattr(sweep, "MEASURE", "--n_samples 25 --temperature 1 0.5 0 --best_of 64 --show 0")
     monkeypatch.chdir(tmp_path)
     real = eval.main
     monkeypatch.setattr(eval, "main", lambda argv, **more: real([*argv, "--n_prompts", "16"], **more))
     def all_of_them(recipes):
         for recipe, flags in recipes.items():
-            assert sweep.quietly(sweep.train, "root", recipe, 0, flags) is None
+            assert sweep.quietly((sweep.train, "root", recipe, 0, flags)) is None
     all_of_them(RECIPES)
     run = sweep.place("root", "dpo beta=0.1", 0)
     assert json.loads((run / "args.json").read_text())["args"]["init_from"] == str(sweep.place("root", "sft", 0))
@@ -126,7 +125,7 @@ def test_a_sweep_runs_skips_what_is_done_and_goes_on(tmp_path, monkeypatch):
     assert os.stat(run / "eval.json").st_mtime_ns == before and (sweep.place("root", "along_dpo", 0) / "done").exists()
     all_of_them(RECIPES | {"dpo beta=0.1": RECIPES["dpo beta=0.1"] + " --share_prefix"})
     assert os.stat(run / "eval.json").st_mtime_ns > before
-    assert sweep.quietly(sweep.measure, "root", ["dpo beta=0.1"], 0) is None
+    assert sweep.quietly((sweep.measure, "root", ["dpo beta=0.1"], 0, sweep.QUICK_MEASURE.replace("16", "64"))) is None
     sweep.collect("root", RECIPES, [0, 1], tmp_path)    # a seed whose runs failed is not there
     s = claims.Sweep(tmp_path)
     assert s.seeds == [0] and s("sft", "kl") == 0 and s("along_dpo step-3", "kl") >= 0 and s("dpo beta=0.1 T=0.5", "reward") > 0
@@ -136,7 +135,7 @@ def test_a_sweep_runs_skips_what_is_done_and_goes_on(tmp_path, monkeypatch):
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch):
     """One wrong flag in a sweep of hours must not cost the rest, nor pass unseen."""
     monkeypatch.chdir(tmp_path)
-    said = sweep.quietly(sweep.train, "root", "dpo beta=0.1", 0, "--loss dpo --no_such_flag")
+    said = sweep.quietly((sweep.train, "root", "dpo beta=0.1", 0, "--loss dpo --no_such_flag"))
     assert "SystemExit" in said and "no_such_flag" in next((tmp_path / "root" / "logs").iterdir()).read_text()
     assert not sweep.place("root", "dpo beta=0.1", 0).exists()
 
