@@ -1,7 +1,7 @@
 """
 The study: the claims of the field's reports, measured on the toy world, whose reward is exact, with error bars.
 
-    python -m study.sweep            # every recipe, three seeds: some two hours on 2 cores
+    python -m study.sweep            # every recipe, three seeds: an hour and a half on 2 cores
     python -m study.sweep --quick    # a few recipes, two seeds, about five minutes; writes to out/quick alone
     python -m study.sweep --draw     # the figures and the README's tables again, from study/results alone
 

@@ -75,7 +75,7 @@ FAULTS = {
     "beta annealed backwards": ("loop.py", "return start + (end - start) *", "return end + (start - end) *", "test_loop.py"),
     "dropout left on in evaluation": ("loop.py", "    model.eval()\n", "", "test_loop.py"),
     "mean of the batches' means": ("loop.py", 'loss * (batch["weight"] / total)', "loss / len(batches)", "test_loop.py"),
-    "last weights kept as the best": ("loop.py", "if better and first:", "if first:", "test_loop.py"),
+    "last weights kept as the best": ("loop.py", "[out_dir] * better + ", "[out_dir] + ", "test_loop.py"),
     "loss scale not undone before clipping": ("loop.py", "    scaler.unscale_(optimizer)\n", "", "test_loop.py"),
     "loss scale lost on resuming": ("checkpoint.py", '        scaler.load_state_dict(state["scaler"])\n', "", "test_loop.py"),
     "loss scale never halved": ("loop.py", "    scaler.update()\n", "", "test_loop.py"),

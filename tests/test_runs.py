@@ -391,7 +391,7 @@ def test_a_prompt_is_answered_by_reference_and_policy(here, tmp_path, capsys):
     assert not (tmp_path / "run" / "eval.json").exists()
     with pytest.raises(SystemExit):
         eval.main(["--run", str(tmp_path / "run"), "--prompt", "film " * 100])
-    assert "--prompt has 100 tokens" in capsys.readouterr().err
+    assert "--prompt has 104 tokens" in capsys.readouterr().err
 
 def test_eval_of_data_without_a_reward(here, tmp_path, monkeypatch, tokenizer):
     """Real pairs have no reward: everything else is there, with accuracy and margin on the held-out pairs."""
