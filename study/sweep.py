@@ -52,8 +52,8 @@ RECIPES = (
 # one setting of each method: more samples a prompt, other temperatures
 MAIN = ("dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "cdpo beta=0.1", "jsd beta=0.3", "alpha0.5 beta=0.3", "forward_kl beta=0.3",
         "slic delta=1.0", "unlikelihood alpha=0.1", "preferred_ft")
-MEASURE = "--n_samples 25 --temperature 1 0.75 0.5 0.25 0 --best_of 64 --show 0"
-QUICK_MEASURE = "--n_samples 25 --n_prompts 128 --temperature 1 0.5 0 --best_of 16 --show 0"
+MEASURE = "--n_samples 25 --temperature 1 0.75 0.5 0.25 0 --show 0 --best_of 64"
+QUICK_MEASURE = "--n_samples 25 --n_prompts 128 --temperature 1 0.5 0 --show 0 --best_of 16"
 QUICK = ("sft", "dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "ipo beta=1", "preferred_ft")
 CURVES = ("dpo beta=0.1", "dpo beta=0.3", "ipo beta=0.1", "preferred_ft", "noisy_dpo", "along_dpo", "along_ipo", "too_fast")
 
@@ -93,7 +93,9 @@ def measure(root, recipes, seed, flags=MEASURE):
     mark = runs[0] / "measured"
     if mark.exists() and mark.read_text() == f"{recipes} {flags}":
         return
-    eval.main(["--run", *map(str, runs), *flags.split()])
+    eval.main(["--run", str(runs[0]), *flags.split()])
+    if runs[1:]:
+        eval.main(["--run", *map(str, runs[1:]), *flags.split("--best_of")[0].split()])    # the reference's is known by now
     mark.write_text(f"{recipes} {flags}")
 
 def one_thread():
