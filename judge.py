@@ -44,11 +44,7 @@ def get_args(argv=None):
     p.add_argument("--judge_workers", type=cli.positive, default=4, help="questions at a time (default: %(default)s)")
     p.add_argument("--judge_limit", type=cli.positive, help="pairs to judge at most (default: all)")
     p.add_argument("--judge_price", type=float, nargs=2, metavar=("IN", "OUT"), help="dollars a million tokens, for the estimate")
-    p.add_argument("--judge_timeout", type=float, default=120, help="seconds to wait for an answer (default: %(default)s)")
     return p.parse_args(argv)
-
-# ---------------------------------------------------------------------------------------------------------------------
-# one question
 
 def read_verdict(answer):
     """A, B or neither; None if there is no verdict in the answer, or there are two different ones."""
@@ -85,8 +81,7 @@ def client_of(args):
     except ImportError:
         raise ValueError("judge.py needs the openai client: pip install openai") from None
     # it waits and asks again after 429, 5xx and cut connections, as long as Retry-After says
-    return openai.OpenAI(base_url=args.judge_url, api_key=os.environ.get(args.judge_key) or "none", timeout=args.judge_timeout,
-                         max_retries=6)
+    return openai.OpenAI(base_url=args.judge_url, api_key=os.environ.get(args.judge_key) or "none", timeout=120, max_retries=6)
 
 def ask_all(todo, path, args):
     """Asks what is not known yet, some at a time; every answer is on the disk before it counts. Returns (answers, failures)."""
@@ -108,9 +103,6 @@ def ask_all(todo, path, args):
     with ThreadPoolExecutor(args.judge_workers) as pool:
         list(tqdm(pool.map(ask, todo), total=len(todo), unit="answer", leave=False))
     return answers, failures
-
-# ---------------------------------------------------------------------------------------------------------------------
-# all of them
 
 def wilson(k, n, z=1.96):
     """[share, low, high]: Wilson's 95% interval of k out of n (Wilson 1927)."""
@@ -152,18 +144,16 @@ def main(argv=None):
     counts = Counter(o for _, o in pairs)
     counts["tie"] += counts["flip"]
     valid = len(pairs) - counts["invalid"]
-    rates = {name: wilson(counts[name], valid) for name in ("win", "tie", "lose", "flip")}
-    rates["invalid"] = wilson(counts["invalid"], len(pairs))
+    rates = {name: wilson(counts[name], len(pairs) if name == "invalid" else valid) for name in ("win", "tie", "lose", "flip", "invalid")}
     decided = [(s["after"], s[args.against])[::1 if o == "win" else -1] for s, o in pairs if o in ("win", "lose")]
     words = dict(zip(("winners", "losers"), (sum(len(t.split()) for t in side) / len(side) for side in zip(*decided))))
     result = {"judge": args.judge_model, "against": args.against, "pairs": len(pairs), "rates": rates, "words": words,
               "unanswered": sum(v is ... for v in verdicts)}
-    print("\n".join(f"{name:8} {r[0]:.3f} [{r[1]:.3f}, {r[2]:.3f}]" for name, r in rates.items()))
-    print("".join(f"{w:.1f} words in answers of {who}\n" for who, w in words.items()), end="")
+    print("\n".join([*(f"{name:8} {r[0]:.3f} [{r[1]:.3f}, {r[2]:.3f}]" for name, r in rates.items()),
+                     *(f"{w:.1f} words in answers of {who}" for who, w in words.items())]))
     write_json(Path(args.run) / "judge.json", result)
     if failures:
-        raise SystemExit(f"error: {sum(failures.values())} questions got no answer ({failures.most_common(1)[0][0]}); the same command "
-                         "asks those alone")
+        raise SystemExit(f"error: {sum(failures.values())} questions got no answer ({failures.most_common(1)[0][0]}); asked again next time")
     return result
 
 if __name__ == "__main__":
