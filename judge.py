@@ -143,8 +143,8 @@ def main(argv=None):
     pairs = [(s, outcome(a, b)) for s, a, b in zip(samples, verdicts[::2], verdicts[1::2]) if ... not in (a, b)]
     counts = Counter(o for _, o in pairs)
     counts["tie"] += counts["flip"]
-    valid = len(pairs) - counts["invalid"]
-    rates = {name: wilson(counts[name], len(pairs) if name == "invalid" else valid) for name in ("win", "tie", "lose", "flip", "invalid")}
+    of = dict.fromkeys(("win", "tie", "lose", "flip"), len(pairs) - counts["invalid"]) | {"invalid": len(pairs)}
+    rates = {name: wilson(counts[name], n) for name, n in of.items()}
     decided = [(s["after"], s[args.against])[::1 if o == "win" else -1] for s, o in pairs if o in ("win", "lose")]
     words = dict(zip(("winners", "losers"), (sum(len(t.split()) for t in side) / len(side) for side in zip(*decided))))
     result = {"judge": args.judge_model, "against": args.against, "pairs": len(pairs), "rates": rates, "words": words,
