@@ -153,7 +153,7 @@ def main(argv=None):
                      *(f"{w:.1f} words in answers of {who}" for who, w in words.items())]))
     write_json(Path(args.run) / "judge.json", result)
     if failures:
-        raise SystemExit(f"error: {sum(failures.values())} questions got no answer ({failures.most_common(1)[0][0]}); asked again next time")
+        raise SystemExit(f"error: {sum(failures.values())} questions got no answer ({failures.most_common(1)[0][0]}); run it again")
     return result
 
 if __name__ == "__main__":
