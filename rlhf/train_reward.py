@@ -150,9 +150,8 @@ def fresh_pairs(policy, tokenizer, max_len, seed):
     flat = data.sample_completions(policy, tokenizer, [p for p in prompts for _ in range(2)], max_len - toy.PROMPT_LEN, seed=seed + 1)
     rows = []
     for i, prompt in enumerate(prompts):
-        ranked = sorted(flat[2 * i:2 * i + 2], key=lambda a: -toy.reward(tokenizer.decode(prompt) + data.decode(tokenizer, a)))
-        rewards = [toy.reward(tokenizer.decode(prompt) + data.decode(tokenizer, a)) for a in ranked]
-        rows += [{"prompt": prompt, "chosen": ranked[0], "rejected": ranked[1]}] if rewards[0] > rewards[1] else []
+        drawn = [(toy.reward(tokenizer.decode(prompt) + data.decode(tokenizer, a)), a) for a in flat[2 * i:2 * i + 2]]
+        rows += [{"prompt": prompt, "chosen": a, "rejected": b} for r, a in drawn for s, b in drawn if r > s]    # at most one
     return rows
 
 if __name__ == "__main__":

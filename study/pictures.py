@@ -11,6 +11,7 @@ COLOURS = {"sft": "#444444", "dpo": "#1f77b4", "hinge": "#ff7f0e", "ipo": "#2ca0
            "alpha0.3": "#c49c94", "alpha0.5": "#8c564b", "alpha0.7": "#bd8f13", "forward_kl": "#d62728", "slic": "#e377c2",
            "unlikelihood": "#7f7f7f", "preferred_ft": "#bcbd22", "sequential": "#1f77b4", "parallel": "#ff7f0e", "replace": "#2ca02c",
            "best_of": "black"}
+THIN = {"ms": 4, "lw": 1.2, "elinewidth": 0.6, "capsize": 1.5}
 METHODS = ("dpo", "hinge", "ipo", "cdpo", "jsd", "alpha0.3", "alpha0.5", "alpha0.7", "forward_kl", "slic", "unlikelihood", "preferred_ft")
 
 def middle(values):
@@ -32,8 +33,7 @@ def trace(ax, s, method, x, y, line="-"):
     names = [r for r in names if not np.isnan(s(r, y)).all()]
     if names:
         (mx, ex), (my, ey) = (zip(*(middle(s(r, m)) for r in names)) for m in (x, y))
-        ax.errorbar(mx, my, xerr=np.hstack(ex), yerr=np.hstack(ey), fmt="o" + line, ms=4, lw=1.2, elinewidth=0.6, capsize=1.5,
-                    color=COLOURS[method], label=method)
+        ax.errorbar(mx, my, xerr=np.hstack(ex), yerr=np.hstack(ey), fmt="o" + line, color=COLOURS[method], label=method, **THIN)
 
 def frontier(s):
     """Reward against KL: all methods over their knobs, their envelope, best of n, and the SFT policy at lower temperatures."""
@@ -106,8 +106,8 @@ def temperature(s):
             at = {float(r.split("T=")[1]): middle(s(r, "win")) for r in names}
             at[1.0] = middle(s(names[0].split(" T=")[0], "win"))
             heat = sorted(at)
-            ax.errorbar(heat, [at[t][0] for t in heat], yerr=np.hstack([at[t][1] for t in heat]), fmt="o-", ms=4, lw=1.2, elinewidth=0.6,
-                        capsize=1.5, color=COLOURS[method], label=method)
+            ax.errorbar(heat, [at[t][0] for t in heat], yerr=np.hstack([at[t][1] for t in heat]), fmt="o-",
+                        color=COLOURS[method], label=method, **THIN)
     ax.axhline(0.5, color="0.4", lw=0.8, ls=":")
     ax.set(xlabel="temperature of sampling", ylabel="win rate against SFT at 1, by the reward")
     return fig
@@ -121,8 +121,8 @@ def adapters(s):
         names = sorted(s.points(method), key=lambda r: np.nanmean(s(r, "trainable")))
         if names:
             gain, error = zip(*(middle((s(r, "reward") - s("sft", "reward")) / s(r, "kl") ** 0.5) for r in names))
-            axes[2].errorbar([np.nanmean(s(r, "trainable")) for r in names], gain, yerr=np.hstack(error), fmt="o-", ms=4, lw=1.2,
-                             elinewidth=0.6, capsize=1.5, color=COLOURS[method], label=method)
+            axes[2].errorbar([np.nanmean(s(r, "trainable")) for r in names], gain, yerr=np.hstack(error), fmt="o-",
+                             color=COLOURS[method], label=method, **THIN)
     full = "dpo beta=0.1"
     gain = (s(full, "reward") - s("sft", "reward")) / s(full, "kl") ** 0.5
     for ax, values in zip(axes, (s(full, "reward"), s(full, "kl"), gain) if s.points("sequential") else ()):
