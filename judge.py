@@ -68,7 +68,7 @@ def known_answers(path):
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         try:
             record = json.loads(line)
-            known[record["key"]], whole = record["answer"], whole + len(line)
+            known[record["key"]], whole = record["answer"] + "", whole + len(line)    # + "": a TypeError for what is no text
         except (ValueError, KeyError, TypeError):
             if whole + len(line) < path.stat().st_size:
                 raise ValueError(f"{path}: the line after byte {whole:,} is not an answer; delete it") from None

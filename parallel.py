@@ -24,6 +24,16 @@ def join(device="auto"):
         if rank():
             sys.stdout = open(os.devnull, "w")
 
+def leave():
+    """
+    Whether this process was the first one; ends what join began. Left to the interpreter's own end, gloo's threads now and then abort
+    a process whose work is done, and torchrun then stops the others.
+    """
+    first = rank() == 0
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return first
+
 def rank():
     return dist.get_rank() if dist.is_initialized() else 0
 

@@ -141,7 +141,7 @@ def main(argv=None):
     result = loop.fit(model, compute_loss, batches["train"], batches["val"], save=save, autocast=autocast,
                       show=("rewards/accuracies", "rewards/margins"), go_on=cli.go_on("train_pref.py", args), **cli.fit_flags(args))
     print()
-    if parallel.rank():
+    if not parallel.leave():
         return result
     return result | eval.main(["--run", str(out_dir), "--device", args.device, "--dtype", args.dtype, "--show", str(args.n_show)],
                               say=lambda line: None)

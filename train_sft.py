@@ -93,3 +93,4 @@ def policy_for(args):
 
 if __name__ == "__main__":
     main()
+    parallel.leave()

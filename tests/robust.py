@@ -33,6 +33,7 @@ import checkpoint
 import cli
 import data
 import eval
+import judge
 import toy
 import train_pref
 import train_sft
@@ -138,6 +139,16 @@ def damaged(content, rng):
             content = rng.randbytes(rng.randint(0, 300))
     return bytes(content)
 
+# a row of each data set as its hub has it; @ stands for the row's number
+TURNS = [{"role": "user", "content": "what is @ ?"}, {"role": "assistant", "content": "one more than the one before @ ."}]
+HUB_ROWS = {"imdb": {"text": "A film .<br /><br />Number @ .", "label": 1},
+            "hh": {side: f"\n\nHuman: what is @ ?\n\nAssistant: {side} @ ." for side in ("chosen", "rejected")},
+            "ultrafeedback": {"prompt": "what is @ ?", "messages": TURNS, "chosen": TURNS, "score_chosen": 8.0, "score_rejected": 3.5,
+                              "rejected": [TURNS[0], {"role": "assistant", "content": "@"}]},
+            "tldr": {"info": {"post": "I went @ times .", "title": "@", "subreddit": "a"}, "choice": 1,
+                     "summaries": [{"text": f" {word} times ."} for word in ("some", "@")]},
+            "cnn_dailymail": {"article": "Much happened @ times .", "highlights": "It happened @ times .", "id": "@"}}
+
 def readers(folder):
     """{name: (a valid file, a function that reads it)} for everything of nanoPref that takes a file from outside."""
     rows = [{"prompt": f"the plot {i}", "chosen": f" was fine {i} .", "rejected": f" was dull {i} ."} for i in range(12)]
@@ -158,6 +169,14 @@ def readers(folder):
         path = folder / f"rows.{kind}"
         write(path)
         found[kind] = path, lambda path=path: data.load_rows(str(path), None, tokenizer, 64, say=lambda line: None)
+    for name, record in HUB_ROWS.items():
+        path = folder / name / "train.jsonl"
+        path.parent.mkdir()
+        path.write_text("".join(json.dumps(record).replace("@", str(i)) + "\n" for i in range(12)))
+        found[f"{name}'s rows"] = path, lambda name=name, pairs="chosen" in record or name == "tldr": data.load_rows(
+            name, str(folder / name), tokenizer, 64, pairs=pairs, say=lambda line: None)
+    (folder / "judge.jsonl").write_text("".join(json.dumps({"key": f"{i:064x}", "answer": "Verdict: A"}) + "\n" for i in range(9)))
+    found["judge.jsonl"] = folder / "judge.jsonl", lambda: judge.known_answers(folder / "judge.jsonl")
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=64, vocab_size=tokenizer.n_vocab, n_layer=1, n_head=2, n_embd=8))
     for name in ("a", "b"):

@@ -37,6 +37,19 @@ def test_every_command_shown_parses(script, flags):
     """A README with options that do not exist is the first thing that a user meets."""
     PARSERS[script](shlex.split(flags))
 
+@pytest.mark.parametrize("path", [*CORE, *(ROOT / "study").glob("*.py"), *(ROOT / "rlhf").glob("*.py")], ids=lambda path: path.name)
+def test_nothing_from_a_file_is_ever_run(path):
+    """No pickle, eval, exec or shell; torch.load, which can run what it reads, only as weights_only."""
+    names = {"pickle", "marshal", "shelve", "dill", "joblib", "os.system", "os.popen", "exec", "compile", "__import__"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            assert not names & {getattr(node, "module", ""), *(a.name for a in node.names)}
+        if isinstance(node, ast.Call):
+            call, flags = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            assert call not in names | {"eval"} and "shell" not in flags and "trust_remote_code" not in flags
+            assert not call.endswith("torch.load") or flags.get("weights_only") == "True"
+            assert flags.get("allow_pickle", "False") == "False"
+
 def test_there_are_commands_to_check():
     """If the pattern above stops matching, nothing is tested."""
     assert len(list(commands())) >= 12

@@ -386,6 +386,18 @@ def test_evaluating_with_no_room_for_an_answer_is_refused(refused, mine):
     """Nothing is cut silently to make it fit."""
     refused(evaluation.main, ["--run", "mine", "--max_new_tokens", "64"], "--max_new_tokens", "64")
 
+@pytest.mark.parametrize("name", ["../../evil", "..", "a; touch evil", "$(touch evil)", "-rf"])
+def test_a_data_sets_name_makes_no_path_outside_the_run_directory(here, name):
+    """A run's folder is named after its data: nothing but the folder `out` may come to be, whatever the name."""
+    Path("deep/er").mkdir(parents=True)
+    file, others = Path(f"{name}.jsonl"), lambda: {p for p in here.rglob("*") if "out" not in p.relative_to(here).parts}
+    os.chdir("deep/er")
+    shutil.copy(here / "good.jsonl", file)
+    before = others()
+    train_sft.main([f"--data={file}", *SFT])
+    assert others() == before and len(list(Path("out").rglob("result.json"))) == 1
+    assert len(list(here.rglob("result.json"))) == 1 + len(list((here / "sft").glob("result.json")))
+
 # ---------------------------------------------------------------------------------------------------------------------
 # from the shell
 

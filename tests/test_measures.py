@@ -134,8 +134,9 @@ def test_text_measures_by_hand():
     held.labels = None
     assert "reward_positive" not in measures.text_measures(answers, np.ones((3, 2)), held)
     assert "reward" not in measures.text_measures(answers, None, held)
-    many = measures.text_measures([[[5]] * 25] * 30, None, held)    # one word each: no pairs of words
+    many = measures.text_measures([[[5, EOS]] * 25] * 30, None, held)    # one word each: no pairs of words
     assert set(many) == {"length", "eos", "pooled_4", "pooled_25", "distinct_1"}
+    assert not many["pooled_4"].any() and not many["pooled_25"].any() and many["distinct_1"].tolist() == [1 / 500]
 
 def test_the_samples_of_a_prompt_differ_and_stay_with_their_prompt(worlds):
     """k samples are k draws; an order by length, undone wrongly, would hand them to other prompts."""

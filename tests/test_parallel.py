@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -185,12 +186,18 @@ def test_a_failing_process_stops_all(here, tmp_path):    # noqa: F811
     assert codes[0] not in (0, "hung") and "another process" in (tmp_path / "rank-0").read_text()
 
 @pytest.mark.slow
-def test_torchrun_itself(here, tmp_path):    # noqa: F811
-    """The command of the README, not only its environment."""
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_torchrun_itself(here, tmp_path, nodes):    # noqa: F811
+    """The command of the README, not only its environment: two processes on one node, and one on each of two."""
     one = run(1, tmp_path / "one", "--loss", "dpo")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    command += [str(ROOT / "train_pref.py"), "--out_dir", str(tmp_path / "two"), "--loss", "dpo", *FLAGS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={2 // nodes}", f"--nnodes={nodes}",
+                "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    script = [str(ROOT / "train_pref.py"), "--out_dir", str(tmp_path / "two"), "--loss", "dpo", *FLAGS]
+    with ExitStack() as files:
+        logs = [files.enter_context(open(tmp_path / f"node-{i}", "w+")) for i in range(nodes)]
+        node = lambda i: subprocess.Popen([*torchrun, f"--node_rank={i}", *script], stdout=logs[i], stderr=subprocess.STDOUT)
+        codes = [p.wait(timeout=300) for p in [node(i) for i in range(nodes)]]
+    printed = [(tmp_path / f"node-{i}").read_text() for i in range(nodes)]
+    assert codes == [0] * nodes, printed
     same(log_rows(tmp_path / "two"), one)
-    assert done.stdout.count("5 updates in") == 1
+    assert [text.count("5 updates in") for text in printed] == [1, 0][:nodes]
