@@ -81,6 +81,7 @@ def add_common_flags(p):
     p.add_argument("--max_prompt_len", type=positive, help="tokens; a longer prompt loses its beginning (default: no cut)")
     p.add_argument("--max_len", type=positive, default=64,
                    help="tokens of prompt and completion together; a longer completion loses its end (default: %(default)s)")
+    p.add_argument("--n_val", type=positive, help="validation rows at most, always the same of them (default: all)")
     p.add_argument("--keep_all", action="store_true", help="keep the weights of each evaluation, in OUT_DIR/step-N, a run for eval.py")
     p.add_argument("--compile", action="store_true", help="torch.compile the trunk; a minute to start, pays on long runs")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out_dir, or else the newest of this name")

@@ -90,8 +90,12 @@ def divide(rows):
     val = [r for r in rows["val"] if key(r) not in known]
     return {"train": rows["train"], "val": val}, len(rows["val"]) - len(val)
 
-def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=True, say=print):
-    """{"train": rows, "val": rows}; says what was dropped and why. Raises ValueError or OSError in one line."""
+def some(rows, n):
+    """n of the rows, drawn once for ever; all, if n is None or they are fewer."""
+    return random.Random(0).sample(rows, n) if n and n < len(rows) else rows
+
+def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=True, n_val=None, say=print):
+    """{"train": rows, "val": rows, at most n_val}; says what was dropped and why. Raises ValueError or OSError in one line."""
     splits, dropped = load_examples(data, data_dir, pairs)
     if "train" in splits:
         splits.pop("test", None)    # never for training; a sample of a data set may hold nothing else
@@ -102,8 +106,10 @@ def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=Tru
     if not rows["train"] or not rows["val"]:
         raise ValueError(f"{data}: training and validation need a prompt each, and {len(rows['train'] + rows['val'])} rows are left; "
                          f"dropped: {reasons}")
-    say(f"data: {data}, {len(rows['train']):,} rows to train on, {len(rows['val']):,} to validate; dropped: {reasons}")
-    return rows
+    kept = some(rows["val"], n_val)
+    of = f" of {len(rows['val']):,}" if len(kept) < len(rows["val"]) else ""
+    say(f"data: {data}, {len(rows['train']):,} rows to train on, {len(kept):,}{of} to validate; dropped: {reasons}")
+    return rows | {"val": kept}
 
 def fingerprint(rows):
     """16 hex digits of the SHA-256 of all rows: whether a run goes on with the data it began with."""
@@ -238,7 +244,7 @@ def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tok
     """
     Preference pairs as the DPO paper makes them for IMDB: k completions a prompt from the SFT policy, ranked by a reward, and of their
     pairs all that differ in it. Returns the file, which stays in `folder`, the run they were sampled from, and is reused while the
-    recipe is unchanged. prompts: {"train": texts, "val": texts}; reward: text -> float; recipe: what else the pairs depend on.
+    recipe is unchanged. prompts: {"train", "val"}: token lists; reward: token lists -> (n,); recipe: what else the pairs depend on.
     """
     recipe = json.dumps([recipe, prompts, k, max_new_tokens, seed], sort_keys=True)
     path = Path(folder) / f"pairs-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}.jsonl"
@@ -247,30 +253,64 @@ def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tok
         parallel.wait()
         return path
     with replacing(path) as part, open(part, "w", encoding="utf-8") as f:
-        for split, texts in prompts.items():
-            tokens, n = tokenizer.encode_ordinary_batch(texts), 0
-            answers = sample_completions(model, tokenizer, [t for t in tokens for _ in range(k)], max_new_tokens, seed=seed)
-            for i, text in enumerate(texts):
-                drawn = [{"text": decode(tokenizer, a), "tokens": a} for a in answers[i * k:i * k + k]]
-                drawn = [d | {"reward": reward(text + d["text"])} for d in drawn]
+        for split, tokens in prompts.items():
+            repeated, n = [t for t in tokens for _ in range(k)], 0
+            answers = sample_completions(model, tokenizer, repeated, max_new_tokens, seed=seed)
+            rewards = reward([p + a for p, a in zip(repeated, answers)])
+            for i, prompt in enumerate(tokens):
+                drawn = [{"text": decode(tokenizer, answers[j]), "tokens": answers[j], "reward": float(rewards[j])}
+                         for j in range(i * k, i * k + k)]
                 for chosen, rejected in ((a, b) for a in drawn for b in drawn if a["reward"] > b["reward"]):
-                    row = {"split": split, "prompt": {"text": text, "tokens": tokens[i]}, "chosen": chosen, "rejected": rejected}
+                    row = {"split": split, "prompt": {"text": decode(tokenizer, prompt), "tokens": prompt}, "chosen": chosen,
+                           "rejected": rejected}
                     f.write(json.dumps(row) + "\n")
                     n += 1
             if not n:
-                raise ValueError(f"no pairs: for none of {len(texts)} {split} prompts do two of {k} samples differ in reward; sample more "
+                raise ValueError(f"no pairs: for none of {len(tokens)} {split} prompts do two of {k} samples differ in reward; sample more "
                                  "prompts, or train the SFT policy longer")
-            print(f"pairs: {len(texts):,} {split} prompts x {k} samples gave {n:,} pairs that differ in reward -> {path}")
+            print(f"pairs: {len(tokens):,} {split} prompts x {k} samples gave {n:,} pairs that differ in reward -> {path}")
     parallel.wait()
     return path
 
-def toy_pairs(model, tokenizer, folder, weights, n_prompts, max_len, seed):
-    """The file of pairs on the toy world, ranked by its exact reward, for training and validation; no prompt is in both."""
-    if max_len <= toy.PROMPT_LEN:
-        raise ValueError(f"--max_len {max_len} leaves no room for a completion behind the {toy.PROMPT_LEN} tokens of a prompt")
-    prompts = {split: [e["prompt"] for e in toy.examples(split, n, seed)] for split, n in (("train", n_prompts), ("val", 100))}
-    recipe = {"weights": weights, "reward": "toy"}
-    return make_pairs(model, tokenizer, prompts, toy.reward, folder, recipe, max_new_tokens=max_len - toy.PROMPT_LEN, seed=seed)
+def beginnings(data_dir, split, tokenizer, spans, n, seed=0):
+    """
+    The first tokens of n reviews of IMDB, behind an EOS as in SFT, and whether each review is positive: two lists, the prompts all
+    different. spans: how many tokens, "32" or "2-8". The test reviews are without those that are in training too.
+    """
+    splits, _ = load_examples("imdb", data_dir, pairs=False)
+    known, rng = {e["chosen"] for e in splits.get("train", ())} if split != "train" else (), random.Random(f"{split} {seed}")
+    examples, found = [e for e in splits.get(split, ()) if e["chosen"] not in known], {}
+    rng.shuffle(examples)    # the files have all of one label first
+    low, _, high = spans.partition("-")
+    for e in examples:
+        length = rng.randint(int(low), int(high or low))
+        tokens = tokenizer.encode_ordinary(e["chosen"])
+        if len(tokens) > length and len(found) < n:
+            found.setdefault((tokenizer.eot_token, *tokens[:length]), e["positive"])
+    if not found:
+        raise ValueError(f"imdb: no {split} review has more than {spans} tokens")
+    return [list(p) for p in found], list(found.values())
+
+def prompts_for(args, tokenizer, n_train, n_val=100):
+    """({"train", "val"}: prompts to sample for, how many tokens that leaves for a completion), for toy and imdb; no prompt is in both."""
+    if args.data == "toy":
+        prompts = {split: tokenizer.encode_ordinary_batch([e["prompt"] for e in toy.examples(split, n, args.seed)])
+                   for split, n in (("train", n_train), ("val", n_val))}
+    else:
+        found, _ = beginnings(args.data_dir, "train", tokenizer, args.prompt_tokens, n_train + n_val, args.seed)
+        held = max(1, len(found) * n_val // (n_train + n_val))
+        prompts = {"train": found[held:], "val": found[:held]}
+    length = max(len(p) for part in prompts.values() for p in part)
+    if args.max_len <= length:
+        raise ValueError(f"--max_len {args.max_len} leaves no room for a completion behind the {length} tokens of a prompt")
+    return prompts, args.max_len - length
+
+def sampled_pairs(model, tokenizer, args, weights, reward):
+    """(file, {"train", "val"}: rows) of pairs sampled from args.init_from, ranked by a Reward; no prompt is in both. For toy and imdb."""
+    prompts, room = prompts_for(args, tokenizer, args.n_prompts or 1200)
+    recipe = {"weights": weights, "reward": reward.name}
+    path = make_pairs(model, tokenizer, prompts, reward, args.init_from, recipe, max_new_tokens=room, seed=args.seed)
+    return str(path), read_pairs(path, tokenizer.n_vocab)
 
 def read_pairs(path, n_vocab=float("inf")):
     """{"train": rows, "val": rows} of a file of make_pairs. Raises ValueError with the row that is not one."""

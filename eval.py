@@ -4,6 +4,7 @@ What runs have become: reward, KL, entropy, diversity, length, accuracy, win rat
     python eval.py --run out/toy/dpo
     python eval.py --run out/toy/dpo out/toy/ipo --n_prompts 512 --n_samples 25 --show 10
     python eval.py --run out/toy/dpo --against out/toy/ipo --temperature 1 0.75 0.5 0.25 0 --best_of 64
+    python eval.py --run out/imdb/dpo --gold out/imdb/gold
     python eval.py --run out/hh/dpo --prompt "How do I keep basil alive?"
 
 Measures are means over prompts of the data's held-out part and over their samples, drawn without truncation, with 95% bootstrap
@@ -11,6 +12,7 @@ intervals over prompts. "before" is the reference, "after" the run's best weight
 
     reward     mean of r(prompt + completion), where the data has one: the toy world's is exact. Apart by the label of the whole review
                that the prompt is from: a prompt may leak it, and a policy may follow it
+    gold       the same by another reward model (--gold), that nothing was trained on; proxy: on the toy world, by the one that was
     win        P(r > r of the reference's samples for the same prompt), ties half, over all pairs of samples
     kl         nats a completion: sum over its tokens of KL(policy(. | y<t) || reference(. | y<t)), over the whole vocabulary, on the
                policy's own samples. Unbiased, never negative, and less noisy than the mean of log-ratios, which is printed as a check
@@ -35,7 +37,8 @@ import toy
 from checkpoint import write_json
 from measures import HeldOut, best_of, bootstrap, measure, pair_measures, sample, wins
 from model import GPT, fingerprint
-from sources import DIALOGUES
+from reward import Reward
+from sources import DIALOGUES, load_examples
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
@@ -46,6 +49,10 @@ def get_args(argv=None):
     p.add_argument("--temperature", type=cli.not_negative, nargs="+", default=[1],
                    help="of sampling; at those after the first, up to 4 samples and no table of their own (default: 1)")
     p.add_argument("--best_of", type=cli.positive, help="samples of the reference to choose the best of 1, 2, 4, ... from (default: none)")
+    p.add_argument("--reward", help="a reward model, a run of rlhf.train_reward, to measure by (default: that of the run's pairs)")
+    p.add_argument("--gold", help="another one, that nothing was trained on: what it says stands beside")
+    p.add_argument("--data", help="measure on these prompts (default: those of the data that the run was trained on)")
+    p.add_argument("--data_dir", help="folder with that data set's files, instead of the hub")
     p.add_argument("--prompt", help="only print what reference and policy answer to this; of a run on dialogues it is the person's turn")
     p.add_argument("--show", type=int, default=3, help="samples to print (default: %(default)s)")
     p.add_argument("--max_new_tokens", type=cli.positive,
@@ -95,20 +102,34 @@ def answer(loaded, args, autocast):
         one = {"prompt": text} | {name: data.decode(tokenizer, several[i]) for name, several in found.items()}
         print("\n".join(sample_lines(one)) + "\n")
 
-def held_out(facts, n_vocab, args, say):
-    """The HeldOut of the data that a run was trained on; n_vocab: its model's. Raises ValueError if no prompt leaves room for an answer."""
-    run_args, pairs, reward, labels, chosen = facts["args"], None, None, None, None
-    tokenizer, room = data.get_tokenizer(run_args["data"], n_vocab), run_args["max_len"]
-    if run_args["data"] == "toy":
-        examples, reward = toy.examples("test", args.n_prompts, args.seed), toy.reward
-        prompts = tokenizer.encode_ordinary_batch([e["prompt"] for e in examples])
-        labels = [e["positive"] for e in examples]
-        if "pairs" in facts:
-            pairs = data.read_pairs(facts["pairs"], tokenizer.n_vocab)["val"]
+def held_out(run, facts, policy, args, device, autocast, say):
+    """The HeldOut of a run's data, or of args.data. Raises ValueError if no prompt leaves room for an answer."""
+    run_args, pairs, labels, chosen = facts["args"], None, None, None
+    name, folder = (args.data, args.data_dir) if args.data else (run_args["data"], args.data_dir or run_args["data_dir"])
+    tokenizer, room, ranked = data.get_tokenizer(name, policy.config.vocab_size), run_args["max_len"], args.reward or run_args.get("reward")
+    cli.check_fits(policy, tokenizer, room, run)
+    by = {"reward": None, "proxy": ranked, "gold": args.gold} if name == "toy" else {"reward": ranked, "gold": args.gold}
+    rewards = {key: Reward(at, tokenizer, room, device, args.batch_size, autocast) for key, at in by.items()
+               if at or (key == "reward" and name == "toy")}    # of the toy world the exact one is known
+    if name == run_args["data"] and "pairs" in facts:
+        pairs = data.read_pairs(facts["pairs"], tokenizer.n_vocab)["val"]
+    if name == "toy":
+        examples = toy.examples("test", args.n_prompts, args.seed)
+        prompts, labels = tokenizer.encode_ordinary_batch([e["prompt"] for e in examples]), [e["positive"] for e in examples]
+    elif name == "imdb":
+        prompts, labels = data.beginnings(folder, "test", tokenizer, run_args.get("prompt_tokens") or "32", args.n_prompts, args.seed)
     else:
-        source = (run_args["data"], run_args["data_dir"], tokenizer, room, run_args["max_prompt_len"])
-        rows = data.load_rows(*source, pairs="loss" in run_args, say=say)["val"]
-        pairs = rows if "loss" in run_args else None
+        if name == "cnn_dailymail":    # which is for evaluation only: all of it
+            examples = load_examples(name, folder, pairs=False)[0].get("test", [])
+            rows, dropped = data.make_rows(examples, tokenizer, room, run_args["max_prompt_len"])
+            say(f"data: {name}, {len(rows):,} articles; dropped: {', '.join(f'{n:,} {why}' for why, n in dropped.items()) or 'none'}")
+            if not rows:
+                raise ValueError(f"{name}: no article of the test split leaves room for an answer in the run's {room} tokens; train with "
+                                 "--max_prompt_len")
+        else:
+            paired = "loss" in run_args
+            rows = data.load_rows(name, folder, tokenizer, room, run_args["max_prompt_len"], paired, run_args.get("n_val"), say)["val"]
+            pairs = rows if paired else None
         rows = {tuple(r["prompt"]): r for r in rows}.values()    # one of each prompt
         prompts, chosen = [r["prompt"] for r in rows], [r["chosen"] for r in rows]
     # unless told otherwise, as much as three prompts out of four leave room for
@@ -120,13 +141,17 @@ def held_out(facts, n_vocab, args, say):
         print(f"{len(prompts) - len(fit)} of {len(prompts)} prompts left out: with {max_new_tokens} new tokens they are more than {room}")
     fit = fit[:args.n_prompts]
     prompts, labels, chosen = (part and [part[i] for i in fit] for part in (prompts, labels, chosen))
-    return HeldOut(tokenizer, prompts, labels, pairs, reward, max_new_tokens, chosen)
+    return HeldOut(tokenizer, prompts, labels, pairs, rewards, max_new_tokens, chosen)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # one run
 
 def first_texts(measured, held):
     return [data.decode(held.tokenizer, several[0]) for several in measured.answers]
+
+def won(measured, other):
+    """Wins against another Measured, by each reward."""
+    return {"win" if key == "reward" else f"{key}_win": wins(r, other.rewards[key]) for key, r in measured.rewards.items()}
 
 def intervals(values):
     return {key: bootstrap(v) for key, v in values.items()}
@@ -153,10 +178,10 @@ def evaluate(run, loaded, held, others, args, autocast, known):
 
     for name in models:
         found[name] = look(name, args.temperature[0], args.n_samples)
-        if held.reward and reference is not None:
-            found[name].values["win"] = wins(found[name].rewards, found["before"].rewards)
+        if reference is not None:
+            found[name].values |= won(found[name], found["before"])
         if others is not None:
-            found[name].values["win_other"] = wins(found[name].rewards, others)
+            found[name].values["win_other"] = wins(found[name].rewards["reward"], others)
     if held.pairs and reference is not None:
         found["after"].values |= pair_measures(policy, before, held.pairs, args.batch_size, autocast)
         n = len(held.pairs)
@@ -168,16 +193,18 @@ def evaluate(run, loaded, held, others, args, autocast, known):
         row = {"temperature": temperature}
         for name in models:
             there = look(name, temperature, min(4, args.n_samples) if temperature else 1)    # at 0 all would be the same
-            row[name] = intervals(there.values | ({"win": wins(there.rewards, found[base].rewards)} if held.reward else {}))
+            row[name] = intervals(there.values | won(there, found[base]))
         row["samples"] = first_texts(there, held)    # of the policy, which comes last
         result.setdefault("temperatures", []).append(row)
     if args.best_of:
         with models[base]() as model:
-            rewards = sample(model, held, args.best_of, 1.0, args.seed, max(256, args.batch_size), autocast)[1]
+            rewards = sample(model, held, args.best_of, 1.0, args.seed, max(256, args.batch_size), autocast)[1]["reward"]
         result["best_of"] = [{"n": n, "kl": math.log(n) - (n - 1) / n, "reward": bootstrap(v)} for n, v in best_of(rewards).items()]
     texts = {name: first_texts(f, held) for name, f in found.items()}
     texts |= {"chosen": [data.decode(held.tokenizer, c) for c in held.chosen]} if held.chosen else {}
-    samples = [{"prompt": held.tokenizer.decode(p)} | {name: t[i] for name, t in texts.items()} for i, p in enumerate(held.prompts)]
+    samples = [{"prompt": data.decode(held.tokenizer, p)} | {name: t[i] for name, t in texts.items()} for i, p in enumerate(held.prompts)]
+    for i, one in enumerate(samples if held.rewards else ()):
+        one["rewards"] = {name: {key: round(float(r[i, 0]), 3) for key, r in f.rewards.items()} for name, f in found.items()}
     with cli.bad_input():
         write_json(Path(run) / "eval.json", result | {"samples": samples})
         draw(Path(run) / "eval.png", found)
@@ -188,7 +215,10 @@ def evaluate(run, loaded, held, others, args, autocast, known):
 
 ROWS = (("reward", "reward", ".3f"), ("reward_positive", "  of positive reviews' prompts", ".3f"),
         ("reward_negative", "  of negative reviews' prompts", ".3f"), ("win", "win rate against the reference", ".3f"),
-        ("win_other", "win rate against the other run", ".3f"), ("kl", "KL to the reference, nats a completion", ".2f"),
+        ("win_other", "win rate against the other run", ".3f"),
+        ("gold", "reward by the gold model", ".3f"), ("gold_win", "  win rate by it", ".3f"),
+        ("proxy", "reward by the model it was trained on", ".3f"), ("proxy_win", "  win rate by it", ".3f"),
+        ("kl", "KL to the reference, nats a completion", ".2f"),
         ("logratio", "  check: mean log-ratio", ".2f"), ("entropy", "entropy, nats a token", ".3f"),
         ("completion_entropy", "  nats a completion", ".2f"), ("pooled_4", "  of 4 samples' tokens, nats", ".3f"),
         ("pooled_25", "  of 25 samples' tokens, nats", ".3f"), ("distinct_1", "distinct tokens in 500", ".3f"),
@@ -216,11 +246,12 @@ def more_tables(result):
               for r in result.get("best_of", ())]
     return lines
 
-def sample_lines(sample, reward=None):
-    """A prompt and its completions before and after, one under the other; reward: text -> float, where there is one."""
+def sample_lines(sample):
+    """A prompt and its completions before and after, one under the other, with their rewards, where there are any."""
     lines = ["prompt   " + sample["prompt"].strip()]
     for name in (n for n in ("before", "after") if n in sample):
-        lines.append(f"{name:9}{sample[name].strip()}" + (f"   (reward {reward(sample['prompt'] + sample[name]):.3f})" if reward else ""))
+        rewards = ", ".join(f"{key} {value:.3f}" for key, value in sample.get("rewards", {}).get(name, {}).items())
+        lines.append(f"{name:9}{sample[name].strip()}" + (f"   ({rewards})" if rewards else ""))
     return lines
 
 def draw(path, found):
@@ -231,9 +262,10 @@ def draw(path, found):
     fig, axes = plt.subplots(1, 3, figsize=(11, 3))
     colour, after = {"before": "C7", "after": "C0"}, found["after"].values
     if "reward" in after:
+        edges = np.histogram_bin_edges([f.rewards["reward"] for f in found.values()], 20)
         for name, f in found.items():
-            axes[0].hist(f.rewards.ravel(), bins=np.linspace(0, 1, 21), alpha=0.6, color=colour[name], label=name)
-        axes[0].set(title="reward", xlabel="P(positive | text)", ylabel="samples")
+            axes[0].hist(f.rewards["reward"].ravel(), bins=edges, alpha=0.6, color=colour[name], label=name)
+        axes[0].set(title="reward", xlabel="reward of prompt and completion", ylabel="samples")
     elif "margin" in after:
         axes[0].hist(after["margin"], bins=30, color="C0")
         axes[0].axvline(0, color="k", lw=0.8)
@@ -268,11 +300,13 @@ def main(argv=None, say=print):
                 if theirs["args"].get(flag) != facts["args"].get(flag):
                     raise ValueError(f"{run} has --{flag} {theirs['args'][flag]}, and {args.run[0]} {facts['args'][flag]}: on other "
                                      "texts, they cannot stand side by side")
-        held = held_out(facts, runs[args.run[0]][1].config.vocab_size, args, say)
-        if (args.best_of or args.against) and not held.reward:
-            raise ValueError(f"--{'best_of' if args.best_of else 'against'} needs a reward, which {facts['args']['data']} does not have")
+        held = held_out(args.run[0], facts, runs[args.run[0]][1], args, device, autocast, say)
+        if (args.best_of or args.against) and "reward" not in held.rewards:
+            raise ValueError(f"--{'best_of' if args.best_of else 'against'} needs a reward, and {facts['args']['data']} has none: give a "
+                             "--reward model")
     if args.against:
-        others = sample(runs[args.against][1], held, args.n_samples, args.temperature[0], args.seed, max(256, args.batch_size), autocast)[1]
+        batch_size, k = max(256, args.batch_size), args.n_samples
+        others = sample(runs[args.against][1], held, k, args.temperature[0], args.seed, batch_size, autocast)[1]["reward"]
     results = {run: evaluate(run, runs[run], held, others, args, autocast, known) for run in args.run}
 
     columns = results[args.run[0]]["measures"]
@@ -285,7 +319,7 @@ def main(argv=None, say=print):
         more, name = more_tables(result), f"{run}\n\n" if len(results) > 1 and (args.show or args.temperature[1:]) else ""
         print(name + "".join(line + "\n" for line in [*more, *[""][:len(more)]]), end="")
         for one in result.pop("samples")[:args.show]:
-            print("\n".join(sample_lines(one, held.reward)) + "\n")
+            print("\n".join(sample_lines(one)) + "\n")
     print(f"in {', '.join(args.run)}: eval.json (measures, all samples), eval.png and curves.png (pictures), log.csv")
     return results if len(results) > 1 else results[args.run[0]]
 

@@ -16,23 +16,23 @@ from logps import sequence_logps
 
 @dataclass
 class HeldOut:
-    """What is measured on: prompts as token lists, their labels (or None), pairs (or None), a reward: text -> float (or None)."""
+    """What is measured on: prompts as token lists, their labels (or None), pairs (or None), rewards by name: token lists -> (n,)."""
     tokenizer: object
     prompts: list
     labels: list
     pairs: list
-    reward: object
+    rewards: dict
     max_new_tokens: int
     chosen: list = None    # the data's own answers, token lists
 
 @dataclass
 class Measured:
     """values: {measure: (n,) a number a prompt}; curves: {kl, entropy, ...: means at each token of a completion}; answers: n lists of k
-    token lists; rewards: (n, k) or None."""
+    token lists; rewards: {name: (n, k)}."""
     values: dict
     curves: dict
     answers: list
-    rewards: object
+    rewards: dict
 
 def bootstrap(values, n=2000, seed=0):
     """[mean, low, high]: the 95% percentile interval of the mean over resampled prompts."""
@@ -45,13 +45,12 @@ def bootstrap(values, n=2000, seed=0):
 # samples, and what can be read off them
 
 def sample(model, held, k, temperature, seed, batch_size, autocast):
-    """k completions of each prompt: (n lists of k token lists, their rewards (n, k) or None)."""
+    """k completions of each prompt: (n lists of k token lists, their rewards {name: (n, k)})."""
     prompts = [p for p in held.prompts for _ in range(k)]
     with autocast:
         flat = data.sample_completions(model, held.tokenizer, prompts, held.max_new_tokens, temperature=temperature, seed=seed,
                                        batch_size=batch_size)
-    texts = [held.tokenizer.decode(p) + data.decode(held.tokenizer, a) for p, a in zip(prompts, flat)] if held.reward else []
-    rewards = np.array([held.reward(t) for t in texts]).reshape(-1, k) if held.reward else None
+    rewards = {name: reward([p + a for p, a in zip(prompts, flat)]).reshape(-1, k) for name, reward in held.rewards.items()}
     return [flat[at:at + k] for at in range(0, len(flat), k)], rewards
 
 def wins(rewards, others):
@@ -92,11 +91,11 @@ def text_measures(answers, rewards, held):
     for n in (1, 2):
         if len(shares := distinct([several[j] for j in range(k) for several in plain], n)):
             out[f"distinct_{n}"] = shares
-    if rewards is not None:
-        out["reward"] = rewards.mean(1)
-        for name, label in (("positive", True), ("negative", False)):
+    for name, values in rewards.items():
+        out[name] = values.mean(1)
+        for side, label in (("positive", True), ("negative", False)):
             if held.labels and label in held.labels:
-                out[f"reward_{name}"] = out["reward"][np.array(held.labels) == label]
+                out[f"{name}_{side}"] = out[name][np.array(held.labels) == label]
     return out
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -162,18 +161,6 @@ def pair_measures(policy, reference, rows, batch_size, autocast):
         margins += (chosen - rejected).tolist()
     margins = np.array(margins)
     return {"accuracy": (margins > 0) + 0.5 * (margins == 0), "margin": margins}
-
-@torch.no_grad()
-def scores(model, texts, batch_size, autocast):
-    """A ScalarGPT's verdict on token lists, (n,): the scalar at the last token."""
-    device, order, out = next(model.parameters()).device, sorted(range(len(texts)), key=lambda i: len(texts[i])), np.zeros(len(texts))
-    for at in range(0, len(order), batch_size):
-        part = order[at:at + batch_size]
-        idx = torch.nn.utils.rnn.pad_sequence([torch.tensor(texts[i]) for i in part], batch_first=True).to(device)    # (B, T)
-        ends = torch.tensor([[len(texts[i]) - 1] for i in part], device=device)                                       # (B, 1)
-        with autocast:
-            out[part] = model(idx).float().gather(1, ends).squeeze(1).cpu().numpy()
-    return out
 
 def measure(model, reference, held, temperature, k, seed, batch_size, autocast):
     """The Measured of k samples a prompt at a temperature. reference: as for model_measures."""

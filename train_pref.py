@@ -19,6 +19,7 @@ import data
 import eval
 import loop
 import parallel
+import reward
 import sources
 import train_sft
 from logps import batch_logps, sequence_logps
@@ -35,16 +36,16 @@ def get_args(argv=None):
                    help="for replace: random, or the MLP's own neurons that matter most (default: neurons)")
     p.add_argument("--share_prefix", action="store_true", help="a pair's prompt once, for both completions: the same numbers, fewer tokens")
     p.add_argument("--label_noise", type=float, default=0.0, help="share of pairs, in training and validation, whose labels are swapped")
-    p.add_argument("--n_prompts", type=cli.positive, help="toy: prompts to sample training pairs for, 4 completions each (default: 1200)")
+    reward.add_flags(p)
     p.add_argument("--n_show", type=int, default=3, help="samples to print at the end (default: %(default)s)")
     p.set_defaults(lr=6e-4, warmup_steps=10, max_steps=140, eval_every=20)
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "train_pref.py", args.loss)
     cli.resolve_loss_flags(p, args)
-    cli.refuse(p, args, (("adapter_rank", args.adapter, "without --adapter"), ("n_prompts", args.data == "toy", "without --data toy"),
-                         ("adapter_init", args.adapter == "replace", "without --adapter replace"),
-                         ("max_prompt_len", args.data != "toy", "on --data toy")))
+    reward.check_flags(p, args)
+    cli.refuse(p, args, (("adapter_rank", args.adapter, "without --adapter"),
+                         ("adapter_init", args.adapter == "replace", "without --adapter replace")))
     return args
 
 @torch.no_grad()
@@ -109,11 +110,11 @@ def main(argv=None):
         tokenizer = data.get_tokenizer(args.data, model.config.vocab_size)
         cli.check_fits(model, tokenizer, args.max_len, args.init_from)
         base, pairs = fingerprint(model), {}
-        if args.data == "toy":
-            pairs["pairs"] = str(data.toy_pairs(model, tokenizer, args.init_from, base, args.n_prompts or 1200, args.max_len, args.seed))
-            rows = data.read_pairs(pairs["pairs"], tokenizer.n_vocab)
+        if args.data in ("toy", "imdb"):
+            ranked_by = reward.Reward(args.reward, tokenizer, args.max_len, device, args.batch_size, autocast)
+            pairs["pairs"], rows = data.sampled_pairs(model, tokenizer, args, base, ranked_by)
         else:
-            rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len)
+            rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, n_val=args.n_val)
         flipped = sum(data.flip_labels(part, args.label_noise, args.seed) for part in rows.values())
         if args.adapter:
             init = (args.adapter_init or "neurons") if args.adapter == "replace" else "random"
@@ -141,10 +142,8 @@ def main(argv=None):
     result = loop.fit(model, compute_loss, batches["train"], batches["val"], save=save, autocast=autocast,
                       show=("rewards/accuracies", "rewards/margins"), go_on=cli.go_on("train_pref.py", args), **cli.fit_flags(args))
     print()
-    if not parallel.leave():
-        return result
-    return result | eval.main(["--run", str(out_dir), "--device", args.device, "--dtype", args.dtype, "--show", str(args.n_show)],
-                              say=lambda line: None)
+    look = ["--run", str(out_dir), "--device", args.device, "--dtype", args.dtype, "--show", str(args.n_show)]
+    return result | (eval.main(look, say=lambda line: None) if parallel.leave() else {})
 
 if __name__ == "__main__":
     main()

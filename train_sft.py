@@ -65,7 +65,7 @@ def main(argv=None):
         device, autocast = cli.set_up(args)
         model, tokenizer = make_model(args)
         model = model.to(device)
-        rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, pairs=False)
+        rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, False, args.n_val)
         start = {"init_fingerprint": fingerprint(model)} if args.init_from else {}
         out_dir = cli.claim_run_dir(args, "train_sft.py", "sft", data_fingerprint=data.fingerprint(rows), **start)
     n = sum(p.numel() for p in model.parameters())

@@ -21,6 +21,7 @@ import cli
 import data
 import loop
 import measures
+import reward
 import sources
 import toy
 import train_sft
@@ -37,6 +38,7 @@ def get_args(argv=None):
     if args.resume:
         args = cli.resume(p, args, argv, "rlhf/train_reward.py", "reward")
     cli.refuse(p, args, (("half", args.data == "imdb", "without --data imdb"), ("n_prompts", args.data == "toy", "without --data toy"),
+                         ("n_val", args.data != "toy", "on --data toy"),
                          ("max_prompt_len", args.data not in ("toy", "imdb"), f"on --data {args.data}")))
     return args
 
@@ -65,23 +67,24 @@ def label_loss(model, batch):
 # ---------------------------------------------------------------------------------------------------------------------
 # rows, and what was learned
 
-def labelled(data_dir, tokenizer, max_len, half, say=print):
+def labelled(data_dir, tokenizer, max_len, half, n_val=None, say=print):
     """{"train", "val", "test"}: rows of IMDB with a label, of a half of the training texts or of all; test without what is in them."""
     splits, dropped = sources.load_examples("imdb", data_dir, pairs=False)
     splits = {split: [e for e in part if e["positive"] is not None] for split, part in splits.items()}
     known = {e["chosen"] for e in splits.get("train", ())}
-    both, test = len(splits.get("test", ())), [e for e in splits.get("test", ()) if e["chosen"] not in known]
+    test = [e for e in splits.get("test", ()) if e["chosen"] not in known]
+    dropped["of the test that are in training"] = len(splits.get("test", ())) - len(test)
     rows = {}
     for split, part in (("train", splits.get("train", [])), ("test", test)):
         rows[split], more = data.make_rows(part, tokenizer, max_len, labels=True)
         dropped += more
     rows = data.divide({"train": rows["train"]})[0] | {"test": rows["test"]}
+    rows["val"] = data.some(rows["val"], n_val)
     if half:    # every second one: the file has all of one label first
         rows["train"] = rows["train"][half == "second"::2]
     n = {split: f"{len(part):,}" for split, part in rows.items()}
-    reasons = ", ".join(f"{count:,} {why}" for why, count in dropped.items())
-    say(f"data: imdb, {n['train']} reviews with labels to train on, {n['val']} to validate, {n['test']} to test; dropped: {reasons}, "
-        f"{both - len(test):,} of the test that are in training")
+    reasons = ", ".join(f"{count:,} {why}" for why, count in dropped.items()) or "none"
+    say(f"data: imdb, {n['train']} reviews with labels to train on, {n['val']} to validate, {n['test']} to test; dropped: {reasons}")
     if not all(rows.values()):
         raise ValueError("imdb: training, validation and test need labelled reviews each")
     return rows
@@ -96,14 +99,14 @@ def calibration(p, right, bins=10):
 
 def judge_pairs(model, rows, batch_size, autocast):
     """Accuracy and calibration of the predicted preference on pairs; each is turned by its place, or the chosen would always be first."""
-    score = lambda side: measures.scores(model, [r["prompt"] + r[side] for r in rows], batch_size, autocast)
+    score = lambda side: reward.scores(model, [r["prompt"] + r[side] for r in rows], batch_size, autocast)
     gap, turned = score("chosen") - score("rejected"), np.arange(len(rows)) % 2 == 1
     error, table = calibration(1 / (1 + np.exp(-np.where(turned, -gap, gap))), ~turned)
     return {"accuracy": measures.bootstrap((gap > 0) + 0.5 * (gap == 0)), "calibration_error": error, "calibration": table, "n": len(rows)}
 
 def judge_labels(model, rows, batch_size, autocast):
     """Accuracy and calibration of P(positive) on labelled texts."""
-    scores = measures.scores(model, [r["prompt"] + r["chosen"] for r in rows], batch_size, autocast)
+    scores = reward.scores(model, [r["prompt"] + r["chosen"] for r in rows], batch_size, autocast)
     positive = np.array([r["label"] == 1 for r in rows])
     error, table = calibration(1 / (1 + np.exp(-scores)), positive)
     return {"accuracy": measures.bootstrap((scores > 0) == positive), "calibration_error": error, "calibration": table, "n": len(rows)}
@@ -121,13 +124,13 @@ def main(argv=None):
         cli.check_fits(model, tokenizer, args.max_len, args.init_from)
         if args.data == "toy":
             policy = GPT.from_pretrained(args.init_from).to(device).eval()
-            more = (policy, tokenizer, args.init_from, fingerprint(policy))
-            rows = data.read_pairs(data.toy_pairs(*more, args.n_prompts or 1200, args.max_len, args.seed), tokenizer.n_vocab)
+            true = reward.Reward(None, tokenizer, args.max_len, device, args.batch_size, autocast)
+            rows = data.sampled_pairs(policy, tokenizer, args, fingerprint(policy), true)[1]
             rows["test"] = fresh_pairs(policy, tokenizer, args.max_len, args.seed)
         elif args.data == "imdb":
-            rows = labelled(args.data_dir, tokenizer, args.max_len, args.half)
+            rows = labelled(args.data_dir, tokenizer, args.max_len, args.half, args.n_val)
         else:
-            rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len)
+            rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, n_val=args.n_val)
         out_dir = cli.claim_run_dir(args, "rlhf/train_reward.py", "reward", data_fingerprint=data.fingerprint(rows),
                                     init_fingerprint=fingerprint(model))
     compute = label_loss if args.data == "imdb" else pair_loss

@@ -20,7 +20,6 @@ import numpy as np
 
 import adapters
 import eval
-import toy
 from losses import LOSSES
 from study import claims
 
@@ -69,7 +68,7 @@ def example():
     stored = json.loads((RESULTS / "main_job.json").read_text())
     lines = eval.table(stored["measures"]).split("\n")
     for sample in stored["samples"]:
-        lines += ["", *eval.sample_lines(sample, toy.reward)]
+        lines += ["", *eval.sample_lines(sample)]
     return "\n".join(["```", *lines, "```"])
 
 def markdown(heads, rows):

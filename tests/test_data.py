@@ -7,9 +7,11 @@ import gzip
 import json
 import random
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ import sources
 import toy
 from conftest import REAL
 from model import GPT, GPTConfig
+from reward import Reward
 
 def write_jsonl(path, records):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -574,7 +577,9 @@ def fifths(text):
 
 def make_pairs(model, tokenizer, folder, *, prompts=PROMPTS, reward=fifths, weights="a", **how):
     how = {"k": 4, "max_new_tokens": 6, "seed": 0} | how
-    return data.make_pairs(model, tokenizer, prompts, reward, folder, {"weights": weights}, **how)
+    prompts = {split: tokenizer.encode_ordinary_batch(texts) for split, texts in prompts.items()}
+    return data.make_pairs(model, tokenizer, prompts, lambda texts: [reward(data.decode(tokenizer, t)) for t in texts], folder,
+                           {"weights": weights}, **how)
 
 def test_pairs_are_all_those_that_differ_in_reward_and_no_ties(tmp_path, tokenizer, stopping_model):
     """>= for > lets ties in, half of them backwards; and each unordered pair must come once."""
@@ -617,9 +622,53 @@ def test_a_sample_ends_in_eos_unless_it_was_cut(tmp_path, tokenizer, stopping_mo
 def test_toy_pairs_share_no_prompt_between_training_and_validation(tmp_path, tokenizer, stopping_model, monkeypatch):
     """Both are drawn with one seed; only the split keeps them apart."""
     monkeypatch.setattr(toy, "reward", fifths)    # the exact one is 1/2 for whatever this model says
-    rows = data.read_pairs(data.toy_pairs(stopping_model, tokenizer, tmp_path, "weights", 40, toy.PROMPT_LEN + 6, seed=0))
+    args = SimpleNamespace(data="toy", init_from=tmp_path, n_prompts=40, max_len=toy.PROMPT_LEN + 6, seed=0)
+    _, rows = data.sampled_pairs(stopping_model, tokenizer, args, "weights", Reward(None, tokenizer, 32, "cpu", 8, nullcontext()))
     prompts = {split: {tuple(r["prompt"]) for r in part} for split, part in rows.items()}
     assert len(prompts["train"]) > 30 and len(prompts["val"]) > 50 and not prompts["train"] & prompts["val"]
+
+def reviews(folder, n=60, test=20):
+    """IMDB's files, small: all negative ones first; and one test review that is in training."""
+    make = lambda n, tag: [{"text": f"{i:02d} {tag} " + "was dull . " * 4, "label": int(i >= n // 2)} for i in range(n)]
+    write_jsonl(folder / "train.jsonl", make(n, "the plot"))
+    write_jsonl(folder / "test.jsonl", [*make(test, "the cast"), make(n, "the plot")[0], {"text": "a plot", "label": 0}])
+    return str(folder)
+
+def test_validation_rows_can_be_few(tmp_path, tokenizer, capsys):
+    """The same ones every time, and from all over the file, which may be sorted; training keeps all of its rows."""
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"the plot {i} ."} for i in range(600)])
+    whole, few, again = (data.load_rows(path, None, tokenizer, 64, pairs=False, n_val=n) for n in (None, 12, 12))
+    assert few == again and few["train"] == whole["train"] and len(few["val"]) == 12 < len(whole["val"])
+    assert all(r in whole["val"] for r in few["val"]) and few["val"] != whole["val"][:12]
+    assert f"12 of {len(whole['val'])} to validate" in capsys.readouterr().out
+    assert data.load_rows(path, None, tokenizer, 64, pairs=False, n_val=999) == whole
+
+def test_prompts_of_reviews_are_their_beginnings(tmp_path, tokenizer):
+    """As long as asked, behind an EOS as in SFT, of both labels, never of a review that training has, never a whole review."""
+    folder = reviews(tmp_path)
+    prompts, labels = data.beginnings(folder, "test", tokenizer, "4", 99)
+    assert len(prompts) == 20 and {len(p) for p in prompts} == {5} and {p[0] for p in prompts} == {tokenizer.eot_token}
+    assert all(data.decode(tokenizer, p)[2:] == " the cast" for p in prompts) and sum(labels) == 10
+    assert 2 < sum(data.beginnings(folder, "test", tokenizer, "4", 10)[1]) < 8    # the file has the negative ones first
+    assert {len(p) for p in data.beginnings(folder, "test", tokenizer, "5-8", 99)[0]} == {6, 7, 8, 9}
+    assert data.beginnings(folder, "test", tokenizer, "4", 9, 1)[0] != prompts[:9] == data.beginnings(folder, "test", tokenizer, "4", 9)[0]
+    with pytest.raises(ValueError, match="no test review has more than 99 tokens"):
+        data.beginnings(folder, "test", tokenizer, "99", 5)
+
+def test_pairs_of_reviews_share_no_prompt_between_training_and_validation(tmp_path, tokenizer, stopping_model):
+    """Their prompts are beginnings of training reviews; the test's are for evaluation."""
+    args = SimpleNamespace(data="imdb", data_dir=reviews(tmp_path / "imdb"), init_from=tmp_path, n_prompts=30, prompt_tokens="4",
+                           max_len=12, seed=0)
+    by_length = lambda texts: np.array([float(len(t)) for t in texts])
+    by_length.name = "length"
+    path, rows = data.sampled_pairs(stopping_model, tokenizer, args, "weights", by_length)
+    prompts = {split: {tuple(r["prompt"]) for r in part} for split, part in rows.items()}
+    assert 0 < len(prompts["train"]) <= 30 and prompts["val"] and not prompts["train"] & prompts["val"]
+    assert all(data.decode(tokenizer, p)[2:] == " the plot" for part in prompts.values() for p in part)
+    assert all(len(r["chosen"]) > len(r["rejected"]) and len(r["chosen"]) <= 7 for part in rows.values() for r in part)
+    args.max_len = 5
+    with pytest.raises(ValueError, match="--max_len 5"):
+        data.sampled_pairs(stopping_model, tokenizer, args, "weights", by_length)
 
 def test_pairs_are_reused_while_the_recipe_is_unchanged(tmp_path, tokenizer, stopping_model):
     """Sampling takes longer than training; and a comparison of losses needs the same pairs."""
@@ -644,7 +693,7 @@ def test_an_interrupted_write_leaves_no_usable_file(tmp_path, tokenizer, stoppin
     calls = []
     def fails(text):
         calls.append(text)
-        if len(calls) == 30:
+        if len(calls) == 60:    # of 48 for training and 16 for validation
             raise KeyboardInterrupt
         return fifths(text)
     with pytest.raises(KeyboardInterrupt):

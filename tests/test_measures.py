@@ -57,7 +57,7 @@ def test_the_kl_on_samples_is_the_exact_one_within_its_error(worlds):
     """What enumeration proves, seen through the sampler too: a sampler at another temperature, or one that loses EOS, fails here."""
     p, q, batch = worlds
     tokenizer = SimpleNamespace(eot_token=EOS, decode=str)
-    held = measures.HeldOut(tokenizer, [[0, 1]] * 50, None, None, None, 3)
+    held = measures.HeldOut(tokenizer, [[0, 1]] * 50, None, None, {}, 3)
     for temperature in (1.0, 0.5):
         log_p, log_q = exact(p, batch, temperature), exact(q, batch)
         kl = (log_p.exp() * (log_p - log_q)).sum().item()
@@ -69,7 +69,7 @@ def test_the_kl_on_samples_is_the_exact_one_within_its_error(worlds):
 def test_at_temperature_0_there_is_no_entropy_and_the_kl_is_the_references_surprise(worlds):
     """All mass is on the likeliest token: 1e-6 in place of 0 must neither overflow nor give NaN."""
     p, q, _ = worlds
-    held = measures.HeldOut(SimpleNamespace(eot_token=EOS, decode=str), [[0, 1], [1, 2]], None, None, None, 3)
+    held = measures.HeldOut(SimpleNamespace(eot_token=EOS, decode=str), [[0, 1], [1, 2]], None, None, {}, 3)
     found = measures.measure(p, lambda: nullcontext(q), held, 0.0, 1, 0, 8, nullcontext())
     assert found.values["entropy"] == pytest.approx([0, 0], abs=1e-5)
     batch = data.collate([{"prompt": prompt, "chosen": a[0]} for prompt, a in zip(held.prompts, found.answers)])
@@ -125,16 +125,16 @@ def test_distinct_by_hand():
 
 def test_text_measures_by_hand():
     """EOS counts in the length, as in the log-probs, and nowhere else; rewards go by the prompt's label."""
-    held = measures.HeldOut(SimpleNamespace(eot_token=EOS), [[0], [0], [0]], [True, False, True], None, len, 4)
+    held = measures.HeldOut(SimpleNamespace(eot_token=EOS), [[0], [0], [0]], [True, False, True], None, {}, 4)
     answers = [[[5, 5, EOS], [5, 6]], [[EOS], [7, EOS]], [[8, EOS], [8, EOS]]]
-    found = measures.text_measures(answers, np.array([[1.0, 0.0], [0.2, 0.4], [1.0, 1.0]]), held)
+    found = measures.text_measures(answers, {"reward": np.array([[1.0, 0.0], [0.2, 0.4], [1.0, 1.0]])}, held)
     assert found["length"].tolist() == [2.5, 1.5, 2] and found["eos"].tolist() == [0.5, 1, 1]
     assert found["reward"] == pytest.approx([0.5, 0.3, 1]) and found["reward_negative"] == pytest.approx([0.3])
     assert found["reward_positive"] == pytest.approx([0.5, 1]) and "pooled_4" not in found and "distinct_1" not in found
     held.labels = None
-    assert "reward_positive" not in measures.text_measures(answers, np.ones((3, 2)), held)
-    assert "reward" not in measures.text_measures(answers, None, held)
-    many = measures.text_measures([[[5, EOS]] * 25] * 30, None, held)    # one word each: no pairs of words
+    assert "reward_positive" not in measures.text_measures(answers, {"reward": np.ones((3, 2))}, held)
+    assert "reward" not in measures.text_measures(answers, {}, held)
+    many = measures.text_measures([[[5, EOS]] * 25] * 30, {}, held)    # one word each: no pairs of words
     assert set(many) == {"length", "eos", "pooled_4", "pooled_25", "distinct_1"}
     assert not many["pooled_4"].any() and not many["pooled_25"].any() and many["distinct_1"].tolist() == [1 / 500]
 
@@ -142,10 +142,11 @@ def test_the_samples_of_a_prompt_differ_and_stay_with_their_prompt(worlds):
     """k samples are k draws; an order by length, undone wrongly, would hand them to other prompts."""
     p = worlds[0]
     tokenizer = SimpleNamespace(eot_token=EOS, decode=lambda tokens: " ".join(map(str, tokens)))
-    held = measures.HeldOut(tokenizer, [[0], [1, 1, 1], [2, 2]], None, None, lambda text: float(text[0]), 4)
+    held = measures.HeldOut(tokenizer, [[0], [1, 1, 1], [2, 2]], None, None,
+                            {"reward": lambda texts: np.array([float(t[0]) for t in texts])}, 4)
     answers, rewards = measures.sample(p, held, 20, 1.0, 0, 7, nullcontext())
     assert [len(a) for a in answers] == [20] * 3 and all(len({tuple(x) for x in a}) > 3 for a in answers)
-    assert rewards.tolist() == [[0.0] * 20, [1.0] * 20, [2.0] * 20]
+    assert rewards["reward"].tolist() == [[0.0] * 20, [1.0] * 20, [2.0] * 20]
 
 def test_the_bootstrap_interval_covers_the_mean_of_a_known_distribution():
     """Over values instead of resampled means, the interval would be sqrt(n) too wide."""

@@ -1,7 +1,9 @@
 """The reward model: its two losses by hand, what it is measured by, and that it learns what it is to learn."""
 import json
 import math
+import shutil
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +11,10 @@ import pytest
 import torch
 
 import data
-import measures
+import eval
+import reward
 import toy
+import train_pref
 from model import GPT, GPTConfig, ScalarGPT
 from rlhf import train_reward
 from test_data import write_jsonl
@@ -53,7 +57,7 @@ def test_scores_do_not_depend_on_their_batch(tokenizer):
     texts = [[1, 2, 3, 4, 5], [6], [7, 8, 9], [3, 1]]
     one = [model(torch.tensor([t]))[0, -1].item() for t in texts]
     for size in (1, 3, 8):
-        assert measures.scores(model, texts, size, nullcontext()) == pytest.approx(np.array(one), abs=1e-5)
+        assert reward.scores(model, texts, size, nullcontext()) == pytest.approx(np.array(one), abs=1e-5)
 
 def test_calibration_by_hand():
     """Says 0.9 and is right half the time: off by 0.4; a coin that says 0.5 is off by nothing."""
@@ -65,7 +69,7 @@ def test_calibration_by_hand():
 def test_the_predicted_preference_is_not_always_for_the_first(monkeypatch):
     """The chosen first throughout, an overconfident model looks well calibrated: half of the pairs are turned."""
     rows = [{"prompt": [0], "chosen": [1], "rejected": [2]}] * 10
-    monkeypatch.setattr(measures, "scores", lambda model, texts, *rest: np.array([3.0 if t[1] == 1 else 0.0 for t in texts]))
+    monkeypatch.setattr(reward, "scores", lambda model, texts, *rest: np.array([3.0 if t[1] == 1 else 0.0 for t in texts]))
     found = train_reward.judge_pairs(None, rows, 4, nullcontext())
     assert found["accuracy"][0] == 1 and [n for *_, n in found["calibration"]] == [5, 5]
     assert found["calibration_error"] == pytest.approx(1 - 1 / (1 + math.exp(-3)))
@@ -95,15 +99,54 @@ def test_a_reward_model_learns_a_preference(here, tmp_path, monkeypatch, capsys)
     assert model.score.weight.abs().max() > 0 and GPT.from_pretrained(tmp_path / "reward")
     assert "step     0  val loss 0.6931  accuracy 0.500" in capsys.readouterr().out
 
-def test_a_reward_model_learns_labels(tmp_path, own_tokenizer, sft_run, monkeypatch):
-    """Two words, two labels."""
+def review(i, what, word):
+    return f"{i:03d} the {what} was {word} , {word} ."
+
+@pytest.fixture
+def judges(tmp_path, own_tokenizer, sft_run, monkeypatch):
+    """Reward models of reviews of two words, two labels, one on either half; in a folder with `imdb` and `sft`."""
     monkeypatch.chdir(tmp_path)
-    for split, what, n in (("train", "plot", 200), ("test", "cast", 40)):
-        rows = [{"text": f"the {what} {i} was {('dull', 'superb')[i % 2]} .", "label": i % 2} for i in range(n)]
+    for split, what, n in (("train", "plot", 900), ("test", "cast", 40)):
+        labels = np.random.default_rng(0).integers(0, 2, n).tolist()
+        rows = [{"text": review(i, what, ("dull", "superb")[k]), "label": k} for i, k in enumerate(labels)]
         write_jsonl(tmp_path / "imdb" / f"{split}.jsonl", rows)
-    found = train_reward.main(["--data", "imdb", "--data_dir", "imdb", "--init_from", str(sft_run), "--out_dir", "reward", "--max_steps",
-                               "200", "--eval_every", "100", "--batch_size", "16", "--lr", "1e-2", "--half", "first", "--max_len", "32"])
-    assert found["accuracy"][0] > 0.95 and found["n"] == 40
+    shutil.copytree(sft_run, "sft")
+    flags = ["--data", "imdb", "--data_dir", "imdb", "--init_from", "sft", "--max_steps", "400", "--eval_every", "100", "--batch_size",
+             "16", "--lr", "1e-2", "--max_len", "64"]
+    return {half: train_reward.main([*flags, "--out_dir", half, "--half", half]) for half in ("first", "second")}
+
+def test_a_reward_model_of_reviews_ranks_pairs_and_another_measures(judges, tokenizer, capsys):
+    """IMDB's pipeline: labels, pairs by sampling and ranking, training, and what either model says of the result."""
+    for found in judges.values():
+        assert found["accuracy"][0] > 0.95 and found["n"] == 40
+    says = reward.Reward("first", tokenizer, 64, "cpu", 8, nullcontext())
+    texts = tokenizer.encode_ordinary_batch([review(3, "cast", word) for word in ("superb", "dull")])
+    good, bad = says([[tokenizer.eot_token, *t] for t in texts])
+    assert 0 < bad < 0.2 and 0.8 < good < 1
+    train_pref.main(["--data", "imdb", "--data_dir", "imdb", "--init_from", "sft", "--reward", "first", "--prompt_tokens", "3-5",
+                     "--max_len", "24", "--n_prompts", "24", "--max_steps", "4", "--eval_every", "4", "--out_dir", "dpo"])
+    said = capsys.readouterr().out
+    assert "reward by the gold" not in said and "of positive reviews" in said and "win rate against the reference" in said
+    found = eval.main(["--run", "dpo", "--gold", "second", "--n_prompts", "16", "--n_samples", "2"])["measures"]
+    assert {"reward", "gold", "win", "gold_win", "gold_positive"} <= set(found["after"]) and found["before"]["gold_win"][0] == 0.5
+    assert found["after"]["gold"] != found["after"]["reward"]
+    assert "reward by the gold model" in (said := capsys.readouterr().out) and ", gold 0." in said
+    stored = json.loads(Path("dpo/eval.json").read_text())
+    one = stored["samples"][0]
+    text = [tokenizer.eot_token, *tokenizer.encode_ordinary(one["prompt"] + one["after"])]
+    assert stored["prompts"] == 16 and 0 < one["rewards"]["after"]["reward"] < 1 and len(text) > 3
+
+def test_a_run_that_is_no_reward_model_is_refused(judges, capsys):
+    """And one for other tokens, and pairs of reviews without one."""
+    base = ["--data", "imdb", "--data_dir", "imdb", "--init_from", "sft", "--max_len", "24", "--out_dir", "x"]
+    for flags, words in ((["--reward", "sft"], "not a reward model's"), ([], "--reward"), (["--reward", "none"], "none"),
+                         (["--reward", "first", "--prompt_tokens", "8-"], "--prompt_tokens"),
+                         (["--reward", "first", "--max_len", "65"], "--max_len 65")):
+        with pytest.raises(SystemExit) as end:
+            train_pref.main([*base, *flags])
+        said = capsys.readouterr().err
+        assert end.value.code == 2 and said.count("\n") == 1 and words in said, said
+    assert not Path("x").exists()
 
 @pytest.mark.parametrize("flags, words", [
     (["--half", "first"], ["--half", "imdb"]), (["--data", "imdb", "--n_prompts", "5"], ["--n_prompts"]),

@@ -1,12 +1,14 @@
 """Every data set: the hub's own columns, local files of the same rows, what is left out, and a look at what it becomes."""
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
 import data
+import eval
 import sources
 from conftest import REAL
 from test_data import real, write_jsonl
@@ -148,6 +150,16 @@ def test_a_csv_with_line_breaks_in_quoted_fields(tmp_path):
     (tmp_path / "test.csv").write_text('article,highlights,id\n"News,\nwith ""quotes"".","A .\nB .",1\n"More.","C .",2\n')
     splits, _ = examples("cnn_dailymail", str(tmp_path), pairs=False)
     assert [e["prompt"] for e in splits["test"]] == ['News,\nwith "quotes".\n\nTL;DR:', "More.\n\nTL;DR:"]
+
+def test_a_run_is_measured_on_other_data(in_tmp, own_tokenizer, sft_run, capsys):
+    """Summaries of news from a run on posts: the prompts are the other data's, and so are the answers that a judge sees."""
+    rows = [{"id": str(i), "article": f"much happened on day {i} .", "highlights": f"day {i}\nwas long ."} for i in range(12)]
+    write_jsonl(in_tmp / "cnn" / "test.jsonl", rows)
+    found = eval.main(["--run", str(shutil.copytree(sft_run, "run")), "--data", "cnn_dailymail", "--data_dir", "cnn", "--n_prompts", "5",
+                       "--max_new_tokens", "4", "--show", "1"])
+    samples = json.loads((in_tmp / "run" / "eval.json").read_text())["samples"]
+    assert found["prompts"] == 5 and all("happened" in s["prompt"] and s["prompt"].endswith("TL;DR:") for s in samples)
+    assert all(s["chosen"].endswith("was long .") for s in samples) and "prompt   much happened" in capsys.readouterr().out
 
 # ---------------------------------------------------------------------------------------------------------------------
 # a part of GPT-2's vocabulary
