@@ -1,0 +1,270 @@
+"""
+RLHF's last step, which DPO replaces: the policy samples, a reward judges, and the policy's gradient goes where the reward is.
+
+    python -m rlhf.train_ppo                         # the toy world, rewards from out/toy/reward, which is trained if there is none yet
+    python -m rlhf.train_ppo --true_reward           # PPO-GT: by the toy world's exact reward
+    python -m rlhf.train_ppo --algo rloo --true_reward
+
+    objective         E[r(x, y)] - beta KL(policy || reference), whose optimum is reference * exp(r / beta) / Z         arXiv:1909.08593
+    reward of token t -beta (log policy(y_t) - log reference(y_t)), and at the last one r(x, y), less a penalty if that is not EOS
+    policy gradient   grad J = E[sum_t A_t grad log policy(y_t | x, y_<t)]: any baseline that does not see y_t leaves it unbiased
+    advantage (GAE)   A_t = sum_l (gamma lam)^l delta_{t+l},  delta_t = r_t + gamma V_{t+1} - V_t                       arXiv:1506.02438
+    PPO-clip          L = -mean_t min(ratio_t A_t, clip(ratio_t, 1 - eps, 1 + eps) A_t),  ratio_t = policy(y_t) / old(y_t)   1707.06347
+    values            L = mean_t max((V - R)^2, (old V + clip(V - old V, -eps, eps) - R)^2) / 2,  R = A + old V
+    RLOO              L = -mean_i (R_i - mean of the other k - 1 samples of its prompt) log policy(y_i), R_i all rewards of its tokens,
+                      here with PPO's clipped ratio of whole completions; no value head                                arXiv:2402.14740
+
+The value head stands on the policy's trunk and starts at zero. A batch of samples is divided into minibatches once, and each epoch goes
+through them in another order, so that at the first the ratio is exactly 1. Writes out/<data>/<algo>, a run as any other; its validation
+loss is minus the objective on held-out prompts. After Ctrl-C the batch in progress is sampled again. Read first: train_reward.py, loop.py
+"""
+import random
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+
+import cli
+import data
+import eval
+import loop
+import parallel
+import sources
+import train_sft
+from model import GPT, fingerprint
+from reward import Reward
+from rlhf import train_reward
+
+def get_args(argv=None):
+    p = cli.Parser(__doc__)
+    cli.add_common_flags(p)
+    p.add_argument("--algo", default="ppo", choices=("ppo", "rloo"), help="(default: %(default)s)")
+    p.add_argument("--reward", help="a run of rlhf.train_reward (default: out/DATA/reward)")
+    p.add_argument("--true_reward", action="store_true", help="toy: the exact reward in place of a learned one")
+    p.add_argument("--prompt_tokens", help="imdb: a prompt is so many tokens of a review, as 32 or 2-8 (default: 32)")
+    p.add_argument("--n_prompts", type=cli.positive, default=4096, help="different training prompts (default: %(default)s)")
+    p.add_argument("--rollout", type=cli.positive, default=256, help="completions between two samplings (default: %(default)s)")
+    p.add_argument("--k", type=cli.positive, help="completions of a prompt in a batch (default: 1 for ppo, 4 for rloo)")
+    p.add_argument("--epochs", type=cli.positive, default=2, help="times that each completion is learned from (default: %(default)s)")
+    p.add_argument("--beta", type=cli.not_negative, default=0.05, help="weight of the KL, in rewards a nat (default: %(default)s)")
+    p.add_argument("--target_kl", type=cli.not_negative, help="nats a completion, to which beta is adapted (default: beta stays)")
+    p.add_argument("--clip", type=cli.not_negative, default=0.2, help="eps, of ratios and values (default: %(default)s)")
+    p.add_argument("--gamma", type=cli.not_negative, default=1.0, help="discount a token (default: %(default)s)")
+    p.add_argument("--lam", type=cli.not_negative, default=0.95, help="of GAE (default: %(default)s)")
+    p.add_argument("--vf_coef", type=cli.not_negative, default=0.1, help="weight of the value loss (default: %(default)s)")
+    p.add_argument("--eos_penalty", type=cli.not_negative, default=1.0, help="reward lost without an EOS at the end (default: %(default)s)")
+    p.add_argument("--n_show", type=int, default=3, help="samples to print at the end (default: %(default)s)")
+    p.set_defaults(lr=1e-3, warmup_steps=10, max_steps=400, eval_every=40, patience=0)
+    args = p.parse_args(argv)
+    if args.resume:
+        args = cli.resume(p, args, argv, "rlhf/train_ppo.py", args.algo)
+    cli.refuse(p, args, (("prompt_tokens", args.data == "imdb", "without --data imdb"),
+                         ("true_reward", args.data == "toy", "without --data toy"),
+                         ("reward", not args.true_reward, "with --true_reward"), ("dropout", False, "here: ratios would be noise"),
+                         ("n_val", False, "here"), ("max_prompt_len", False, "here"), ("grad_accum", args.grad_accum == 1, "here")))
+    args.k, updates = args.k or (4 if args.algo == "rloo" else 1), args.rollout // args.batch_size * args.epochs
+    for ok, why in ((args.data in ("toy", "imdb"), f"--data {args.data}: there is toy and imdb"),
+                    (args.algo == "ppo" or args.k > 1, "--k 1: rloo compares a completion with others of its prompt"),
+                    (args.rollout % args.k == 0 and args.rollout % args.batch_size == 0 and args.batch_size % args.k == 0,
+                     f"--rollout {args.rollout} must be a multiple of --batch_size {args.batch_size}, and that of --k {args.k}"),
+                    (args.eval_every % max(1, updates) == 0, f"--eval_every {args.eval_every} must be a multiple of {updates}, the updates "
+                     "from one batch of samples")):
+        if not ok:
+            p.error(why)
+    args.prompt_tokens = args.prompt_tokens or ("32" if args.data == "imdb" else None)
+    return args
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the formulas; a mask is True where a completion's token is predicted
+
+def masked_mean(x, mask):
+    return (x * mask).sum() / mask.sum()
+
+def token_rewards(scores, logps, ref_logps, mask, beta):
+    """(N, T): the KL's share at every token, and scores (N,) at each completion's last one."""
+    rewards = -beta * (logps - ref_logps) * mask
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1, keepdim=True)    # (N, 1)
+    return rewards.scatter_add(1, last, scores[:, None])
+
+def gae(rewards, values, mask, gamma, lam):
+    """Advantages (N, T), from the last token to the first: behind the last one there is no value."""
+    advantages, following, value_after = torch.zeros_like(rewards), 0.0, 0.0
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * value_after - values[:, t]
+        following = (delta + gamma * lam * following) * mask[:, t]
+        advantages[:, t], value_after = following, values[:, t] * mask[:, t]
+    return advantages
+
+def whiten(x, mask):
+    """Mean 0 and variance 1 over the tokens under the mask, 0 elsewhere."""
+    mean = masked_mean(x, mask)
+    return (x - mean) * (masked_mean((x - mean) ** 2, mask) + 1e-8).rsqrt() * mask
+
+def leave_one_out(rewards, k):
+    """Rewards (N,), k of each prompt one after the other -> (N,): each less the mean of the prompt's others."""
+    grouped = rewards.view(-1, k)
+    return (grouped - (grouped.sum(1, keepdim=True) - grouped) / (k - 1)).view(-1)
+
+def clipped_policy_loss(ratio, advantages, eps):
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - eps, 1 + eps) * advantages)
+
+def clipped_value_loss(values, old, returns, eps):
+    return torch.maximum((values - returns) ** 2, (old + (values - old).clamp(-eps, eps) - returns) ** 2) / 2
+
+def adapted(beta, kl, target, samples, horizon=10_000):
+    """The controller of arXiv:1909.08593: beta grows while the KL is over its target, by at most a fifth in `horizon` samples."""
+    return beta * (1 + max(-0.2, min(0.2, kl / target - 1)) * samples / horizon)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the policy with its values, and what it samples
+
+class Agent(nn.Module):
+    """A policy, a value head on its trunk, and beta, which may be adapted and must outlive an interruption."""
+    def __init__(self, policy, beta):
+        super().__init__()
+        self.policy, self.head = policy, nn.Linear(policy.config.n_embd, 1, bias=False)
+        nn.init.zeros_(self.head.weight)
+        self.register_buffer("beta", torch.tensor(beta, dtype=torch.float64))
+
+    def forward(self, idx, mask):
+        """idx (N, T), mask (N, T - 1) -> log-probs, values and entropies of idx[:, 1:], (N, T - 1) each, 0 outside the mask."""
+        states = self.policy.features(idx)[:, :-1][mask]                          # (M, C)
+        log_p = self.policy.lm_head(states).float().log_softmax(-1)               # (M, V)
+        found = (log_p.gather(1, idx[:, 1:][mask][:, None]).squeeze(1), self.head(states).float().squeeze(1), -(log_p.exp() * log_p).sum(1))
+        return [torch.zeros(mask.shape, device=idx.device).masked_scatter(mask, x) for x in found]
+
+class Rollouts:
+    """batches[i] for loop.fit: minibatches of samples of the policy as it is, sampled anew when all epochs over the last ones are done."""
+    def __init__(self, agent, reference, tokenizer, prompts, reward, room, args, autocast):
+        self.agent, self.reference, self.tokenizer, self.reward, self.room = agent, reference, tokenizer, reward, room
+        self.prompts, self.args, self.autocast, self.number = prompts, args, autocast, None
+        self.per_epoch = args.rollout // args.batch_size
+
+    @torch.no_grad()
+    def judged(self, prompts, seed):
+        """Completions of prompts, as minibatches with all that the loss needs, and what is logged of them."""
+        args, agent, beta = self.args, self.agent, self.agent.beta.item()
+        with self.autocast:
+            answers = data.sample_completions(agent.policy, self.tokenizer, prompts, self.room, seed=seed)
+        scores = torch.as_tensor(self.reward([p + a for p, a in zip(prompts, answers)]), dtype=torch.float32)
+        ended = torch.tensor([a[-1] == self.tokenizer.eot_token for a in answers])
+        rows = [{"prompt": p, "chosen": a} for p, a in zip(prompts, answers)]
+        device, parts, kls = agent.beta.device, [], []
+        for at in range(0, len(rows), args.batch_size):
+            part = slice(at, at + args.batch_size)
+            batch = data.collate(rows[part])
+            idx, mask = batch["idx"].to(device), batch["completion_mask"][:, 1:].to(device)
+            judged = (scores[part] - args.eos_penalty * ~ended[part]).to(device)
+            with self.autocast:
+                logps, values, _ = agent(idx, mask)
+                ref_logps = self.reference(idx, mask)[0]
+            rewards = token_rewards(judged, logps, ref_logps, mask, beta)
+            if args.algo == "rloo":
+                returns = rewards.sum(1)    # (n,)
+                advantages, mean = leave_one_out(returns, args.k), returns.mean()
+            else:
+                advantages = gae(rewards, values, mask, args.gamma, args.lam)    # (n, T - 1)
+                returns = (advantages + values) * mask
+                mean = masked_mean(returns, mask)
+            kls.append(((logps - ref_logps) * mask).sum(1))
+            parts.append({"idx": idx, "mask": mask, "old_logps": logps, "old_values": values, "advantages": advantages, "returns": returns,
+                          "returns_mean": mean, "weight": len(idx)})
+        kl = torch.cat(kls).mean().item()
+        logged = {"objective/kl": kl, "objective/scores": scores.mean().item(), "objective/eos": ended.float().mean().item(),
+                  "objective/beta": beta, "objective/total": (scores - args.eos_penalty * ~ended).mean().item() - beta * kl}
+        return parts, logged
+
+    def __getitem__(self, i):
+        number, place = divmod(i, self.per_epoch * self.args.epochs)
+        if number != self.number:
+            rng = random.Random(f"rollout {self.args.seed} {number}")
+            prompts = [p for p in rng.sample(self.prompts, self.args.rollout // self.args.k) for _ in range(self.args.k)]
+            self.parts, self.logged = self.judged(prompts, rng.randrange(2**31))
+            if self.args.algo == "ppo":    # over the whole batch: a minibatch's own mean would be noise
+                shapes, joined = [p["mask"].shape for p in self.parts], lambda key: torch.cat([p[key].flatten() for p in self.parts])
+                white = whiten(joined("advantages"), joined("mask")).split([a * b for a, b in shapes])
+                for part, w, shape in zip(self.parts, white, shapes):
+                    part["advantages"] = w.view(shape)
+            if self.args.target_kl:
+                self.agent.beta.fill_(adapted(self.agent.beta.item(), self.logged["objective/kl"], self.args.target_kl, self.args.rollout))
+            self.number = number
+        epoch, place = divmod(place, self.per_epoch)
+        order = random.Random(f"epoch {self.args.seed} {number} {epoch}").sample(range(self.per_epoch), self.per_epoch)
+        return self.parts[order[place]] | {"logged": self.logged}
+
+class HeldOut:
+    """For loop.fit's validation: one batch, which holds the objective on held-out prompts under the same draws every time."""
+    def __init__(self, rollouts, prompts):
+        self.rollouts, self.prompts = rollouts, prompts
+
+    def __iter__(self):
+        yield {"weight": len(self.prompts), "logged": self.rollouts.judged(self.prompts, seed=0)[1]}
+
+def ppo_loss(agent, batch, args):
+    """(loss, metrics) of a minibatch of Rollouts; of HeldOut's batch minus the objective."""
+    if "idx" not in batch:
+        return torch.tensor(-batch["logged"]["objective/total"]), batch["logged"]
+    mask, old = batch["mask"], batch["old_logps"]
+    logps, values, entropy = agent(batch["idx"], mask)
+    logratio = logps - old    # 0 outside the mask
+    if args.algo == "rloo":
+        ratio = logratio.sum(1).exp()    # (n,)
+        loss = clipped_policy_loss(ratio, batch["advantages"], args.clip).mean()
+        more = {"policy/clipfrac": ((ratio - 1).abs() > args.clip).float().mean()}
+    else:
+        ratio = logratio.exp()    # (n, T - 1)
+        policy_loss = masked_mean(clipped_policy_loss(ratio, batch["advantages"], args.clip), mask)
+        value_loss = masked_mean(clipped_value_loss(values, batch["old_values"], batch["returns"], args.clip), mask)
+        loss = policy_loss + args.vf_coef * value_loss
+        more = {"policy/clipfrac": masked_mean(((ratio - 1).abs() > args.clip).float(), mask), "loss/policy": policy_loss.detach(),
+                "loss/value": value_loss.detach(), "val/error": masked_mean((values.detach() - batch["returns"]) ** 2, mask)}
+        ratio = masked_mean(ratio, mask)
+    return loss, batch["logged"] | more | {
+        "policy/ratio": ratio.detach().mean(), "policy/approxkl": masked_mean(logratio.detach() ** 2, mask) / 2,
+        "policy/entropy": masked_mean(entropy.detach(), mask), "returns/mean": batch["returns_mean"]}
+
+def main(argv=None):
+    """Returns fit's result and what eval.json holds."""
+    args = get_args(argv)
+    if parallel.join(args.device) or parallel.world() > 1:
+        raise SystemExit("rlhf.train_ppo runs in one process")
+    with cli.bad_input():
+        sources.check_source(args.data, args.data_dir, training=True)
+        cli.check_out_dir(args)
+        args.init_from = args.init_from or train_sft.policy_for(args)
+        if not args.true_reward:
+            args.reward = args.reward or reward_for(args)
+        device, autocast = cli.set_up(args)
+        policy, reference = (GPT.from_pretrained(args.init_from).to(device).eval() for _ in range(2))
+        tokenizer = data.get_tokenizer(args.data, policy.config.vocab_size)
+        cli.check_fits(policy, tokenizer, args.max_len, args.init_from)
+        reward = Reward(args.reward, tokenizer, args.max_len, device, args.batch_size, autocast)
+        prompts, room = data.prompts_for(args, tokenizer, args.n_prompts, n_val=256)
+        if len(prompts["train"]) * args.k < args.rollout:
+            raise ValueError(f"{len(prompts['train'])} prompts x {args.k} are fewer than --rollout {args.rollout}")
+        out_dir = cli.claim_run_dir(args, "rlhf/train_ppo.py", args.algo, reference_fingerprint=fingerprint(reference), reward=reward.name)
+    agent, reference = Agent(policy, args.beta).to(device), Agent(reference, 0.0).to(device)
+    rollouts = Rollouts(agent, reference, tokenizer, prompts["train"], reward, room, args, autocast)
+    print(f"{args.algo} by {args.reward or 'the true reward'}, beta {args.beta}: {args.rollout} samples every "
+          f"{rollouts.per_epoch * args.epochs} updates; the reference is {args.init_from} -> {out_dir}")
+    result = loop.fit(agent, lambda batch: ppo_loss(agent, batch, args), rollouts, HeldOut(rollouts, prompts["val"]),
+                      save=agent.policy.save_pretrained, autocast=autocast, show=("objective/scores", "objective/kl"),
+                      go_on=cli.go_on("-m rlhf.train_ppo", args), **cli.fit_flags(args))
+    print()
+    look = ["--run", str(out_dir), "--device", args.device, "--dtype", args.dtype, "--show", str(args.n_show)]
+    return result | eval.main(look, say=lambda line: None)
+
+def reward_for(args):
+    """The reward model of a data set; on the toy world it is trained if there is none yet."""
+    run = Path("out") / cli.data_name(args.data) / "reward"
+    if not (run / "result.json").exists():
+        if args.data != "toy":
+            raise ValueError(f"there is no finished reward model at {run}: train one with rlhf.train_reward, or use --reward")
+        print(f"no reward model at {run} yet: training it first\n")
+        train_reward.main(["--out_dir", str(run), "--device", args.device, "--dtype", args.dtype,
+                           *["--resume"][:(run / "args.json").exists()]])
+        print()
+    return str(run)
+
+if __name__ == "__main__":
+    main()

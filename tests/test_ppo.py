@@ -1,0 +1,245 @@
+"""PPO and RLOO: each formula against a slow loop by hand, the optimum of a world that can be solved, and runs as of any script."""
+import json
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+
+import data
+from model import GPT
+from reward import Reward
+from rlhf import train_ppo
+from study import bandit
+from test_loop import log_rows
+from test_runs import here, world    # noqa: F401 (fixtures)
+
+def made(n=5, T=9, seed=0):
+    """(rewards, values, mask) of completions of unequal length behind prompts of unequal length; NaN-free rubbish outside the mask."""
+    g = torch.Generator().manual_seed(seed)
+    starts, lens = torch.randint(0, 3, (n,), generator=g), torch.randint(1, 6, (n,), generator=g)
+    mask = torch.stack([(torch.arange(T) >= s) & (torch.arange(T) < s + length) for s, length in zip(starts, lens)])
+    return torch.randn(n, T, generator=g), torch.randn(n, T, generator=g), mask
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the formulas
+
+def test_gae_against_its_sum():
+    """A_t as the sum of discounted deltas over the tokens of its own completion; no reward of a prompt's token, none behind the end."""
+    rewards, values, mask = made()
+    found, gamma, lam = train_ppo.gae(rewards, values, mask, 0.9, 0.7), 0.9, 0.7
+    for i in range(len(mask)):
+        places = mask[i].nonzero().flatten().tolist()
+        for at, t in enumerate(places):
+            value_of = lambda j, i=i, places=places: values[i, j].item() if j in places else 0.0
+            deltas = [rewards[i, s].item() + gamma * value_of(s + 1) - value_of(s) for s in places[at:]]
+            assert found[i, t].item() == pytest.approx(sum((gamma * lam) ** k * d for k, d in enumerate(deltas)), abs=1e-5)
+    assert not found[~mask].any()
+
+def test_gae_with_lambda_1_is_the_return_less_the_value():
+    """The other end, TD(0), is lambda 0."""
+    rewards, values, mask = made(seed=1)
+    whole, one = (train_ppo.gae(rewards, values, mask, 1.0, lam) for lam in (1.0, 0.0))
+    returns = (rewards * mask).flip(1).cumsum(1).flip(1)
+    assert torch.allclose(whole[mask], (returns - values)[mask], atol=1e-5)
+    following = torch.cat([(values * mask)[:, 1:], torch.zeros(len(mask), 1)], 1)
+    assert torch.allclose(one[mask], (rewards + following - values)[mask], atol=1e-6)
+
+def test_token_rewards_by_hand():
+    """The KL's share at every token of the completion, the score at its last one, and nothing at a prompt or behind the end."""
+    logps, ref, mask = made(seed=2)
+    scores = torch.arange(5.0) + 10
+    found = train_ppo.token_rewards(scores, logps, ref, mask, 0.3)
+    for i in range(5):
+        places = mask[i].nonzero().flatten().tolist()
+        for t in range(mask.shape[1]):
+            want = -0.3 * (logps[i, t] - ref[i, t]).item() * (t in places) + scores[i].item() * (t == places[-1])
+            assert found[i, t].item() == pytest.approx(want, abs=1e-5)
+    # in all, what is to be maximized: r - beta log(policy / reference)
+    assert torch.allclose(found.sum(1), scores - 0.3 * ((logps - ref) * mask).sum(1), atol=1e-5)
+
+def test_whitening_is_over_completion_tokens():
+    """Zeros of padding in the mean would shift every advantage."""
+    x, _, mask = made(seed=3)
+    white = train_ppo.whiten(5 * x + 3, mask)
+    assert white[mask].mean().item() == pytest.approx(0, abs=1e-6) and white[mask].var(correction=0).item() == pytest.approx(1, abs=1e-4)
+    assert not white[~mask].any() and torch.allclose(white[mask], ((x[mask] - x[mask].mean()) / x[mask].std(correction=0)), atol=1e-4)
+
+def test_leave_one_out_by_hand():
+    """The baseline of a sample is the others' mean: with its own in it, it would be biased."""
+    found = train_ppo.leave_one_out(torch.tensor([1.0, 2, 6, 0, 0, 3]), 3)
+    assert found.tolist() == [1 - 4, 2 - 3.5, 6 - 1.5, -1.5, -1.5, 3]
+
+@pytest.mark.parametrize("ratio, advantage, want", [(1.5, 2, -2.4), (1.5, -2, 3.0), (0.5, 2, -1.0), (0.5, -2, 1.6), (1.1, 2, -2.2)])
+def test_the_clipped_policy_loss_by_hand(ratio, advantage, want):
+    """Clipped only where going on would pay: not on the way back."""
+    assert train_ppo.clipped_policy_loss(torch.tensor(ratio), torch.tensor(float(advantage)), 0.2).item() == pytest.approx(want)
+
+def test_the_clipped_value_loss_by_hand():
+    """The larger of both errors: clipping never makes a step away from the return look good."""
+    loss = lambda v, old, r: train_ppo.clipped_value_loss(torch.tensor(v), torch.tensor(old), torch.tensor(r), 0.2).item()
+    assert loss(1.0, 0.0, 2.0) == pytest.approx((0.2 - 2) ** 2 / 2) and loss(-1.0, 0.0, 2.0) == pytest.approx(9 / 2)
+    assert loss(0.1, 0.0, 2.0) == pytest.approx(1.9**2 / 2)
+
+def test_the_adapted_coefficient():
+    """Up over the target, down under it, by at most a fifth in 10,000 samples."""
+    assert train_ppo.adapted(0.1, 6.0, 5.0, 1000) == pytest.approx(0.1 * (1 + 0.2 * 0.1)) == train_ppo.adapted(0.1, 50.0, 5.0, 1000)
+    assert train_ppo.adapted(0.1, 0.0, 5.0, 1000) == pytest.approx(0.1 * (1 - 0.2 * 0.1))
+    assert train_ppo.adapted(0.1, 5.5, 5.0, 10_000) == pytest.approx(0.1 * 1.1)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a world that can be solved
+
+class Table(nn.Module):
+    """A policy of answers of one token to prompts of one token, with what of a GPT is needed."""
+    def __init__(self, log_p):
+        super().__init__()
+        self.features, self.lm_head = nn.Embedding.from_pretrained(log_p.float(), freeze=False), nn.Identity()
+        self.config = SimpleNamespace(n_embd=log_p.shape[1])
+
+    def generate(self, idx, max_new_tokens, *, generator, **_):
+        return torch.cat([idx, torch.multinomial(self.features(idx[:, -1]).softmax(1), 1, generator=generator)], 1)
+
+@pytest.mark.parametrize("algo", ["ppo", "rloo"])
+def test_the_optimum_is_the_tilted_reference(algo):
+    """With the true reward and a fixed beta both end at ref * exp(r / beta) / Z, far from where they start."""
+    torch.manual_seed(0)
+    ref, reward = bandit.world()    # (4, 6)
+    args = SimpleNamespace(algo=algo, rollout=1024, batch_size=256, k=4 if algo == "rloo" else 1, epochs=2, beta=1.0, clip=0.2,
+                           target_kl=None, gamma=1.0, lam=0.95, vf_coef=0.0, eos_penalty=0.0, seed=0)
+    table, base = (torch.cat([ref, torch.zeros(2, 6)]) for _ in range(2))    # answers are tokens too
+    agent, reference = train_ppo.Agent(Table(table), 1.0), train_ppo.Agent(Table(base), 0.0)
+    tokenizer = SimpleNamespace(eot_token=-1, decode=str)
+    judge = lambda texts: np.array([reward[x, y].item() for x, y in texts])
+    rollouts = train_ppo.Rollouts(agent, reference, tokenizer, [[x] for x in range(4)] * 256, judge, 1, args, nullcontext())
+    optimizer, steps = torch.optim.Adam(agent.parameters(), lr=0.05), 240
+    for i in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 - i / steps)
+        optimizer.zero_grad()
+        train_ppo.ppo_loss(agent, rollouts[i], args)[0].backward()
+        optimizer.step()
+    found, want = agent.policy.features.weight[:4].detach().double().log_softmax(1), bandit.tilt(ref, reward, 1.0)
+    distance = lambda p: (p.exp() * (p - want)).sum(1)
+    assert distance(found).max() < 0.01 < 0.05 < distance(ref).min()
+
+# ---------------------------------------------------------------------------------------------------------------------
+# runs
+
+FLAGS = "--true_reward --rollout 32 --batch_size 16 --max_steps 8 --eval_every 4 --n_show 0 --n_prompts 64 --lr 3e-3".split()
+
+@pytest.fixture
+def rollouts(here, tokenizer):    # noqa: F811
+    """Of the policy in out/toy/sft."""
+    args = train_ppo.get_args(FLAGS)
+    policy, reference = (GPT.from_pretrained("out/toy/sft").eval() for _ in range(2))
+    prompts, room = data.prompts_for(args, tokenizer, 64, 8)
+    reward = Reward(None, tokenizer, 64, "cpu", 16, nullcontext())
+    agents = train_ppo.Agent(policy, 0.05), train_ppo.Agent(reference, 0.0)
+    return train_ppo.Rollouts(*agents, tokenizer, prompts["train"], reward, room, args, nullcontext()), args
+
+def test_at_the_first_minibatch_the_ratio_is_exactly_1(rollouts):
+    """Log-probs of an older policy, of other rows, or with dropout on would not be; at the next ones it moves."""
+    batches, args = rollouts
+    optimizer = torch.optim.AdamW(batches.agent.parameters(), lr=3e-3)
+    for i in range(8):    # two batches of samples, two epochs of two minibatches each
+        loss, metrics = train_ppo.ppo_loss(batches.agent, batches[i], args)
+        first = i % 4 == 0
+        assert (metrics["policy/ratio"].item() == 1.0 and metrics["policy/approxkl"].item() == 0.0) == first, i
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+def test_a_minibatch_holds_what_its_samples_say(rollouts):
+    """Scores at the last token, by the text; values start at zero, so returns are sums of rewards discounted by lambda alone."""
+    import toy
+    batches, args = rollouts
+    batch = batches[0]
+    mask, idx = batch["mask"], batch["idx"]
+    assert not batch["old_values"].any() and mask.any(1).all()
+    with torch.no_grad():
+        logps = batches.agent(idx, mask)[0]
+    want = torch.gather(batches.agent.policy(idx).log_softmax(-1)[:, :-1], 2, idx[:, 1:, None]).squeeze(2) * mask
+    assert torch.allclose(logps, want, atol=1e-5) and torch.equal(logps, batch["old_logps"])
+    for row in range(len(idx)):
+        last = mask[row].nonzero().max().item()
+        tokens = idx[row, :last + 2].tolist()
+        score = toy.reward(data.decode(batches.tokenizer, tokens)) - (tokens[-1] != batches.tokenizer.eot_token)
+        assert batch["returns"][row, last].item() == pytest.approx(score, abs=1e-5)    # policy and reference are the same yet
+
+def test_advantages_are_whitened_over_the_whole_batch(rollouts):
+    """A minibatch's own mean is noise that is taken for a baseline."""
+    batches, _ = rollouts
+    parts = [batches[i] for i in range(2)]
+    values = torch.cat([p["advantages"][p["mask"]] for p in parts])
+    assert values.mean().item() == pytest.approx(0, abs=1e-5) and values.var(correction=0).item() == pytest.approx(1, abs=1e-3)
+    assert abs(parts[0]["advantages"][parts[0]["mask"]].mean().item()) > 1e-4
+
+def test_the_value_head_does_not_hinder_the_policy_at_the_start(rollouts):
+    """It starts at zero: its gradient reaches the trunk only through a weight that is not 0 yet."""
+    batches, args = rollouts
+    train_ppo.ppo_loss(batches.agent, batches[0], args)[0].backward()
+    with_values = {n: p.grad.clone() for n, p in batches.agent.policy.named_parameters()}
+    batches.agent.zero_grad()
+    args.vf_coef = 0.0
+    train_ppo.ppo_loss(batches.agent, batches[0], args)[0].backward()
+    for name, p in batches.agent.policy.named_parameters():
+        assert torch.allclose(p.grad, with_values[name], atol=1e-7), name
+
+@pytest.mark.parametrize("algo", ["ppo", "rloo"])
+def test_a_run_has_what_every_run_has(here, tmp_path, algo, capsys):    # noqa: F811
+    """Its log has the usual names, its reward is measured by the table at the end, and it can be measured again."""
+    found = train_ppo.main([*FLAGS, "--algo", algo, "--out_dir", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    assert "win rate against the reference" in said and found["step"] == 8 and found["measures"]["after"]["reward"]
+    logged = {metric for _, split, metric, _ in log_rows(tmp_path / "run") if split == "train"}
+    names = {"objective/kl", "objective/scores", "policy/clipfrac", "policy/approxkl", "policy/ratio", "policy/entropy", "returns/mean"}
+    assert names | ({"val/error"} if algo == "ppo" else set()) <= logged
+    first = [v for step, split, metric, v in log_rows(tmp_path / "run") if (step, split, metric) == (0, "val", "objective/kl")]
+    assert first == [0.0] and GPT.from_pretrained(tmp_path / "run")
+
+def test_a_run_goes_on_to_the_same_bytes(here, tmp_path):    # noqa: F811
+    """Stopped where a batch of samples is used up, nothing of it is needed any more."""
+    train_ppo.main([*FLAGS, "--out_dir", str(tmp_path / "whole"), "--max_steps", "8", "--min_lr", "3e-3"])
+    train_ppo.main([*FLAGS, "--out_dir", str(tmp_path / "cut"), "--max_steps", "4", "--min_lr", "3e-3"])
+    train_ppo.main(["--resume", "--out_dir", str(tmp_path / "cut"), "--max_steps", "8"])
+    assert (tmp_path / "cut" / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
+    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+def test_a_learned_reward_is_trained_if_there_is_none_and_the_true_one_is_measured(here, tmp_path, monkeypatch):    # noqa: F811
+    """What it was trained on, and what is so: over-optimisation is their distance."""
+    from rlhf import train_reward
+    monkeypatch.chdir(here)
+    real = train_reward.main
+    monkeypatch.setattr(train_reward, "main", lambda argv: real([*argv, "--n_prompts", "40", "--max_steps", "4", "--eval_every", "4"]))
+    flags = [f for f in FLAGS if f != "--true_reward"]
+    train_ppo.main([*flags, "--out_dir", str(tmp_path / "run"), "--target_kl", "2"])
+    assert Path("out/toy/reward/result.json").exists()
+    measures = json.loads((tmp_path / "run" / "eval.json").read_text())["measures"]["after"]
+    assert {"reward", "proxy", "win", "proxy_win"} <= set(measures) and measures["reward"] != measures["proxy"]
+    betas = [v for _, split, metric, v in log_rows(tmp_path / "run") if metric == "objective/beta" and split == "train"]
+    assert betas[0] == pytest.approx(0.05) and betas[-1] < betas[0]    # the KL is under its target
+
+@pytest.mark.parametrize("flags, words", [
+    (["--data", "hh"], "toy and imdb"), (["--algo", "rloo", "--k", "1"], "--k 1"), (["--rollout", "100"], "--rollout 100"),
+    (["--eval_every", "7"], "--eval_every 7"), (["--true_reward", "--reward", "x"], "--reward"), (["--dropout", "0.1"], "--dropout"),
+    (["--prompt_tokens", "3"], "--prompt_tokens"), (["--data", "imdb", "--true_reward"], "--true_reward")])
+def test_what_makes_no_sense_is_refused(flags, words, capsys):
+    """One line."""
+    with pytest.raises(SystemExit) as end:
+        train_ppo.main(flags)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1 and words in said
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["ppo", "rloo"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_true_reward_is_learned(tmp_path, monkeypatch, algo, seed):
+    """From about 0.5 to at least 0.9, at 15 nats at the most."""
+    monkeypatch.chdir(tmp_path)
+    found = train_ppo.main(["--true_reward", "--algo", algo, "--seed", str(seed), "--n_show", "0"])["measures"]
+    assert found["before"]["reward"][0] < 0.55 and found["after"]["reward"][0] >= 0.9 and found["after"]["kl"][0] < 15
+    assert math.isfinite(found["after"]["entropy"][0]) and found["after"]["eos"][0] > 0.95
