@@ -78,7 +78,7 @@ def shared(model, compute_loss):
     """compute_loss, whose backward leaves the mean of all processes' gradients in the model."""
     if world() == 1:
         return compute_loss
-    return nn.parallel.DistributedDataParallel(Step(model, compute_loss), gradient_as_bucket_view=True, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(Step(model, compute_loss), gradient_as_bucket_view=True)
 
 def alone(compute_loss):
     """Inside it backward adds to this process's gradients only: for all but the last batch of an update."""

@@ -9,7 +9,7 @@ RLHF's last step, which DPO replaces: the policy samples, a reward judges, and t
     reward of token t -beta (log policy(y_t) - log reference(y_t)), and at the last one r(x, y), less a penalty if that is not EOS
     policy gradient   grad J = E[sum_t A_t grad log policy(y_t | x, y_<t)]: any baseline that does not see y_t leaves it unbiased
     advantage (GAE)   A_t = sum_l (gamma lam)^l delta_{t+l},  delta_t = r_t + gamma V_{t+1} - V_t                       arXiv:1506.02438
-    PPO-clip          L = -mean_t min(ratio_t A_t, clip(ratio_t, 1 - eps, 1 + eps) A_t),  ratio_t = policy(y_t) / old(y_t)   1707.06347
+    PPO-clip          L = -mean_t min(ratio_t A_t, clip(ratio_t, 1 - eps, 1 + eps) A_t), ratio = policy / old      arXiv:1707.06347
     values            L = mean_t max((V - R)^2, (old V + clip(V - old V, -eps, eps) - R)^2) / 2,  R = A + old V
     RLOO              L = -mean_i (R_i - mean of the other k - 1 samples of its prompt) log policy(y_i), R_i all rewards of its tokens,
                       here with PPO's clipped ratio of whole completions; no value head                                arXiv:2402.14740
@@ -18,6 +18,7 @@ The value head stands on the policy's trunk and starts at zero. A batch of sampl
 through them in another order, so that at the first the ratio is exactly 1. Writes out/<data>/<algo>, a run as any other; its validation
 loss is minus the objective on held-out prompts. After Ctrl-C the batch in progress is sampled again. Read first: train_reward.py, loop.py
 """
+import os
 import random
 from pathlib import Path
 
@@ -28,7 +29,6 @@ import cli
 import data
 import eval
 import loop
-import parallel
 import sources
 import train_sft
 from model import GPT, fingerprint
@@ -54,7 +54,7 @@ def get_args(argv=None):
     p.add_argument("--vf_coef", type=cli.not_negative, default=0.1, help="weight of the value loss (default: %(default)s)")
     p.add_argument("--eos_penalty", type=cli.not_negative, default=1.0, help="reward lost without an EOS at the end (default: %(default)s)")
     p.add_argument("--n_show", type=int, default=3, help="samples to print at the end (default: %(default)s)")
-    p.set_defaults(lr=1e-3, warmup_steps=10, max_steps=400, eval_every=40, patience=0)
+    p.set_defaults(lr=1e-3, warmup_steps=10, max_steps=240, eval_every=40, patience=0)
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "rlhf/train_ppo.py", args.algo)
@@ -63,7 +63,8 @@ def get_args(argv=None):
                          ("reward", not args.true_reward, "with --true_reward"), ("dropout", False, "here: ratios would be noise"),
                          ("n_val", False, "here"), ("max_prompt_len", False, "here"), ("grad_accum", args.grad_accum == 1, "here")))
     args.k, updates = args.k or (4 if args.algo == "rloo" else 1), args.rollout // args.batch_size * args.epochs
-    for ok, why in ((args.data in ("toy", "imdb"), f"--data {args.data}: there is toy and imdb"),
+    for ok, why in ((int(os.environ.get("WORLD_SIZE", 1)) == 1, "runs in one process, without torchrun"),
+                    (args.data in ("toy", "imdb"), f"--data {args.data}: there is toy and imdb"),
                     (args.algo == "ppo" or args.k > 1, "--k 1: rloo compares a completion with others of its prompt"),
                     (args.rollout % args.k == 0 and args.rollout % args.batch_size == 0 and args.batch_size % args.k == 0,
                      f"--rollout {args.rollout} must be a multiple of --batch_size {args.batch_size}, and that of --k {args.k}"),
@@ -106,9 +107,11 @@ def leave_one_out(rewards, k):
     return (grouped - (grouped.sum(1, keepdim=True) - grouped) / (k - 1)).view(-1)
 
 def clipped_policy_loss(ratio, advantages, eps):
+    """Minus PPO's objective, elementwise: nothing is to be gained beyond 1 +- eps."""
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - eps, 1 + eps) * advantages)
 
 def clipped_value_loss(values, old, returns, eps):
+    """Half the squared error, elementwise, of the value or of its clipped step from the old one, whichever is worse."""
     return torch.maximum((values - returns) ** 2, (old + (values - old).clamp(-eps, eps) - returns) ** 2) / 2
 
 def adapted(beta, kl, target, samples, horizon=10_000):
@@ -226,8 +229,6 @@ def ppo_loss(agent, batch, args):
 def main(argv=None):
     """Returns fit's result and what eval.json holds."""
     args = get_args(argv)
-    if parallel.join(args.device) or parallel.world() > 1:
-        raise SystemExit("rlhf.train_ppo runs in one process")
     with cli.bad_input():
         sources.check_source(args.data, args.data_dir, training=True)
         cli.check_out_dir(args)

@@ -21,6 +21,7 @@ import cli
 import data
 import loop
 import measures
+import parallel
 import reward
 import sources
 import toy
@@ -114,6 +115,7 @@ def judge_labels(model, rows, batch_size, autocast):
 def main(argv=None):
     """Returns fit's result and what reward.json holds."""
     args = get_args(argv)
+    parallel.join(args.device)
     with cli.bad_input():
         sources.check_source(args.data, args.data_dir, training=True)
         cli.check_out_dir(args)
@@ -138,6 +140,8 @@ def main(argv=None):
     batches = {split: data.Batches(rows[split], args.batch_size, args.seed) for split in ("train", "val")}
     result = loop.fit(model, lambda batch: compute(model, batch), batches["train"], batches["val"], save=model.save_pretrained,
                       autocast=autocast, show=("accuracy",), go_on=cli.go_on("-m rlhf.train_reward", args), **cli.fit_flags(args))
+    if not parallel.leave():
+        return result
     best = ScalarGPT.from_pretrained(out_dir).to(device).eval()
     look = judge_labels if args.data == "imdb" else judge_pairs
     found = look(best, rows.get("test", rows["val"]), args.batch_size, autocast)

@@ -47,7 +47,7 @@ FAULTS = {
                                                  's for s in ("rejected", "chosen") if s in rows[0]', "test_data.py"),
     "share_prefix not passed on": ("data.py", "functools.partial(collate, share_prefix=share_prefix)", "collate", "test_data.py"),
     "share_prefix without an effect": ("train_pref.py", "args.batch_size, args.seed, args.share_prefix)", "args.batch_size, args.seed)",
-                                       "test_runs.py"),
+                                       "test_runs.py::test_share_prefix_gives_every_batch_in_one_row_a_pair"),
     # losses
     "sign flipped": ("losses.py", "with_rewards(smoothed(h, 0.0), beta, w, l)", "with_rewards(smoothed(-h, 0.0), beta, w, l)",
                      "test_losses.py"),
@@ -65,11 +65,13 @@ FAULTS = {
     "chosen and rejected swapped in training": ("train_pref.py", "(chosen, rejected), (chosen_lens", "(rejected, chosen), (chosen_lens",
                                                 "test_runs.py"),
     "reference = policy": ("train_pref.py", 'Pairs(chosen, rejected, batch.get("ref_chosen_logps"), batch.get("ref_rejected_logps")',
-                           "Pairs(chosen, rejected, chosen.detach(), rejected.detach()", "test_runs.py"),
+                           "Pairs(chosen, rejected, chosen.detach(), rejected.detach()",
+                           "test_runs.py::test_the_reference_is_fixed_and_without_gradient"),
     "reference with gradient": ("train_pref.py", 'Pairs(chosen, rejected, batch.get("ref_chosen_logps"), batch.get("ref_rejected_logps")',
-                                "Pairs(chosen, rejected, chosen * 1.0, rejected * 1.0", "test_runs.py"),
+                                "Pairs(chosen, rejected, chosen * 1.0, rejected * 1.0",
+                                "test_runs.py::test_the_reference_is_fixed_and_without_gradient"),
     "reference with adapters on": ("train_pref.py", "adapters.adapters_off if adapters.adapted(model) else nullcontext",
-                                   "nullcontext", "test_runs.py"),
+                                   "nullcontext", "test_runs.py::test_adapter_runs_train_save_the_adapter_alone_and_load_again"),
     "loss dispatched to another": ("train_pref.py", "loss, hparams = LOSSES[args.loss]", 'loss, hparams = LOSSES["dpo"]', "test_runs.py"),
     "hyperparameters not passed on": ("train_pref.py", "loss.fn(pairs, **hparams)", "loss.fn(pairs)", "test_runs.py"),
     "beta annealed backwards": ("loop.py", "return start + (end - start) *", "return end + (start - end) *", "test_loop.py"),
@@ -95,7 +97,8 @@ FAULTS = {
     "metrics of one process alone": ("parallel.py", "    dist.all_reduce(x)\n", "", "test_parallel.py"),
     "gradients N times too small": ("loop.py", "/ parallel.world(), []", "/ 1, []", "test_parallel.py"),
     "every process the whole batch": ("data.py", "rows[parallel.rank()::parallel.world()]", "rows", "test_parallel.py"),
-    "the KL of a part of the batch": ("parallel.py", "return torch.full_like(x[0], total / n)", "return x", "test_parallel.py"),
+    "the KL of a part of the batch": ("parallel.py", "return torch.full_like(x[0], total / n)", "return x",
+                                      "test_parallel.py::test_the_log_does_not_depend_on_the_number_of_processes[kto]"),
     "gradients talked about at every batch": ("loop.py", "if batch is not batches[-1] else nullcontext()", "if True else nullcontext()",
                                               "test_parallel.py"),
     # the model
@@ -127,7 +130,7 @@ FAULTS = {
     "budget of distinct not kept": ("measures.py", "tokens = tokens[:room]", "room = max(room, len(tokens))", "test_measures.py"),
     "labels swapped in all pairs": ("data.py", "round(share * len(rows))", "len(rows)", "test_data.py"),
     "label noise without an effect": ("train_pref.py", "data.flip_labels(part, args.label_noise, args.seed)",
-                                      "data.flip_labels(part, 0, args.seed)", "test_runs.py"),
+                                      "data.flip_labels(part, 0, args.seed)", "test_runs.py::test_labels_are_really_flipped"),
     "intervals of 1.96 for three seeds": ("study/claims.py", "T95[n] * float", "1.96 * float", "test_sweep.py"),
     "value and policy losses swapped": ("rlhf/train_ppo.py", "loss = policy_loss + args.vf_coef * value_loss",
                                         "loss = value_loss + args.vf_coef * policy_loss", "test_ppo.py"),
@@ -152,7 +155,7 @@ FAULTS = {
 def test_the_line_that_is_to_be_broken_is_still_there(name):
     """A fault that can no longer be planted is seen by no test, and only the slow ones would say so."""
     file, right, wrong, tests = FAULTS[name]
-    assert right in (ROOT / file).read_text() and right != wrong and (ROOT / "tests" / tests).is_file()
+    assert right in (ROOT / file).read_text() and right != wrong and (ROOT / "tests" / tests.split("::")[0]).is_file()
 
 def tried(name, copy):
     """Plants a fault in a copy of the project, and runs the tests that are to see it."""

@@ -236,10 +236,9 @@ def test_what_makes_no_sense_is_refused(flags, words, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["ppo", "rloo"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_true_reward_is_learned(tmp_path, monkeypatch, algo, seed):
-    """From about 0.5 to at least 0.9, at 15 nats at the most."""
+def test_the_true_reward_is_learned(tmp_path, monkeypatch, algo):
+    """From about 0.5 to at least 0.9, at 15 nats at the most; the study has more seeds."""
     monkeypatch.chdir(tmp_path)
-    found = train_ppo.main(["--true_reward", "--algo", algo, "--seed", str(seed), "--n_show", "0"])["measures"]
+    found = train_ppo.main(["--true_reward", "--algo", algo, "--n_show", "0"])["measures"]
     assert found["before"]["reward"][0] < 0.55 and found["after"]["reward"][0] >= 0.9 and found["after"]["kl"][0] < 15
     assert math.isfinite(found["after"]["entropy"][0]) and found["after"]["eos"][0] > 0.95

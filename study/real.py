@@ -1,0 +1,106 @@
+"""
+The pipelines on real text, end to end, every step one of nanoPref's commands: SFT, reward models, preferences, evaluation.
+
+    python -m study.real --data imdb --data_dir reviews    # three hours on 2 CPU cores that are fast in bfloat16
+    python -m study.real --data hh --data_dir hh-rlhf      # half an hour
+    python -m study.real --collect                         # only study/results/real.csv, from the runs that are there
+
+Runs go to out/real/<data>. What is finished is skipped, and what was stopped goes on. A seed is that of the sampled pairs and their order;
+all seeds share the SFT policy and the reward models. Read first: train_pref.py, rlhf/train_reward.py
+"""
+import argparse
+import csv
+import json
+import math
+from pathlib import Path
+
+import eval
+import train_pref
+import train_sft
+from rlhf import train_reward
+from study.table import RESULTS
+
+ROOT = Path("out/real")
+SEEDS = (0, 1, 2)
+SMALL = "--n_layer 4 --n_head 4 --n_embd 256 --bpe_vocab 8192"
+LABELS = "--init_from {root}/sft --max_len 256 --lr 3e-4 --batch_size 32 --max_steps 700 --eval_every 100 --n_val 500"
+PAIRS = "--init_from {root}/sft --reward {root}/reward --prompt_tokens 32 --max_len 96 --batch_size 32 --max_steps 200 --eval_every 40"
+TURNS = "--init_from {root}/sft --max_len 320 --batch_size 16 --max_steps 120 --eval_every 20"
+
+# data -> name of a run -> (script, flags); {root} is the data's folder of runs
+STEPS = {
+    "imdb": {"sft": (train_sft, f"{SMALL} --max_len 256 --lr 2e-3 --batch_size 32 --warmup_steps 100 --weight_decay 0.1 --max_steps 4000 "
+                     "--eval_every 500 --n_val 500"),
+             "reward": (train_reward, f"{LABELS} --half first"), "gold": (train_reward, f"{LABELS} --half second"),
+             "dpo": (train_pref, f"{PAIRS} --loss dpo --lr 2e-4"), "ipo": (train_pref, f"{PAIRS} --loss ipo --lr 2e-4"),
+             "jsd": (train_pref, f"{PAIRS} --loss fdpo --divergence jsd --beta 0.3 --lr 2e-4")},
+    "hh": {"sft": (train_sft, f"{SMALL} --max_len 320 --lr 1e-3 --batch_size 16 --max_steps 400 --eval_every 50"),
+           "dpo": (train_pref, f"{TURNS} --loss dpo --lr 1e-4 --adapter sequential --adapter_rank 64"),
+           "dpo-full": (train_pref, f"{TURNS} --loss dpo --lr 5e-5")}}
+MEASURES = ("reward", "gold", "win", "gold_win", "kl", "entropy", "length", "distinct_2", "accuracy", "margin")
+
+def get_args(argv=None):
+    p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
+    p.add_argument("--data", choices=list(STEPS), nargs="+", default=list(STEPS), help="(default: all)")
+    p.add_argument("--data_dir", help="folder with its files, instead of the hub")
+    p.add_argument("--dtype", default="bfloat16", help="of the matrix products (default: %(default)s)")
+    p.add_argument("--collect", action="store_true", help="train nothing")
+    args = p.parse_args(argv)
+    if args.data_dir and len(args.data) > 1:
+        p.error("--data_dir goes with one --data")
+    return args
+
+def run(data, name, seed, script, flags, args):
+    """One step, or what is left of it."""
+    folder = ROOT / data / (name if script is not train_pref else f"{name}-{seed}")
+    if (folder / "done").exists():
+        return
+    argv = [*flags.replace("{root}", str(ROOT / data)).split(), "--data", data, "--out_dir", str(folder), "--seed", str(seed)]
+    argv += ["--dtype", args.dtype, *(["--data_dir", args.data_dir] if args.data_dir else [])]
+    if not (folder / "result.json").exists():
+        begun = (folder / "args.json").exists()
+        script.main(argv + ["--resume"] * begun + (["--n_show", "0"] if script is train_pref else []))
+    if script is train_pref:
+        gold = ["--gold", str(ROOT / data / "gold")] if (ROOT / data / "gold").exists() else []
+        eval.main(["--run", str(folder), "--dtype", args.dtype, "--show", "3", *gold])
+    (folder / "done").write_text(" ".join(argv))
+
+def collect():
+    """real.csv: a row for each run, seed and measure; real_samples.json: some samples of each preference run of seed 0."""
+    rows, samples = [], {}
+    for data, steps in STEPS.items():
+        for name, (script, _) in steps.items():
+            for seed in SEEDS if script is train_pref else (0,):
+                folder = ROOT / data / (name if script is not train_pref else f"{name}-{seed}")
+                if not (folder / "done").exists():
+                    continue
+                result = json.loads((folder / "result.json").read_text())
+                found = {"seconds": [result["seconds"]] * 3}
+                if script is train_sft:
+                    found["perplexity"] = [math.exp(result["best_val_loss"])] * 3
+                elif script is train_reward:
+                    reward = json.loads((folder / "reward.json").read_text())
+                    found |= {"accuracy": reward["accuracy"], "calibration_error": [reward["calibration_error"]] * 3}
+                else:
+                    stored = json.loads((folder / "eval.json").read_text())
+                    found |= {m: stored["measures"]["after"][m] for m in MEASURES if m in stored["measures"]["after"]}
+                    rows += [(data, f"before {name}", seed, m, *v) for m, v in stored["measures"]["before"].items() if m in MEASURES]
+                    if seed == 0:
+                        samples[f"{data} {name}"] = stored["samples"][:4]
+                rows += [(data, name, seed, m, *v) for m, v in found.items()]
+    with open(RESULTS / "real.csv", "w", newline="") as f:
+        out = csv.writer(f, lineterminator="\n")
+        out.writerow(("data", "run", "seed", "measure", "mean", "low", "high"))
+        out.writerows([f"{x:.5g}" if isinstance(x, float) else x for x in row] for row in rows)
+    (RESULTS / "real_samples.json").write_text(json.dumps(samples, indent=1) + "\n")
+
+def main(argv=None):
+    args = get_args(argv)
+    for data in args.data if not args.collect else ():
+        for name, (script, flags) in STEPS[data].items():
+            for seed in SEEDS if script is train_pref else (0,):
+                run(data, name, seed, script, flags, args)
+    collect()
+
+if __name__ == "__main__":
+    main()
