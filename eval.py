@@ -296,10 +296,10 @@ def main(argv=None, say=print):
             return [answer(loaded, args, autocast) for loaded in runs.values()]
         facts = runs[args.run[0]][0]
         for run, (theirs, *_) in runs.items():
-            for flag in ("data", "data_dir", "max_len", "max_prompt_len"):
-                if theirs["args"].get(flag) != facts["args"].get(flag):
-                    raise ValueError(f"{run} has --{flag} {theirs['args'][flag]}, and {args.run[0]} {facts['args'][flag]}: on other "
-                                     "texts, they cannot stand side by side")
+            for flag, default in (("data", None), ("data_dir", None), ("max_len", None), ("max_prompt_len", None), ("prompt_tokens", "32")):
+                one, other = (f["args"].get(flag) or default for f in (theirs, facts))
+                if one != other:
+                    raise ValueError(f"{run} has --{flag} {one}, and {args.run[0]} {other}: on other texts, they cannot stand side by side")
         held = held_out(args.run[0], facts, runs[args.run[0]][1], args, device, autocast, say)
         if (args.best_of or args.against) and "reward" not in held.rewards:
             raise ValueError(f"--{'best_of' if args.best_of else 'against'} needs a reward, and {facts['args']['data']} has none: give a "

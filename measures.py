@@ -68,7 +68,8 @@ def best_of(rewards):
 def pooled_entropy(samples):
     """Entropy in nats of the tokens of some completions thrown together, from their counts."""
     counts = np.array(list(Counter(t for tokens in samples for t in tokens).values()), dtype=float)
-    return -(counts / counts.sum() * np.log(counts / counts.sum())).sum()
+    p = counts / counts.sum()
+    return -(p * np.log(p)).sum()
 
 def distinct(completions, n, budget=500):
     """Share of different n-grams in each run of `budget` tokens: (pieces,), none if there are too few. N-grams end with a completion."""

@@ -1,0 +1,51 @@
+"""The pipelines on real text: every step a command that parses, goes on where it was stopped, and is collected with its seeds."""
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from study import real
+from test_data import write_jsonl
+
+TINY = "--max_len 48 --max_steps 2 --eval_every 2 --batch_size 8"
+STEPS = {"imdb": {
+    "sft": (real.train_sft, f"{TINY} --n_layer 1 --n_head 2 --n_embd 16"),
+    "reward": (real.train_reward, f"{TINY} --init_from {{root}}/sft --half first --max_steps 20 --lr 3e-2"),
+    "gold": (real.train_reward, f"{TINY} --init_from {{root}}/sft --half second --max_steps 20 --lr 3e-2"),
+    "dpo": (real.train_pref, f"{TINY} --loss dpo --init_from {{root}}/sft --reward {{root}}/reward --prompt_tokens 4 --n_prompts 12")}}
+
+def test_the_pipeline_of_reviews_runs_skips_what_is_done_and_is_collected(in_tmp, own_tokenizer, monkeypatch):
+    """What is finished is not begun again; a run that has ended before its evaluation is only evaluated."""
+    for split, n in (("train", 60), ("test", 20)):
+        rows = [{"text": f"{i:02d} {split} plot was {('dull', 'superb')[i % 2]} . " * 2, "label": i % 2} for i in range(n)]
+        write_jsonl(in_tmp / "reviews" / f"{split}.jsonl", rows)
+    monkeypatch.setattr(real, "STEPS", STEPS)
+    monkeypatch.setattr(real, "SEEDS", (0, 1))
+    monkeypatch.setattr(real, "RESULTS", in_tmp)
+    evaluate = real.eval.main
+    monkeypatch.setattr(real.eval, "main", lambda argv, **more: evaluate([*argv, "--n_prompts", "8", "--n_samples", "1"], **more))
+    argv = ["--data", "imdb", "--data_dir", "reviews", "--dtype", "float32"]
+    real.main(argv)
+    runs = sorted(p.name for p in Path("out/real/imdb").iterdir())
+    assert runs == ["dpo-0", "dpo-1", "gold", "reward", "sft"]
+    with open("real.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    found = {(r["run"], r["measure"], r["seed"]) for r in rows}
+    assert {("sft", "perplexity", "0"), ("reward", "accuracy", "0"), ("dpo", "gold", "1"), ("before dpo", "gold", "1"),
+            ("dpo", "gold_win", "0"), ("dpo", "kl", "1"), ("dpo", "seconds", "0")} <= found
+    perplexity = next(float(r["mean"]) for r in rows if r["measure"] == "perplexity")
+    assert perplexity == pytest.approx(np.exp(json.loads(Path("out/real/imdb/sft/result.json").read_text())["best_val_loss"]), rel=1e-3)
+    assert "gold" in json.loads(Path("real_samples.json").read_text())["imdb dpo"][0]["rewards"]["after"]
+    Path("out/real/imdb/dpo-1/done").unlink()
+    written = lambda: {p: p.stat().st_mtime_ns for p in Path("out/real").rglob("*.safetensors")}
+    before = written()
+    real.main(argv)
+    assert before == written() and Path("out/real/imdb/dpo-1/done").exists()
+
+def test_the_steps_can_be_parsed():
+    """Hours, and then a flag that there is not."""
+    for data, steps in real.STEPS.items():
+        for script, flags in steps.values():
+            script.get_args([*flags.replace("{root}", "x").split(), "--data", data])
