@@ -81,9 +81,13 @@ def load_tensors(path):
 # ---------------------------------------------------------------------------------------------------------------------
 # the state of a run
 
+def kept(model):
+    """What of a model a state holds: what is trained, and buffers."""
+    return {n: p for n, p in model.named_parameters() if p.requires_grad} | dict(model.named_buffers())
+
 def save_state(out_dir, model, optimizer, scaler, counters, log_bytes):
     """Writes all that the next updates depend on. counters: a dict of plain numbers, strings and lists."""
-    state = {"model": {n: p for n, p in model.named_parameters() if p.requires_grad}, "optimizer": optimizer.state_dict(),
+    state = {"model": kept(model), "optimizer": optimizer.state_dict(),
              "scaler": scaler.state_dict(), "counters": counters, "log_bytes": log_bytes, "rng": torch.get_rng_state(),
              "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
     with replacing(out_dir / "state.pt") as part:
@@ -120,9 +124,8 @@ def load_state(out_dir, model, optimizer, scaler, say=print):
         return None
     try:
         with torch.no_grad():
-            for name, p in model.named_parameters():
-                if p.requires_grad:
-                    p.copy_(state["model"][name])
+            for name, p in kept(model).items():
+                p.copy_(state["model"][name])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
     except (RuntimeError, KeyError, ValueError) as e:

@@ -275,7 +275,8 @@ def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tok
 def beginnings(data_dir, split, tokenizer, spans, n, seed=0):
     """
     The first tokens of n reviews of IMDB, behind an EOS as in SFT, and whether each review is positive: two lists, the prompts all
-    different. spans: how many tokens, "32" or "2-8". The test reviews are without those that are in training too.
+    different. spans: how many tokens, "32" or "2-8". The test reviews are without those that are in training too; and since short
+    beginnings repeat, one in ten, by its hash, is a test prompt only, the others training prompts only.
     """
     splits, _ = load_examples("imdb", data_dir, pairs=False)
     known, rng = {e["chosen"] for e in splits.get("train", ())} if split != "train" else (), random.Random(f"{split} {seed}")
@@ -285,8 +286,11 @@ def beginnings(data_dir, split, tokenizer, spans, n, seed=0):
     for e in examples:
         length = rng.randint(int(low), int(high or low))
         tokens = tokenizer.encode_ordinary(e["chosen"])
-        if len(tokens) > length and len(found) < n:
-            found.setdefault((tokenizer.eot_token, *tokens[:length]), e["positive"])
+        prompt = (tokenizer.eot_token, *tokens[:length])
+        if len(tokens) > length and (zlib.crc32(str(prompt).encode()) % 10 == 0) == (split == "test"):
+            found.setdefault(prompt, e["positive"])
+        if len(found) == n:
+            break
     if not found:
         raise ValueError(f"imdb: no {split} review has more than {spans} tokens")
     return [list(p) for p in found], list(found.values())

@@ -102,15 +102,20 @@ def answer(loaded, args, autocast):
         one = {"prompt": text} | {name: data.decode(tokenizer, several[i]) for name, several in found.items()}
         print("\n".join(sample_lines(one)) + "\n")
 
-def held_out(run, facts, policy, args, device, autocast, say):
-    """The HeldOut of a run's data, or of args.data. Raises ValueError if no prompt leaves room for an answer."""
+def held_out(run, facts, policy, ranked, args, device, autocast, say):
+    """
+    The HeldOut of a run's data, or of args.data; ranked: the reward model to measure by. Raises ValueError if no prompt leaves room for
+    an answer.
+    """
     run_args, pairs, labels, chosen = facts["args"], None, None, None
     name, folder = (args.data, args.data_dir) if args.data else (run_args["data"], args.data_dir or run_args["data_dir"])
-    tokenizer, room, ranked = data.get_tokenizer(name, policy.config.vocab_size), run_args["max_len"], args.reward or run_args.get("reward")
+    tokenizer, room = data.get_tokenizer(name, policy.config.vocab_size), run_args["max_len"]
     cli.check_fits(policy, tokenizer, room, run)
     by = {"reward": None, "proxy": ranked, "gold": args.gold} if name == "toy" else {"reward": ranked, "gold": args.gold}
     rewards = {key: Reward(at, tokenizer, room, device, args.batch_size, autocast) for key, at in by.items()
                if at or (key == "reward" and name == "toy")}    # of the toy world the exact one is known
+    if len({r.name for r in rewards.values()}) < len(rewards):
+        raise ValueError(f"--gold {args.gold} is the reward that the run was trained by: it would only agree with itself")
     if name == run_args["data"] and "pairs" in facts:
         pairs = data.read_pairs(facts["pairs"], tokenizer.n_vocab)["val"]
     if name == "toy":
@@ -217,7 +222,7 @@ ROWS = (("reward", "reward", ".3f"), ("reward_positive", "  of positive reviews'
         ("reward_negative", "  of negative reviews' prompts", ".3f"), ("win", "win rate against the reference", ".3f"),
         ("win_other", "win rate against the other run", ".3f"),
         ("gold", "reward by the gold model", ".3f"), ("gold_win", "  win rate by it", ".3f"),
-        ("proxy", "reward by the model it was trained on", ".3f"), ("proxy_win", "  win rate by it", ".3f"),
+        ("proxy", "reward by the learned model", ".3f"), ("proxy_win", "  win rate by it", ".3f"),
         ("kl", "KL to the reference, nats a completion", ".2f"),
         ("logratio", "  check: mean log-ratio", ".2f"), ("entropy", "entropy, nats a token", ".3f"),
         ("completion_entropy", "  nats a completion", ".2f"), ("pooled_4", "  of 4 samples' tokens, nats", ".3f"),
@@ -300,7 +305,11 @@ def main(argv=None, say=print):
                 one, other = (f["args"].get(flag) or default for f in (theirs, facts))
                 if one != other:
                     raise ValueError(f"{run} has --{flag} {one}, and {args.run[0]} {other}: on other texts, they cannot stand side by side")
-        held = held_out(args.run[0], facts, runs[args.run[0]][1], args, device, autocast, say)
+        learned = {r for f, *_ in runs.values() if (r := f["args"].get("reward"))}
+        if len(learned) > 1 and not args.reward and facts["args"]["data"] != "toy":
+            raise ValueError(f"the runs were trained by different rewards, {', '.join(sorted(learned))}: say by --reward which measures")
+        ranked = args.reward or (learned.pop() if len(learned) == 1 else None)
+        held = held_out(args.run[0], facts, runs[args.run[0]][1], ranked, args, device, autocast, say)
         if (args.best_of or args.against) and "reward" not in held.rewards:
             raise ValueError(f"--{'best_of' if args.best_of else 'against'} needs a reward, and {facts['args']['data']} has none: give a "
                              "--reward model")

@@ -1,5 +1,5 @@
 """
-The one training loop: cosine schedule, early stopping, checkpoints, log. SFT, reward models and preference training differ in one
+The one training loop: cosine schedule, early stopping, checkpoints, log. SFT, reward models, preference training and PPO differ in one
 closure of a few lines, compute_loss(batch) -> (loss, dict of floats).
 
 A run directory (out/<data>/<name>) holds args.json, config.json + model.safetensors (the best weights by validation loss; for adapters

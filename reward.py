@@ -27,8 +27,13 @@ def check_flags(p, args):
                          ("max_prompt_len", not sampled, on), ("n_val", not sampled, on)))
     if args.data == "imdb" and not args.reward:
         p.error("--data imdb has no pairs: they are sampled and ranked; train a reward model by rlhf.train_reward and give it as --reward")
+    check_prompt_tokens(p, args)
+
+def check_prompt_tokens(p, args):
+    """Fills in the default."""
     args.prompt_tokens = args.prompt_tokens or ("32" if args.data == "imdb" else None)
-    if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)?", args.prompt_tokens or "32"):
+    span = re.fullmatch(r"([1-9]\d*)(?:-([1-9]\d*))?", args.prompt_tokens or "32")
+    if not span or int(span[1]) > int(span[2] or span[1]):
         p.error(f"--prompt_tokens {args.prompt_tokens}: is a number of tokens, or a range of them, as 2-8")
 
 class Reward:

@@ -32,7 +32,7 @@ import loop
 import sources
 import train_sft
 from model import GPT, fingerprint
-from reward import Reward
+from reward import Reward, check_prompt_tokens
 from rlhf import train_reward
 
 def get_args(argv=None):
@@ -42,17 +42,18 @@ def get_args(argv=None):
     p.add_argument("--reward", help="a run of rlhf.train_reward (default: out/DATA/reward)")
     p.add_argument("--true_reward", action="store_true", help="toy: the exact reward in place of a learned one")
     p.add_argument("--prompt_tokens", help="imdb: a prompt is so many tokens of a review, as 32 or 2-8 (default: 32)")
-    p.add_argument("--n_prompts", type=cli.positive, default=4096, help="different training prompts (default: %(default)s)")
+    p.add_argument("--n_prompts", type=cli.positive, default=4096, help="training prompts (default: %(default)s)")
     p.add_argument("--rollout", type=cli.positive, default=256, help="completions between two samplings (default: %(default)s)")
     p.add_argument("--k", type=cli.positive, help="completions of a prompt in a batch (default: 1 for ppo, 4 for rloo)")
     p.add_argument("--epochs", type=cli.positive, default=2, help="times that each completion is learned from (default: %(default)s)")
     p.add_argument("--beta", type=cli.not_negative, default=0.05, help="weight of the KL, in rewards a nat (default: %(default)s)")
     p.add_argument("--target_kl", type=cli.not_negative, help="nats a completion, to which beta is adapted (default: beta stays)")
     p.add_argument("--clip", type=cli.not_negative, default=0.2, help="eps, of ratios and values (default: %(default)s)")
-    p.add_argument("--gamma", type=cli.not_negative, default=1.0, help="discount a token (default: %(default)s)")
-    p.add_argument("--lam", type=cli.not_negative, default=0.95, help="of GAE (default: %(default)s)")
-    p.add_argument("--vf_coef", type=cli.not_negative, default=0.1, help="weight of the value loss (default: %(default)s)")
-    p.add_argument("--eos_penalty", type=cli.not_negative, default=1.0, help="reward lost without an EOS at the end (default: %(default)s)")
+    p.add_argument("--gamma", type=cli.not_negative, help="for ppo: discount a token (default: 1)")
+    p.add_argument("--lam", type=cli.not_negative, help="for ppo: lambda of GAE (default: 0.95)")
+    p.add_argument("--vf_coef", type=cli.not_negative, help="for ppo: weight of the value loss (default: 0.1)")
+    p.add_argument("--eos_penalty", type=cli.not_negative, help="reward lost without an EOS at the end (default: 1; on imdb 0, as few "
+                   "reviews end within a completion)")
     p.add_argument("--n_show", type=int, default=3, help="samples to print at the end (default: %(default)s)")
     p.set_defaults(lr=1e-3, warmup_steps=10, max_steps=240, eval_every=40, patience=0)
     args = p.parse_args(argv)
@@ -61,18 +62,24 @@ def get_args(argv=None):
     cli.refuse(p, args, (("prompt_tokens", args.data == "imdb", "without --data imdb"),
                          ("true_reward", args.data == "toy", "without --data toy"),
                          ("reward", not args.true_reward, "with --true_reward"), ("dropout", False, "here: ratios would be noise"),
-                         ("n_val", False, "here"), ("max_prompt_len", False, "here"), ("grad_accum", args.grad_accum == 1, "here")))
-    args.k, updates = args.k or (4 if args.algo == "rloo" else 1), args.rollout // args.batch_size * args.epochs
+                         ("n_val", False, "here"), ("max_prompt_len", False, "here"), ("grad_accum", args.grad_accum == 1, "here"),
+                         ("compile", False, "here"), *((f, args.algo == "ppo", "on --algo rloo") for f in ("gamma", "lam", "vf_coef"))))
+    for flag, default in (("k", 4 if args.algo == "rloo" else 1), ("gamma", 1.0), ("lam", 0.95), ("vf_coef", 0.1),
+                          ("eos_penalty", 1.0 if args.data == "toy" else 0.0)):
+        setattr(args, flag, default if getattr(args, flag) is None else getattr(args, flag))
+    updates = max(1, args.rollout // args.batch_size * args.epochs)
     for ok, why in ((int(os.environ.get("WORLD_SIZE", 1)) == 1, "runs in one process, without torchrun"),
                     (args.data in ("toy", "imdb"), f"--data {args.data}: there is toy and imdb"),
                     (args.algo == "ppo" or args.k > 1, "--k 1: rloo compares a completion with others of its prompt"),
                     (args.rollout % args.k == 0 and args.rollout % args.batch_size == 0 and args.batch_size % args.k == 0,
                      f"--rollout {args.rollout} must be a multiple of --batch_size {args.batch_size}, and that of --k {args.k}"),
-                    (args.eval_every % max(1, updates) == 0, f"--eval_every {args.eval_every} must be a multiple of {updates}, the updates "
-                     "from one batch of samples")):
+                    (args.eval_every % updates == 0 == args.max_steps % updates, f"--eval_every {args.eval_every} and --max_steps "
+                     f"{args.max_steps} must be multiples of {updates}, the updates from one batch of samples"),
+                    (args.gamma <= 1 and args.lam <= 1, "--gamma and --lam are from 0 to 1"),
+                    (args.target_kl is None or args.target_kl * args.beta > 0, "--target_kl adapts a --beta, both larger than 0")):
         if not ok:
             p.error(why)
-    args.prompt_tokens = args.prompt_tokens or ("32" if args.data == "imdb" else None)
+    check_prompt_tokens(p, args)
     return args
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -114,8 +121,11 @@ def clipped_value_loss(values, old, returns, eps):
     """Half the squared error, elementwise, of the value or of its clipped step from the old one, whichever is worse."""
     return torch.maximum((values - returns) ** 2, (old + (values - old).clamp(-eps, eps) - returns) ** 2) / 2
 
-def adapted(beta, kl, target, samples, horizon=10_000):
-    """The controller of arXiv:1909.08593: beta grows while the KL is over its target, by at most a fifth in `horizon` samples."""
+def adapted(beta, kl, target, samples, horizon=2000):
+    """
+    The controller of arXiv:1909.08593: beta grows while the KL is over its target, by at most a fifth in `horizon` samples. The
+    paper's code has 10,000, for runs of millions of samples; here they are thousands.
+    """
     return beta * (1 + max(-0.2, min(0.2, kl / target - 1)) * samples / horizon)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -127,13 +137,14 @@ class Agent(nn.Module):
         super().__init__()
         self.policy, self.head = policy, nn.Linear(policy.config.n_embd, 1, bias=False)
         nn.init.zeros_(self.head.weight)
-        self.register_buffer("beta", torch.tensor(beta, dtype=torch.float64))
+        self.register_buffer("beta", torch.tensor(beta))
 
     def forward(self, idx, mask):
         """idx (N, T), mask (N, T - 1) -> log-probs, values and entropies of idx[:, 1:], (N, T - 1) each, 0 outside the mask."""
         states = self.policy.features(idx)[:, :-1][mask]                          # (M, C)
         log_p = self.policy.lm_head(states).float().log_softmax(-1)               # (M, V)
-        found = (log_p.gather(1, idx[:, 1:][mask][:, None]).squeeze(1), self.head(states).float().squeeze(1), -(log_p.exp() * log_p).sum(1))
+        p = log_p.detach()    # the entropy is logged, and not learned from
+        found = (log_p.gather(1, idx[:, 1:][mask][:, None]).squeeze(1), self.head(states).float().squeeze(1), -(p.exp() * p).sum(1))
         return [torch.zeros(mask.shape, device=idx.device).masked_scatter(mask, x) for x in found]
 
 class Rollouts:
@@ -144,64 +155,70 @@ class Rollouts:
         self.per_epoch = args.rollout // args.batch_size
 
     @torch.no_grad()
-    def judged(self, prompts, seed):
-        """Completions of prompts, as minibatches with all that the loss needs, and what is logged of them."""
-        args, agent, beta = self.args, self.agent, self.agent.beta.item()
+    def judged(self, prompts, beta, seed):
+        """Completions of prompts, as minibatches with the rewards of their tokens, and what is logged of them."""
+        args, agent = self.args, self.agent
         with self.autocast:
             answers = data.sample_completions(agent.policy, self.tokenizer, prompts, self.room, seed=seed)
         scores = torch.as_tensor(self.reward([p + a for p, a in zip(prompts, answers)]), dtype=torch.float32)
         ended = torch.tensor([a[-1] == self.tokenizer.eot_token for a in answers])
-        rows = [{"prompt": p, "chosen": a} for p, a in zip(prompts, answers)]
-        device, parts, kls = agent.beta.device, [], []
+        judged = scores - args.eos_penalty * ~ended    # (N,)
+        rows, device, parts, kls = [{"prompt": p, "chosen": a} for p, a in zip(prompts, answers)], agent.beta.device, [], []
         for at in range(0, len(rows), args.batch_size):
             part = slice(at, at + args.batch_size)
             batch = data.collate(rows[part])
-            idx, mask = batch["idx"].to(device), batch["completion_mask"][:, 1:].to(device)
-            judged = (scores[part] - args.eos_penalty * ~ended[part]).to(device)
+            idx, mask = batch["idx"].to(device), batch["completion_mask"][:, 1:].to(device)    # (n, T), (n, T - 1)
             with self.autocast:
                 logps, values, _ = agent(idx, mask)
                 ref_logps = self.reference(idx, mask)[0]
-            rewards = token_rewards(judged, logps, ref_logps, mask, beta)
-            if args.algo == "rloo":
-                returns = rewards.sum(1)    # (n,)
-                advantages, mean = leave_one_out(returns, args.k), returns.mean()
-            else:
-                advantages = gae(rewards, values, mask, args.gamma, args.lam)    # (n, T - 1)
-                returns = (advantages + values) * mask
-                mean = masked_mean(returns, mask)
-            kls.append(((logps - ref_logps) * mask).sum(1))
-            parts.append({"idx": idx, "mask": mask, "old_logps": logps, "old_values": values, "advantages": advantages, "returns": returns,
-                          "returns_mean": mean, "weight": len(idx)})
+            kls.append((logps - ref_logps).sum(1))    # both are 0 outside the mask
+            parts.append({"idx": idx, "mask": mask, "old_logps": logps, "old_values": values, "weight": len(idx),
+                          "rewards": token_rewards(judged[part].to(device), logps, ref_logps, mask, beta)})
         kl = torch.cat(kls).mean().item()
-        logged = {"objective/kl": kl, "objective/scores": scores.mean().item(), "objective/eos": ended.float().mean().item(),
-                  "objective/beta": beta, "objective/total": (scores - args.eos_penalty * ~ended).mean().item() - beta * kl}
-        return parts, logged
+        return parts, {"objective/kl": kl, "objective/scores": scores.mean().item(), "objective/eos": ended.float().mean().item(),
+                       "objective/beta": beta, "objective/total": judged.mean().item() - beta * kl}
+
+    def sample(self, number):
+        """The number-th batch of samples, as minibatches with advantages and returns, and what is logged of it."""
+        args, rng = self.args, random.Random(f"rollout {self.args.seed} {number}")
+        prompts = [p for p in rng.sample(self.prompts, args.rollout // args.k) for _ in range(args.k)]
+        parts, logged = self.judged(prompts, self.agent.beta.item(), rng.randrange(2**31))
+        for part in parts:
+            if args.algo == "rloo":
+                part["returns"] = part["rewards"].sum(1)    # (n,)
+                part["advantages"], mean = leave_one_out(part["returns"], args.k), part["returns"].mean()
+            else:
+                part["advantages"] = gae(part["rewards"], part["old_values"], part["mask"], args.gamma, args.lam)    # (n, T - 1)
+                part["returns"] = part["advantages"] + part["old_values"]
+                mean = masked_mean(part["returns"], part["mask"])
+            part["logged"] = logged | {"returns/mean": mean}
+        if args.algo == "ppo":    # over the whole batch: a minibatch's own mean would be noise
+            joined = lambda key: torch.cat([p[key].flatten() for p in parts])
+            white = whiten(joined("advantages"), joined("mask")).split([p["mask"].numel() for p in parts])
+            for part, w in zip(parts, white):
+                part["advantages"] = w.view_as(part["mask"])
+        if args.target_kl:
+            self.agent.beta.fill_(adapted(self.agent.beta.item(), logged["objective/kl"], args.target_kl, args.rollout))
+        return parts
 
     def __getitem__(self, i):
         number, place = divmod(i, self.per_epoch * self.args.epochs)
         if number != self.number:
-            rng = random.Random(f"rollout {self.args.seed} {number}")
-            prompts = [p for p in rng.sample(self.prompts, self.args.rollout // self.args.k) for _ in range(self.args.k)]
-            self.parts, self.logged = self.judged(prompts, rng.randrange(2**31))
-            if self.args.algo == "ppo":    # over the whole batch: a minibatch's own mean would be noise
-                shapes, joined = [p["mask"].shape for p in self.parts], lambda key: torch.cat([p[key].flatten() for p in self.parts])
-                white = whiten(joined("advantages"), joined("mask")).split([a * b for a, b in shapes])
-                for part, w, shape in zip(self.parts, white, shapes):
-                    part["advantages"] = w.view(shape)
-            if self.args.target_kl:
-                self.agent.beta.fill_(adapted(self.agent.beta.item(), self.logged["objective/kl"], self.args.target_kl, self.args.rollout))
-            self.number = number
+            self.parts, self.number = self.sample(number), number
         epoch, place = divmod(place, self.per_epoch)
         order = random.Random(f"epoch {self.args.seed} {number} {epoch}").sample(range(self.per_epoch), self.per_epoch)
-        return self.parts[order[place]] | {"logged": self.logged}
+        return self.parts[order[place]]
 
 class HeldOut:
-    """For loop.fit's validation: one batch, which holds the objective on held-out prompts under the same draws every time."""
+    """
+    For loop.fit's validation: one batch, which holds the objective on held-out prompts, with the same draws and the beta of the start
+    every time, so that evaluations can be compared.
+    """
     def __init__(self, rollouts, prompts):
         self.rollouts, self.prompts = rollouts, prompts
 
     def __iter__(self):
-        yield {"weight": len(self.prompts), "logged": self.rollouts.judged(self.prompts, seed=0)[1]}
+        yield {"weight": len(self.prompts), "logged": self.rollouts.judged(self.prompts, self.rollouts.args.beta, seed=0)[1]}
 
 def ppo_loss(agent, batch, args):
     """(loss, metrics) of a minibatch of Rollouts; of HeldOut's batch minus the objective."""
@@ -224,7 +241,7 @@ def ppo_loss(agent, batch, args):
         ratio = masked_mean(ratio, mask)
     return loss, batch["logged"] | more | {
         "policy/ratio": ratio.detach().mean(), "policy/approxkl": masked_mean(logratio.detach() ** 2, mask) / 2,
-        "policy/entropy": masked_mean(entropy.detach(), mask), "returns/mean": batch["returns_mean"]}
+        "policy/entropy": masked_mean(entropy, mask)}
 
 def main(argv=None):
     """Returns fit's result and what eval.json holds."""
@@ -243,11 +260,14 @@ def main(argv=None):
         prompts, room = data.prompts_for(args, tokenizer, args.n_prompts, n_val=256)
         if len(prompts["train"]) * args.k < args.rollout:
             raise ValueError(f"{len(prompts['train'])} prompts x {args.k} are fewer than --rollout {args.rollout}")
-        out_dir = cli.claim_run_dir(args, "rlhf/train_ppo.py", args.algo, reference_fingerprint=fingerprint(reference), reward=reward.name)
+        asked = data.fingerprint({split: [{"prompt": q} for q in part] for split, part in prompts.items()})
+        out_dir = cli.claim_run_dir(args, "rlhf/train_ppo.py", args.algo, reference_fingerprint=fingerprint(reference), reward=reward.name,
+                                    data_fingerprint=asked)
     agent, reference = Agent(policy, args.beta).to(device), Agent(reference, 0.0).to(device)
     rollouts = Rollouts(agent, reference, tokenizer, prompts["train"], reward, room, args, autocast)
     print(f"{args.algo} by {args.reward or 'the true reward'}, beta {args.beta}: {args.rollout} samples every "
-          f"{rollouts.per_epoch * args.epochs} updates; the reference is {args.init_from} -> {out_dir}")
+          f"{rollouts.per_epoch * args.epochs} updates, for {len(prompts['train']):,} prompts, {len(prompts['val']):,} for validation; the "
+          f"reference is {args.init_from} -> {out_dir}")
     result = loop.fit(agent, lambda batch: ppo_loss(agent, batch, args), rollouts, HeldOut(rollouts, prompts["val"]),
                       save=agent.policy.save_pretrained, autocast=autocast, show=("objective/scores", "objective/kl"),
                       go_on=cli.go_on("-m rlhf.train_ppo", args), **cli.fit_flags(args))
@@ -262,8 +282,8 @@ def reward_for(args):
         if args.data != "toy":
             raise ValueError(f"there is no finished reward model at {run}: train one with rlhf.train_reward, or use --reward")
         print(f"no reward model at {run} yet: training it first\n")
-        train_reward.main(["--out_dir", str(run), "--device", args.device, "--dtype", args.dtype,
-                           *["--resume"][:(run / "args.json").exists()]])
+        going_on = ["--resume"] if (run / "args.json").exists() else ["--max_len", str(args.max_len), "--init_from", args.init_from]
+        train_reward.main(["--out_dir", str(run), "--device", args.device, "--dtype", args.dtype, *going_on])
         print()
     return str(run)
 

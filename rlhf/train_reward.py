@@ -6,7 +6,7 @@ A reward model: GPT-2 with a scalar at its end, from pairs (Bradley-Terry) or fr
     python -m rlhf.train_reward --data imdb --init_from out/imdb/sft --half first --lr 3e-4    # and --half second, the gold one
 
     pairs   L = -log sigmoid(r(x, y_w) - r(x, y_l)), r the scalar at the last token      Bradley and Terry 1952; arXiv:2009.01325
-    labels  L = -log sigmoid(+-r(y<t)), in the mean over a text's tokens: what is scored later are beginnings of texts
+    labels  L = -log sigmoid(+-r(y<=t)), in the mean over a text's tokens: what is scored later are beginnings of texts
 
 r is in nats: a difference of 1 says odds of e : 1 for the better one. Only differences count for pairs, so r has no zero there.
 Writes out/<data>/reward, with reward.json: accuracy and calibration on texts that it has not seen. Read first: train_pref.py
@@ -39,7 +39,7 @@ def get_args(argv=None):
     if args.resume:
         args = cli.resume(p, args, argv, "rlhf/train_reward.py", "reward")
     cli.refuse(p, args, (("half", args.data == "imdb", "without --data imdb"), ("n_prompts", args.data == "toy", "without --data toy"),
-                         ("n_val", args.data != "toy", "on --data toy"),
+                         ("n_val", args.data != "toy", "on --data toy"), ("compile", False, "here"),
                          ("max_prompt_len", args.data not in ("toy", "imdb"), f"on --data {args.data}")))
     return args
 
@@ -150,7 +150,8 @@ def main(argv=None):
     look = judge_labels if args.data == "imdb" else judge_pairs
     found = look(best, rows.get("test", rows["val"]), args.batch_size, autocast)
     write_json(Path(out_dir) / "reward.json", found)
-    what, accuracy = {"imdb": "test reviews", "toy": "fresh pairs"}.get(args.data, "held-out pairs"), found["accuracy"]
+    what = {"imdb": "test reviews", "toy": "fresh pairs"}.get(args.data, "validation pairs, which chose the weights too")
+    accuracy = found["accuracy"]
     print(f"accuracy on {found['n']:,} {what}: {accuracy[0]:.3f} [{accuracy[1]:.3f}, {accuracy[2]:.3f}], calibration error "
           f"{found['calibration_error']:.3f}")
     return result | found

@@ -57,7 +57,7 @@ def run(data, name, seed, script, flags, args):
         return
     argv = [*flags.replace("{root}", str(ROOT / data)).split(), "--data", data, "--out_dir", str(folder), "--seed", str(seed)]
     argv += ["--dtype", args.dtype, *(["--data_dir", args.data_dir] if args.data_dir else [])]
-    if not (folder / "result.json").exists():
+    if not (folder / ("reward.json" if script is train_reward else "result.json")).exists():
         begun = (folder / "args.json").exists()
         script.main(argv + ["--resume"] * begun + (["--n_show", "0"] if script is train_pref else []))
     if script is train_pref:
@@ -67,7 +67,12 @@ def run(data, name, seed, script, flags, args):
 
 def collect():
     """real.csv: a row for each run, seed and measure; real_samples.json: some samples of each preference run of seed 0."""
-    rows, samples = [], {}
+    here = [data for data in STEPS if (ROOT / data / "sft" / "done").exists()]
+    rows, samples, path = [], {}, RESULTS / "real.csv"
+    if path.exists():    # what is known of other data sets stays
+        with open(path, newline="") as f:
+            rows = [row for row in list(csv.reader(f))[1:] if row[0] not in here]
+        samples = {k: v for k, v in json.loads((RESULTS / "real_samples.json").read_text()).items() if k.split()[0] not in here}
     for data, steps in STEPS.items():
         for name, (script, _) in steps.items():
             for seed in SEEDS if script is train_pref else (0,):
@@ -88,7 +93,7 @@ def collect():
                     if seed == 0:
                         samples[f"{data} {name}"] = stored["samples"][:4]
                 rows += [(data, name, seed, m, *v) for m, v in found.items()]
-    with open(RESULTS / "real.csv", "w", newline="") as f:
+    with open(path, "w", newline="") as f:
         out = csv.writer(f, lineterminator="\n")
         out.writerow(("data", "run", "seed", "measure", "mean", "low", "high"))
         out.writerows([f"{x:.5g}" if isinstance(x, float) else x for x in row] for row in rows)

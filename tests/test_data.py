@@ -627,7 +627,7 @@ def test_toy_pairs_share_no_prompt_between_training_and_validation(tmp_path, tok
     prompts = {split: {tuple(r["prompt"]) for r in part} for split, part in rows.items()}
     assert len(prompts["train"]) > 30 and len(prompts["val"]) > 50 and not prompts["train"] & prompts["val"]
 
-def reviews(folder, n=60, test=20):
+def reviews(folder, n=90, test=90):
     """IMDB's files, small: all negative ones first; and one test review that is in training."""
     make = lambda n, tag: [{"text": f"{i:02d} {tag} " + "was dull . " * 4, "label": int(i >= n // 2)} for i in range(n)]
     write_jsonl(folder / "train.jsonl", make(n, "the plot"))
@@ -646,14 +646,25 @@ def test_validation_rows_can_be_few(tmp_path, tokenizer, capsys):
 def test_prompts_of_reviews_are_their_beginnings(tmp_path, tokenizer):
     """As long as asked, behind an EOS as in SFT, of both labels, never of a review that training has, never a whole review."""
     folder = reviews(tmp_path)
-    prompts, labels = data.beginnings(folder, "test", tokenizer, "4", 99)
-    assert len(prompts) == 20 and {len(p) for p in prompts} == {5} and {p[0] for p in prompts} == {tokenizer.eot_token}
-    assert all(data.decode(tokenizer, p)[2:] == " the cast" for p in prompts) and sum(labels) == 10
-    assert 2 < sum(data.beginnings(folder, "test", tokenizer, "4", 10)[1]) < 8    # the file has the negative ones first
-    assert {len(p) for p in data.beginnings(folder, "test", tokenizer, "5-8", 99)[0]} == {6, 7, 8, 9}
-    assert data.beginnings(folder, "test", tokenizer, "4", 9, 1)[0] != prompts[:9] == data.beginnings(folder, "test", tokenizer, "4", 9)[0]
+    prompts, labels = data.beginnings(folder, "train", tokenizer, "4", 99)
+    assert 70 < len(prompts) < 90 and {len(p) for p in prompts} == {5} and {p[0] for p in prompts} == {tokenizer.eot_token}
+    assert all(data.decode(tokenizer, p)[2:] == " the plot" for p in prompts) and 30 < sum(labels) < 50
+    assert 2 < sum(data.beginnings(folder, "train", tokenizer, "4", 20)[1]) < 18    # the file has the negative ones first
+    assert {len(p) for p in data.beginnings(folder, "train", tokenizer, "5-8", 99)[0]} == {6, 7, 8, 9}
+    first = lambda seed: data.beginnings(folder, "train", tokenizer, "4", 9, seed)[0]
+    assert first(1) != prompts[:9] == first(0)
+    tests, _ = data.beginnings(folder, "test", tokenizer, "4", 99)
+    assert 1 < len(tests) < 30 and all(data.decode(tokenizer, p)[2:] == " the cast" for p in tests)
     with pytest.raises(ValueError, match="no test review has more than 99 tokens"):
         data.beginnings(folder, "test", tokenizer, "99", 5)
+
+def test_a_beginning_that_repeats_is_a_prompt_of_one_split_only(tmp_path, tokenizer):
+    """Of two words, as "this film", the test would otherwise be trained on."""
+    for split in ("train", "test"):
+        rows = [{"text": f"{i % 60:02d} was {split} {i} .", "label": 1} for i in range(200)]
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    sides = [data.beginnings(str(tmp_path), split, tokenizer, "3", 999)[0] for split in ("train", "test")]
+    assert len(sides[0]) > 40 and len(sides[1]) > 1 and not {*map(tuple, sides[0])} & {*map(tuple, sides[1])}
 
 def test_pairs_of_reviews_share_no_prompt_between_training_and_validation(tmp_path, tokenizer, stopping_model):
     """Their prompts are beginnings of training reviews; the test's are for evaluation."""

@@ -39,10 +39,16 @@ def test_the_pipeline_of_reviews_runs_skips_what_is_done_and_is_collected(in_tmp
     assert perplexity == pytest.approx(np.exp(json.loads(Path("out/real/imdb/sft/result.json").read_text())["best_val_loss"]), rel=1e-3)
     assert "gold" in json.loads(Path("real_samples.json").read_text())["imdb dpo"][0]["rewards"]["after"]
     Path("out/real/imdb/dpo-1/done").unlink()
+    for name in ("done", "reward.json"):    # as if it had been killed while it was judged
+        Path("out/real/imdb/gold", name).unlink()
     written = lambda: {p: p.stat().st_mtime_ns for p in Path("out/real").rglob("*.safetensors")}
     before = written()
     real.main(argv)
-    assert before == written() and Path("out/real/imdb/dpo-1/done").exists()
+    assert before == written() and Path("out/real/imdb/dpo-1/done").exists() and Path("out/real/imdb/gold/reward.json").exists()
+    monkeypatch.setattr(real, "ROOT", Path("elsewhere"))
+    kept = Path("real.csv").read_text()
+    real.main(["--collect"])    # on a machine without these runs
+    assert Path("real.csv").read_text() == kept and "imdb dpo" in json.loads(Path("real_samples.json").read_text())
 
 def test_the_steps_can_be_parsed():
     """Hours, and then a flag that there is not."""

@@ -102,11 +102,19 @@ def test_a_reward_model_learns_a_preference(here, tmp_path, monkeypatch, capsys)
 def review(i, what, word):
     return f"{i:03d} the {what} was {word} , {word} ."
 
+def test_fresh_pairs_are_of_test_prompts(here, tokenizer):    # noqa: F811
+    """Accuracy on prompts of training would be that of what it has learned by heart; and the better one comes first."""
+    policy = GPT.from_pretrained("out/toy/sft").eval()
+    rows = train_reward.fresh_pairs(policy, tokenizer, 64, 0)
+    assert rows and {toy.split_of(tokenizer.decode(r["prompt"])) for r in rows} == {"test"}
+    true = lambda r, side: toy.reward(tokenizer.decode(r["prompt"]) + data.decode(tokenizer, r[side]))
+    assert all(true(r, "chosen") > true(r, "rejected") for r in rows)
+
 @pytest.fixture
 def judges(tmp_path, own_tokenizer, sft_run, monkeypatch):
     """Reward models of reviews of two words, two labels, one on either half; in a folder with `imdb` and `sft`."""
     monkeypatch.chdir(tmp_path)
-    for split, what, n in (("train", "plot", 900), ("test", "cast", 40)):
+    for split, what, n in (("train", "plot", 900), ("test", "cast", 400)):
         labels = np.random.default_rng(0).integers(0, 2, n).tolist()
         rows = [{"text": review(i, what, ("dull", "superb")[k]), "label": k} for i, k in enumerate(labels)]
         write_jsonl(tmp_path / "imdb" / f"{split}.jsonl", rows)
@@ -118,12 +126,12 @@ def judges(tmp_path, own_tokenizer, sft_run, monkeypatch):
 def test_a_reward_model_of_reviews_ranks_pairs_and_another_measures(judges, tokenizer, capsys):
     """IMDB's pipeline: labels, pairs by sampling and ranking, training, and what either model says of the result."""
     for found in judges.values():
-        assert found["accuracy"][0] > 0.95 and found["n"] == 40
+        assert found["accuracy"][0] > 0.95 and found["n"] == 400
     says = reward.Reward("first", tokenizer, 64, "cpu", 8, nullcontext())
     texts = tokenizer.encode_ordinary_batch([review(3, "cast", word) for word in ("superb", "dull")])
     good, bad = says([[tokenizer.eot_token, *t] for t in texts])
     assert 0 < bad < 0.2 and 0.8 < good < 1
-    train_pref.main(["--data", "imdb", "--data_dir", "imdb", "--init_from", "sft", "--reward", "first", "--prompt_tokens", "3-5",
+    train_pref.main(["--data", "imdb", "--data_dir", "imdb", "--init_from", "sft", "--reward", "first", "--prompt_tokens", "5-6",
                      "--max_len", "24", "--n_prompts", "24", "--max_steps", "4", "--eval_every", "4", "--out_dir", "dpo"])
     said = capsys.readouterr().out
     assert "reward by the gold" not in said and "of positive reviews" in said and "win rate against the reference" in said
@@ -131,9 +139,20 @@ def test_a_reward_model_of_reviews_ranks_pairs_and_another_measures(judges, toke
     assert {"reward", "gold", "win", "gold_win", "gold_positive"} <= set(found["after"]) and found["before"]["gold_win"][0] == 0.5
     assert found["after"]["gold"] != found["after"]["reward"]
     assert "reward by the gold model" in (said := capsys.readouterr().out) and ", gold 0." in said
+    for flags, words in ((["--gold", "first"], "agree with itself"), (["--reward", "second", "--gold", "second"], "agree with itself")):
+        with pytest.raises(SystemExit):
+            eval.main(["--run", "dpo", *flags])
+        assert words in capsys.readouterr().err
+    about = json.loads(Path("dpo/args.json").read_text())
+    shutil.copytree("dpo", "other")
+    Path("other/args.json").write_text(json.dumps(about | {"args": about["args"] | {"reward": "second"}}))
+    with pytest.raises(SystemExit):
+        eval.main(["--run", "dpo", "other"])
+    assert "different rewards, first, second" in capsys.readouterr().err
     stored = json.loads(Path("dpo/eval.json").read_text())
     one = stored["samples"][0]
     text = [tokenizer.eot_token, *tokenizer.encode_ordinary(one["prompt"] + one["after"])]
+    assert all("cast" in s["prompt"] for s in stored["samples"])    # training's are of plots
     assert stored["prompts"] == 16 and 0 < one["rewards"]["after"]["reward"] < 1 and len(text) > 3
 
 def test_a_run_that_is_no_reward_model_is_refused(judges, capsys):
@@ -160,11 +179,11 @@ def test_what_has_no_effect_is_refused(flags, words, capsys, in_tmp):
 
 def test_a_reward_run_goes_on(here, tmp_path, capsys):    # noqa: F811
     """--resume as for every script, with the command that really starts it."""
-    flags = ["--n_prompts", "60", "--batch_size", "16", "--eval_every", "4"]
+    flags = ["--n_prompts", "60", "--batch_size", "16", "--eval_every", "4", "--min_lr", "1e-3"]    # the same at any length of the run
     train_reward.main(["--out_dir", str(tmp_path / "whole"), *flags, "--max_steps", "8"])
-    train_reward.main(["--out_dir", str(tmp_path / "cut"), *flags, "--max_steps", "8", "--patience", "9"])
-    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "cut" / "model.safetensors").read_bytes()
-    train_reward.main(["--resume", "--out_dir", str(tmp_path / "cut"), "--max_steps", "12"])
-    assert json.loads((tmp_path / "cut" / "result.json").read_text())["step"] == 12
+    train_reward.main(["--out_dir", str(tmp_path / "cut"), *flags, "--max_steps", "4"])
+    train_reward.main(["--resume", "--out_dir", str(tmp_path / "cut"), "--max_steps", "8"])
+    for name in ("model.safetensors", "log.csv", "reward.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
     import cli
     assert cli.go_on("-m rlhf.train_reward", SimpleNamespace(out_dir="x")) == "python -m rlhf.train_reward --resume --out_dir x"
