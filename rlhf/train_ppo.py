@@ -64,8 +64,8 @@ def get_args(argv=None):
                          ("reward", not args.true_reward, "with --true_reward"), ("dropout", False, "here: ratios would be noise"),
                          ("n_val", False, "here"), ("max_prompt_len", False, "here"), ("grad_accum", args.grad_accum == 1, "here"),
                          ("compile", False, "here"), *((f, args.algo == "ppo", "on --algo rloo") for f in ("gamma", "lam", "vf_coef"))))
-    for flag, default in (("k", 4 if args.algo == "rloo" else 1), ("gamma", 1.0), ("lam", 0.95), ("vf_coef", 0.1),
-                          ("eos_penalty", 1.0 if args.data == "toy" else 0.0)):
+    own = {"k": 1, "gamma": 1.0, "lam": 0.95, "vf_coef": 0.1} if args.algo == "ppo" else {"k": 4}
+    for flag, default in (own | {"eos_penalty": 1.0 if args.data == "toy" else 0.0}).items():
         setattr(args, flag, default if getattr(args, flag) is None else getattr(args, flag))
     updates = max(1, args.rollout // args.batch_size * args.epochs)
     for ok, why in ((int(os.environ.get("WORLD_SIZE", 1)) == 1, "runs in one process, without torchrun"),
@@ -75,7 +75,7 @@ def get_args(argv=None):
                      f"--rollout {args.rollout} must be a multiple of --batch_size {args.batch_size}, and that of --k {args.k}"),
                     (args.eval_every % updates == 0 == args.max_steps % updates, f"--eval_every {args.eval_every} and --max_steps "
                      f"{args.max_steps} must be multiples of {updates}, the updates from one batch of samples"),
-                    (args.gamma <= 1 and args.lam <= 1, "--gamma and --lam are from 0 to 1"),
+                    ((args.gamma or 0) <= 1 and (args.lam or 0) <= 1, "--gamma and --lam are from 0 to 1"),
                     (args.target_kl is None or args.target_kl * args.beta > 0, "--target_kl adapts a --beta, both larger than 0")):
         if not ok:
             p.error(why)
