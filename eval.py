@@ -12,7 +12,7 @@ intervals over prompts. "before" is the reference, "after" the run's best weight
 
     reward     mean of r(prompt + completion), where the data has one: the toy world's is exact. Apart by the label of the whole review
                that the prompt is from: a prompt may leak it, and a policy may follow it
-    gold       the same by another reward model (--gold), that nothing was trained on; proxy: on the toy world, by the one that was
+    gold       the same by another reward model (--gold), that nothing was trained on; proxy: on the toy world, by the learned one
     win        P(r > r of the reference's samples for the same prompt), ties half, over all pairs of samples
     kl         nats a completion: sum over its tokens of KL(policy(. | y<t) || reference(. | y<t)), over the whole vocabulary, on the
                policy's own samples. Unbiased, never negative, and less noisy than the mean of log-ratios, which is printed as a check

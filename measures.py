@@ -53,10 +53,14 @@ def sample(model, held, k, temperature, seed, batch_size, autocast):
     rewards = {name: reward([p + a for p, a in zip(prompts, flat)]).reshape(-1, k) for name, reward in held.rewards.items()}
     return [flat[at:at + k] for at in range(0, len(flat), k)], rewards
 
+def ties_half(gap):
+    """1 where the gap is for the first, 0 where it is not, and half for a tie; of arrays and tensors."""
+    return (gap > 0) + 0.5 * (gap == 0)
+
 def wins(rewards, others):
     """P(r > r') for two samples of the same prompt, ties half, (n,), over all pairs of (n, k) and (n, k') rewards."""
     gap = rewards[:, :, None] - others[:, None, :]    # (n, k, k')
-    return ((gap > 0) + 0.5 * (gap == 0)).mean((1, 2))
+    return ties_half(gap).mean((1, 2))
 
 def best_of(rewards):
     """{n: (prompts,)}, n = 1, 2, 4, ...: expected reward of the best of n samples, from (prompts, N) rewards: the mean over all choices."""
@@ -161,7 +165,7 @@ def pair_measures(policy, reference, rows, batch_size, autocast):
                 chosen, rejected = (logps - sequence_logps(other, idx, mask)[0]).chunk(2)    # (B,) log-ratios
         margins += (chosen - rejected).tolist()
     margins = np.array(margins)
-    return {"accuracy": (margins > 0) + 0.5 * (margins == 0), "margin": margins}
+    return {"accuracy": ties_half(margins), "margin": margins}
 
 def measure(model, reference, held, temperature, k, seed, batch_size, autocast):
     """The Measured of k samples a prompt at a temperature. reference: as for model_measures."""

@@ -91,8 +91,7 @@ def masked_mean(x, mask):
 def token_rewards(scores, logps, ref_logps, mask, beta):
     """(N, T): the KL's share at every token, and scores (N,) at each completion's last one."""
     rewards = -beta * (logps - ref_logps) * mask
-    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1, keepdim=True)    # (N, 1)
-    return rewards.scatter_add(1, last, scores[:, None])
+    return rewards.scatter_add(1, train_reward.last_place(mask), scores[:, None])
 
 def gae(rewards, values, mask, gamma, lam):
     """Advantages (N, T), from the last token to the first: behind the last one there is no value."""

@@ -46,27 +46,26 @@ def get_args(argv=None):
 # ---------------------------------------------------------------------------------------------------------------------
 # the two losses
 
+def last_place(mask):
+    """mask (N, T) -> (N, 1): where the last token under it stands."""
+    return (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1, keepdim=True)
+
 def last(values, mask):
     """values (N, T), mask (N, T) -> (N,): the value at the last token under the mask."""
-    place = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1, keepdim=True)    # (N, 1)
-    return values.gather(1, place).squeeze(1)
-
-def share_right(margins):
-    """1 where the margin is for the right side, 0 where it is not, and half for a tie."""
-    return (margins > 0) + 0.5 * (margins == 0)
+    return values.gather(1, last_place(mask)).squeeze(1)
 
 def pair_loss(model, batch):
     """Bradley-Terry on pairs, chosen on top of rejected: (), and what is logged."""
     chosen, rejected = last(model(batch["idx"]).float(), batch["completion_mask"]).chunk(2)    # (B,) each
     margins = chosen - rejected
-    return -F.logsigmoid(margins).mean(), {"accuracy": share_right(margins).mean(), "margin": margins.detach().mean()}
+    return -F.logsigmoid(margins).mean(), {"accuracy": measures.ties_half(margins).mean(), "margin": margins.detach().mean()}
 
 def label_loss(model, batch):
     """The label at every token of a text, (), and the accuracy at its last one."""
     mask, scores = batch["completion_mask"], model(batch["idx"]).float()    # (N, T)
     sign = 2.0 * batch["label"][:, None] - 1                                # (N, 1): 1 or -1
     losses = -(F.logsigmoid(sign * scores) * mask).sum(1) / mask.sum(1)     # (N,)
-    return losses.mean(), {"accuracy": share_right(last(sign * scores, mask)).mean()}
+    return losses.mean(), {"accuracy": measures.ties_half(last(sign * scores, mask)).mean()}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # rows, and what was learned
@@ -106,14 +105,14 @@ def judge_pairs(model, rows, batch_size, autocast):
     score = lambda side: reward.scores(model, [r["prompt"] + r[side] for r in rows], batch_size, autocast)
     gap, turned = score("chosen") - score("rejected"), np.arange(len(rows)) % 2 == 1
     error, table = calibration(1 / (1 + np.exp(-np.where(turned, -gap, gap))), ~turned)
-    return {"accuracy": measures.bootstrap(share_right(gap)), "calibration_error": error, "calibration": table, "n": len(rows)}
+    return {"accuracy": measures.bootstrap(measures.ties_half(gap)), "calibration_error": error, "calibration": table, "n": len(rows)}
 
 def judge_labels(model, rows, batch_size, autocast):
     """Accuracy and calibration of P(positive) on labelled texts."""
     scores = reward.scores(model, [r["prompt"] + r["chosen"] for r in rows], batch_size, autocast)
     positive = np.array([r["label"] == 1 for r in rows])
     error, table = calibration(1 / (1 + np.exp(-scores)), positive)
-    accuracy = measures.bootstrap(share_right(np.where(positive, scores, -scores)))
+    accuracy = measures.bootstrap(measures.ties_half(np.where(positive, scores, -scores)))
     return {"accuracy": accuracy, "calibration_error": error, "calibration": table, "n": len(rows)}
 
 def main(argv=None):

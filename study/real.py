@@ -50,9 +50,14 @@ def get_args(argv=None):
         p.error("--data_dir goes with one --data")
     return args
 
-def run(data, name, seed, script, flags, args):
+def runs(data):
+    """(name, seed, script, flags, folder) of each run of a pipeline, in their order; preferences have several seeds."""
+    for name, (script, flags) in STEPS[data].items():
+        for seed in SEEDS if script is train_pref else (0,):
+            yield name, seed, script, flags, ROOT / data / (f"{name}-{seed}" if script is train_pref else name)
+
+def run(data, seed, script, flags, folder, args):
     """One step, or what is left of it."""
-    folder = ROOT / data / (name if script is not train_pref else f"{name}-{seed}")
     if (folder / "done").exists():
         return
     argv = [*flags.replace("{root}", str(ROOT / data)).split(), "--data", data, "--out_dir", str(folder), "--seed", str(seed)]
@@ -73,26 +78,24 @@ def collect():
         with open(path, newline="") as f:
             rows = [row for row in list(csv.reader(f))[1:] if row[0] not in here]
         samples = {k: v for k, v in json.loads((RESULTS / "real_samples.json").read_text()).items() if k.split()[0] not in here}
-    for data, steps in STEPS.items():
-        for name, (script, _) in steps.items():
-            for seed in SEEDS if script is train_pref else (0,):
-                folder = ROOT / data / (name if script is not train_pref else f"{name}-{seed}")
-                if not (folder / "done").exists():
-                    continue
-                result = json.loads((folder / "result.json").read_text())
-                found = {"seconds": [result["seconds"]] * 3}
-                if script is train_sft:
-                    found["perplexity"] = [math.exp(result["best_val_loss"])] * 3
-                elif script is train_reward:
-                    reward = json.loads((folder / "reward.json").read_text())
-                    found |= {"accuracy": reward["accuracy"], "calibration_error": [reward["calibration_error"]] * 3}
-                else:
-                    stored = json.loads((folder / "eval.json").read_text())
-                    found |= {m: stored["measures"]["after"][m] for m in MEASURES if m in stored["measures"]["after"]}
-                    rows += [(data, f"before {name}", seed, m, *v) for m, v in stored["measures"]["before"].items() if m in MEASURES]
-                    if seed == 0:
-                        samples[f"{data} {name}"] = stored["samples"][:4]
-                rows += [(data, name, seed, m, *v) for m, v in found.items()]
+    for data in STEPS:
+        for name, seed, script, _, folder in runs(data):
+            if not (folder / "done").exists():
+                continue
+            result = json.loads((folder / "result.json").read_text())
+            found = {"seconds": [result["seconds"]] * 3}
+            if script is train_sft:
+                found["perplexity"] = [math.exp(result["best_val_loss"])] * 3
+            elif script is train_reward:
+                reward = json.loads((folder / "reward.json").read_text())
+                found |= {"accuracy": reward["accuracy"], "calibration_error": [reward["calibration_error"]] * 3}
+            else:
+                stored = json.loads((folder / "eval.json").read_text())
+                found |= {m: stored["measures"]["after"][m] for m in MEASURES if m in stored["measures"]["after"]}
+                rows += [(data, f"before {name}", seed, m, *v) for m, v in stored["measures"]["before"].items() if m in MEASURES]
+                if seed == 0:
+                    samples[f"{data} {name}"] = stored["samples"][:4]
+            rows += [(data, name, seed, m, *v) for m, v in found.items()]
     with open(path, "w", newline="") as f:
         out = csv.writer(f, lineterminator="\n")
         out.writerow(("data", "run", "seed", "measure", "mean", "low", "high"))
@@ -102,9 +105,8 @@ def collect():
 def main(argv=None):
     args = get_args(argv)
     for data in args.data if not args.collect else ():
-        for name, (script, flags) in STEPS[data].items():
-            for seed in SEEDS if script is train_pref else (0,):
-                run(data, name, seed, script, flags, args)
+        for _, seed, script, flags, folder in runs(data):
+            run(data, seed, script, flags, folder, args)
     collect()
 
 if __name__ == "__main__":
