@@ -1,8 +1,7 @@
-"""
-What every script shares: the flags that mean the same everywhere, run directories, and errors in one line.
-"""
+"""What every script shares: the flags that mean the same everywhere, run directories, and errors in one line."""
 import argparse
 import importlib.metadata
+import inspect
 import os
 import shlex
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 import cpu
+import loop
 import parallel
 from checkpoint import read_json, write_json
 from losses import LOSSES
@@ -55,8 +55,7 @@ def add_device_flags(p):
     p.add_argument("--seed", type=int, default=0, help="of weights, order and samples (default: %(default)s)")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one (default: %(default)s)")
     p.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
-                   help="of the matrix products; weights stay float32. auto: on a GPU bfloat16, or float16 if it is older than that; else "
-                   "float32 (default: %(default)s)")
+                   help="of the matrix products; weights stay float32. auto: bfloat16 on a GPU, float16 on older ones, else float32")
     p.add_argument("--batch_size", type=positive, default=64, help="rows, or pairs, in one forward pass (default: %(default)s)")
 
 def add_common_flags(p):
@@ -74,6 +73,7 @@ def add_common_flags(p):
     p.add_argument("--eval_every", type=positive, help="updates between evaluations on the validation rows (default: %(default)s)")
     p.add_argument("--patience", type=not_negative, default=3, help="evaluations without a better one to stop (default: %(default)s)")
     p.add_argument("--weight_decay", type=not_negative, default=0.0, help="AdamW's, on matrices only (default: %(default)s)")
+    p.add_argument("--adam_epsilon", type=not_negative, default=1e-8, help="AdamW's (default: 1e-8; 1e-3 for preferences on toy)")
     p.add_argument("--grad_clip", type=not_negative, default=1.0, help="largest norm of the gradient; 0: any (default: %(default)s)")
     p.add_argument("--on_nonfinite", default="stop", choices=("stop", "skip"),
                    help="what to do about an update whose loss or gradient is not finite, or a loss that is a spike (default: %(default)s)")
@@ -93,7 +93,7 @@ def add_loss_flags(p):
         takers = {k: loss.hparams[name] for k, loss in LOSSES.items() if name in loss.hparams}
         p.add_argument(f"--{name}", type=type(next(iter(takers.values()))),
                        help="for " + ", ".join(f"{k} (default: {v})" for k, v in takers.items()))
-    p.add_argument("--beta_end", type=float, help="beta at the last update, where it goes from --beta (default: beta stays)")
+    p.add_argument("--beta_end", type=float, help="beta at the last update, where it goes, and at evaluations (default: beta stays)")
     p.add_argument("--beta_schedule", choices=("linear", "cosine", "constant"), help="how it goes there (default: linear)")
     p.add_argument("--mean_logps", action="store_true", help="log-probs per token in place of sums")
     p.add_argument("--sft_weight", type=not_negative, help="adds the chosen's NLL per token, times this, as RPO does (default: 0)")
@@ -108,6 +108,8 @@ def resolve_loss_flags(p, args):
                      ("sft_weight", not loss.has_nll, f"on --loss {name}, which has the chosen's NLL in it already"),
                      ("beta_end", "beta" in loss.hparams, f"on --loss {name}, which has no beta"),
                      ("beta_schedule", args.beta_end is not None, "without --beta_end")))
+    if args.beta_end == 0:
+        p.error("--beta_end 0: evaluations are at the last beta, and at 0 all policies have one loss; take a small one")
     for h, default in loss.hparams.items():
         setattr(args, h, default if getattr(args, h) is None else getattr(args, h))
 
@@ -144,8 +146,7 @@ def resume(p, args, argv, script, name):
 
 def fit_flags(args):
     """The flags that loop.fit takes, by its names."""
-    names = "max_steps eval_every lr min_lr warmup_steps grad_accum grad_clip weight_decay patience on_nonfinite keep_all resume out_dir"
-    return {name: getattr(args, name) for name in names.split()}
+    return {name: getattr(args, name) for name in inspect.signature(loop.fit).parameters if name in args}
 
 def set_up(args, say=print):
     """Seeds torch; returns (device, autocast) and says them in one line. Raises ValueError for a device that is not there."""

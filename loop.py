@@ -126,8 +126,8 @@ def at_fault(compute_loss, stream, numbers, limit, device, autocast):
 # the loop
 
 def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_steps, eval_every, lr, min_lr=0.0, warmup_steps=0,
-        grad_accum=1, grad_clip=1.0, weight_decay=0.0, patience=0, on_nonfinite="stop", keep_all=False, autocast=None, resume=False,
-        show=(), go_on="run it with --resume"):
+        grad_accum=1, grad_clip=1.0, weight_decay=0.0, adam_epsilon=1e-8, patience=0, on_nonfinite="stop", keep_all=False,
+        autocast=None, resume=False, show=(), go_on="run it with --resume"):
     """
     Trains the parameters that require a gradient, and returns {"step", "best_step", "best_val_loss", "skipped", "seconds"}.
 
@@ -144,7 +144,7 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
     decay = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
     other = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]    # biases and layer norms do not decay
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}],
-                                  lr=lr, betas=(0.9, 0.95), fused=True)
+                                  lr=lr, betas=(0.9, 0.95), eps=adam_epsilon, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=getattr(autocast, "fast_dtype", None) == torch.float16)
     stopper, step, evaluated, skipped, losses, seconds = EarlyStopping(patience), 0, False, [], [], 0.0
     if resume and (counters := load_state(out_dir, model, optimizer, scaler)):

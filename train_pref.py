@@ -2,8 +2,7 @@
 Preference optimization: one loop for every loss in losses.py.
 
     python train_pref.py --loss dpo                                         # the toy world; trains the SFT policy if there is none yet
-    python train_pref.py --loss fdpo --divergence jsd --beta 0.05
-    python train_pref.py --loss dpo --adapter sequential --adapter_rank 16
+    python train_pref.py --loss dpop --adapter sequential --adapter_rank 64 --lr 2e-3
     python train_pref.py --loss dpo --data hh --init_from out/hh/sft --max_len 512 --lr 5e-6 --batch_size 8 --grad_accum 8
 
 The reference is the model that training starts from. Its log-probs are computed once, before the first update, and kept with the
@@ -32,16 +31,17 @@ def get_args(argv=None):
     cli.add_loss_flags(p)
     p.add_argument("--adapter", choices=adapters.MODES, help="train an adapter in every block, freeze the rest (default: train everything)")
     p.add_argument("--adapter_rank", type=cli.positive, help="hidden units of an adapter (default: 16)")
-    p.add_argument("--adapter_init", choices=adapters.INITS,
-                   help="for replace: random, or the MLP's own neurons that matter most (default: neurons)")
+    p.add_argument("--adapter_init", choices=adapters.INITS, help="for replace: random, or the MLP's best neurons (default: neurons)")
     p.add_argument("--share_prefix", action="store_true", help="a pair's prompt once, for both completions: the same numbers, fewer tokens")
     p.add_argument("--label_noise", type=float, default=0.0, help="share of pairs, in training and validation, whose labels are swapped")
     reward.add_flags(p)
     p.add_argument("--n_show", type=int, default=3, help="samples to print at the end (default: %(default)s)")
-    p.set_defaults(lr=6e-4, warmup_steps=10, max_steps=140, eval_every=20)
+    p.set_defaults(lr=1e-3, warmup_steps=10, max_steps=180, eval_every=20, adam_epsilon=None)
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "train_pref.py", args.loss)
+    if args.adam_epsilon is None:
+        args.adam_epsilon = 1e-3 if args.data == "toy" and not args.adapter else 1e-8
     cli.resolve_loss_flags(p, args)
     reward.check_flags(p, args)
     cli.refuse(p, args, (("adapter_rank", args.adapter, "without --adapter"),
@@ -93,7 +93,7 @@ def main(argv=None):
     parallel.join(args.device)
 
     def hparams_at(step):
-        """The hyperparameters of an update, where beta may be annealed."""
+        """The hyperparameters of an update, where beta may be annealed; validation has the last throughout, or losses could not compare."""
         beta = loop.anneal(step, args.beta, args.beta_end, args.beta_schedule, args.max_steps)
         return hparams | {"beta": beta} if "beta" in hparams else hparams
 
@@ -136,7 +136,8 @@ def main(argv=None):
         model.features = torch.compile(model.features, dynamic=True)
 
     def compute_loss(batch):
-        return preference_loss(model, batch, loss, hparams_at(batch["step"]), args.mean_logps, args.sft_weight or 0.0)
+        step = batch["step"] if model.training else args.max_steps
+        return preference_loss(model, batch, loss, hparams_at(step), args.mean_logps, args.sft_weight or 0.0)
 
     save = (lambda folder: adapters.save_adapter(model, folder, args.init_from, base)) if args.adapter else model.save_pretrained
     result = loop.fit(model, compute_loss, batches["train"], batches["val"], save=save, autocast=autocast,

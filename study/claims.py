@@ -24,7 +24,16 @@ CLAIMS = {
     "9": "Early stopping on the validation loss stops where reward per KL is best",
     "10": "The gap at which a loss stops pushing orders ipo, hinge and cdpo along the frontier",
     "11": "DPO's frontier lies above those of best-of-n, Preferred-FT, unlikelihood and SLiC-HF",
+    "12": "Not of the reports: the smaller AdamW's epsilon, the farther DPO goes from the reference for the same reward",
+    "13": "DPO's frontier lies above PPO's, even of PPO with the true reward (the DPO paper)",
+    "14": "A learned reward is over-optimised: where it is highest, the true one is no longer",
 }
+def default_of(loss):
+    """The recipe that trains with a loss and nothing but defaults."""
+    swept = {"dpo": "dpo beta=0.1", "hinge": "hinge beta=0.2", "ipo": "ipo beta=0.1", "fdpo": "jsd beta=1", "slic": "slic delta=1.0",
+             "unlikelihood": "unlikelihood alpha=0.1", "sft": "preferred_ft"}
+    return swept.get(loss, f"default {loss}")
+
 T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}    # Student's t, two-sided, for so many seeds
 
 class Sweep:
@@ -48,6 +57,10 @@ class Sweep:
         """The recipes of a method, without those at other temperatures or steps."""
         return [r for r in self.recipes if r.split()[0] == method and " T=" not in r and " step-" not in r]
 
+    def recipes_with(self, measure):
+        """The recipes that have been measured so, without those at other temperatures."""
+        return [r for r in self.recipes if " T=" not in r and not np.isnan(self(r, measure)).all()]
+
     def at(self, method, nats, measure="reward"):
         """A measure of a method at a KL, by interpolation; NaN beyond its farthest point."""
         out, names = [], ["sft", *self.points(method)]
@@ -65,7 +78,9 @@ def ranks(values):
     return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
 
 def order(x, y):
-    """Spearman's rank correlation: 1 if y rises with x throughout, -1 if it falls."""
+    """Spearman's rank correlation: 1 if y rises with x throughout, -1 if it falls; NaN if some of them were not measured."""
+    if len(x) < 2 or np.isnan(y).any():
+        return math.nan
     with np.errstate(invalid="ignore"):    # NaN if one of them is the same throughout
         return float(np.corrcoef(ranks(np.asarray(x)), ranks(np.asarray(y)))[0, 1])
 
@@ -85,16 +100,16 @@ def comparisons(s):
     for name in (dpo, hinge):
         for measure in ("entropy", "pooled_25", "distinct_2"):
             yield "1", f"{measure}, {name} - SFT", s(name, measure) - s(sft, measure), less
-    yield "1", "reward at 2 nats, hinge - dpo", s.at("hinge", 2) - s.at("dpo", 2), ("near", 0.03)
-    yield "1", "entropy at 2 nats, hinge - dpo", s.at("hinge", 2, "entropy") - s.at("dpo", 2, "entropy"), ("near", 0.05)
+    yield "1", "reward at 1.8 nats, hinge - dpo", s.at("hinge", 1.8) - s.at("dpo", 1.8), ("near", 0.03)
+    yield "1", "entropy at 1.8 nats, hinge - dpo", s.at("hinge", 1.8, "entropy") - s.at("dpo", 1.8, "entropy"), ("near", 0.05)
 
     line = ("dpo", "jsd", "alpha0.3", "alpha0.5", "alpha0.7", "forward_kl")
-    for beta in (0.3, 1):
+    for beta in (0.1, 0.3, 1):
         names = [name for m in line if (name := f"{m} beta={beta}") in s.recipes]
         yield "2", f"rank correlation of reward with the order, beta {beta}", trend(names, "reward"), less
         yield "2", f"rank correlation of entropy with the order, beta {beta}", trend(names, "entropy"), more
-    yield "2", "rank correlation of reward with the order, at 1.5 nats", trend(line, "reward", 1.5), less
-    yield "2", "rank correlation of entropy with the order, at 1.5 nats", trend(line, "entropy", 1.5), more
+    yield "2", "rank correlation of reward with the order, at 0.9 nats", trend(line, "reward", 0.9), less
+    yield "2", "rank correlation of entropy with the order, at 0.9 nats", trend(line, "entropy", 0.9), more
 
     betas = [f"ipo beta={b}" for b in (0.1, 0.3, 0.5, 1)]
     for measure, says in (("entropy", more), ("reward", less)):
@@ -116,7 +131,7 @@ def comparisons(s):
         yield "5", f"{measure}, DPO 0 to 1 - IPO 1 to 0.01", s("dpo_up", measure) - s("ipo_down", measure), open_
 
     yield "6", "reward of positive - negative prompts, SFT", gap(sft), more
-    main = [r for r in s.recipes if not np.isnan(s(r, "pooled_25")).all() and " T=" not in r]
+    main = s.recipes_with("pooled_25")
     for name in (r for r in main if r != sft):
         yield "6", f"the same, {name} - SFT", gap(name) - gap(sft), less
 
@@ -137,9 +152,30 @@ def comparisons(s):
         by_limit = trend(sorted(limits, key=limits.get), measure)
         yield "10", f"rank correlation of {measure} with that gap, {len(limits)} settings", by_limit, (">", 0.5)
 
-    for other, nats in (("best_of", 1), ("best_of", 2), ("preferred_ft", 0.2), ("unlikelihood", 0.2), ("slic", 2), ("ipo", 1), ("cdpo", 2)):
+    others = ("best_of", 1), ("best_of", 1.8), ("preferred_ft", 0.2), ("unlikelihood", 0.2), ("slic", 1.8), ("ipo", 1), ("cdpo", 1.5)
+    for other, nats in others:
         says = open_ if other in ("ipo", "cdpo") else more
         yield "11", f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), says
+
+    grid = [f"epsilon adam_epsilon={e}" for e in ("1e-8", "1e-5", "1e-4", "1e-3")]
+    yield "12", "rank correlation of KL with epsilon", trend(grid, "kl"), less
+    yield "12", "rank correlation of reward with epsilon", trend(grid, "reward"), open_
+    for measure in ("kl", "reward", "length"):
+        yield "12", f"{measure}, 1e-8 - 1e-3", s(grid[0], measure) - s(grid[-1], measure), open_
+
+    for other in ("ppo", "ppo_gt", "rloo_gt"):
+        for nats in (1, 1.5):
+            yield "13", f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), more
+    for name in (*s.points("ppo"), "along_dpo"):
+        yield "14", f"true reward where the learned one is highest - its highest, {name}", overshoot(s, name), ("<", -0.01)
+
+def overshoot(s, name):
+    """Of the points along a run, a number a seed: the true reward at the highest learned one, less the highest true one."""
+    steps = [r for r in s.recipes if r.startswith(f"{name} step-")]
+    true, learned = (np.array([s(r, measure) for r in steps]).reshape(-1, len(s.seeds)) for measure in ("reward", "proxy"))
+    if not steps or np.isnan(learned).any():
+        return np.full(len(s.seeds), math.nan)
+    return np.array([t[p.argmax()] - t.max() for t, p in zip(true.T, learned.T)])
 
 def stopping(s, name):
     """Where the lowest validation loss of a long run lies, against its best reward and its best gain of reward per root of KL."""

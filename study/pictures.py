@@ -10,9 +10,10 @@ from study.claims import Sweep
 COLOURS = {"sft": "#444444", "dpo": "#1f77b4", "hinge": "#ff7f0e", "ipo": "#2ca02c", "cdpo": "#17becf", "jsd": "#9467bd",
            "alpha0.3": "#c49c94", "alpha0.5": "#8c564b", "alpha0.7": "#bd8f13", "forward_kl": "#d62728", "slic": "#e377c2",
            "unlikelihood": "#7f7f7f", "preferred_ft": "#bcbd22", "sequential": "#1f77b4", "parallel": "#ff7f0e", "replace": "#2ca02c",
-           "best_of": "black"}
+           "best_of": "black", "ppo": "#000080", "ppo_gt": "#006400", "rloo_gt": "#ff1493"}
 THIN = {"ms": 4, "lw": 1.2, "elinewidth": 0.6, "capsize": 1.5}
 METHODS = ("dpo", "hinge", "ipo", "cdpo", "jsd", "alpha0.3", "alpha0.5", "alpha0.7", "forward_kl", "slic", "unlikelihood", "preferred_ft")
+ONLINE = ("ppo", "ppo_gt", "rloo_gt")
 
 def middle(values):
     """(mean, distance down to the smallest, up to the largest) over seeds."""
@@ -55,6 +56,25 @@ def frontier(s):
     ax.set(xscale="log", xlabel="KL to the SFT policy (nats a completion)", ylabel="reward, P(positive)")
     return fig
 
+def rlhf(s):
+    """DPO and what it replaces: reward against KL, with points along training, and the learned reward against the true one."""
+    fig, [axes] = figure(1, 2, 11, 4.4)
+    for method in ("dpo", *ONLINE, "unlikelihood", "preferred_ft"):
+        trace(axes[0], s, method, "kl", "reward")
+    best = [r for r in s.points("best_of") if np.nanmean(s(r, "kl")) > 0]
+    if best:
+        axes[0].plot([np.nanmean(s(r, "kl")) for r in best], [np.nanmean(s(r, "reward")) for r in best], "k--", lw=1.2, label="best of n")
+    for name, colour in (("along_dpo", "dpo"), *((r, "ppo") for r in s.points("ppo"))):
+        steps = [r for r in s.recipes if r.startswith(f"{name} step-")]
+        for i in range(len(s.seeds) if steps else 0):
+            kl, true, learned = (np.array([s(r, m)[i] for r in steps]) for m in ("kl", "reward", "proxy"))
+            label = colour if i == 0 and name in ("along_dpo", *s.points("ppo")[:1]) else None
+            axes[0].plot(kl, true, "-", color=COLOURS[colour], lw=0.5, alpha=0.5)
+            axes[1].plot(learned, true, ".-", color=COLOURS[colour], lw=0.6, ms=3, alpha=0.8, label=label)
+    axes[0].set(xscale="log", xlabel="KL to the SFT policy (nats a completion)", ylabel="reward, P(positive)", xlim=(0.05, None))
+    axes[1].set(xlabel="learned reward (nats, zero anywhere)", ylabel="true reward, P(positive)", title="along training")
+    return fig
+
 def diversity(s):
     """Reward against entropy, as the reports draw it, and against the entropy of 25 samples."""
     fig, [axes] = figure(1, 2, 11, 4.2)
@@ -68,13 +88,13 @@ def diversity(s):
 def label_bias(s):
     """Reward by the label of the prompt's review, before and after each method."""
     fig, [[ax]] = figure(1, 1, 9, 3.6)
-    names = ["sft", *(r for r in s.recipes if r.split()[0] in METHODS and " T=" not in r and not np.isnan(s(r, "pooled_25")).all())]
+    names = ["sft", *(r for r in s.recipes_with("pooled_25") if r.split()[0] in METHODS)]
     for i, (side, hatch) in enumerate((("negative", "//"), ("positive", ""))):
         for j, name in enumerate(names):
             mean, error = middle(s(name, f"reward_{side}"))
             ax.bar(j + 0.4 * i - 0.2, mean, 0.38, yerr=error, color=COLOURS[name.split()[0]], hatch=hatch, edgecolor="white", capsize=2,
                    label=f"prompts of {side} reviews" if j == 0 else None)
-    ax.set(xticks=range(len(names)), ylabel="reward, P(positive)", ylim=(0, 1))
+    ax.set(xticks=range(len(names)), ylabel="reward, P(positive)", ylim=(0, 1.15))
     ax.set_xticklabels([n.replace(" ", "\n") for n in names], fontsize=7)
     return fig
 
@@ -100,7 +120,7 @@ def training(s):
 def temperature(s):
     """Wins against the SFT policy at temperature 1, by the reward, over the temperature of sampling."""
     fig, [[ax]] = figure(1, 1, 7.5, 4.2)
-    for method in ("sft", *METHODS):
+    for method in ("sft", *METHODS, *ONLINE):
         names = [r for r in s.recipes if r.split()[0] == method and " T=" in r]
         if names:
             at = {float(r.split("T=")[1]): middle(s(r, "win")) for r in names}
@@ -113,7 +133,7 @@ def temperature(s):
     return fig
 
 def adapters(s):
-    """DPO at beta 0.1 with adapters of several ranks: reward, KL, and reward gained per root of KL, against what is trained."""
+    """DPOP with adapters of several ranks, and without: reward, KL, and reward gained per root of KL, against what is trained."""
     fig, [axes] = figure(1, 3, 12, 3.6)
     for method in ("sequential", "parallel", "replace"):
         for ax, y in zip(axes, ("reward", "kl")):
@@ -123,7 +143,7 @@ def adapters(s):
             gain, error = zip(*(middle((s(r, "reward") - s("sft", "reward")) / s(r, "kl") ** 0.5) for r in names))
             axes[2].errorbar([np.nanmean(s(r, "trainable")) for r in names], gain, yerr=np.hstack(error), fmt="o-",
                              color=COLOURS[method], label=method, **THIN)
-    full = "dpo beta=0.1"
+    full = "default dpop"
     gain = (s(full, "reward") - s("sft", "reward")) / s(full, "kl") ** 0.5
     for ax, values in zip(axes, (s(full, "reward"), s(full, "kl"), gain) if s.points("sequential") else ()):
         mean, error = middle(values)
@@ -138,10 +158,11 @@ def watch(s):
                ("rewards/rejected", "val"), ("logps/chosen", "val"), ("logps/rejected", "val"), ("grad_norm", "train"))
     fig, axes = figure(2, 4, 12, 5.4)
     for ax, (metric, split) in zip(axes.flat, metrics):
-        for recipe, colour, label in (("dpo beta=0.3", "#1f77b4", "healthy: beta 0.3, lr 6e-4"),
-                                      ("too_fast", "#d62728", "unhealthy: beta 0.1, lr 3e-3")):
+        for recipe, colour, label in (("dpo beta=0.3", "#1f77b4", "healthy: beta 0.3, lr 1e-3, epsilon 1e-3"),
+                                      ("too_fast", "#d62728", "unhealthy: beta 0.1, lr 3e-3, epsilon 1e-8")):
             lines(ax, s, recipe, metric, colour, label if ax is axes.flat[0] else None, split)
         ax.set_title(f"{metric} ({split})", fontsize=9)
+        ax.set_yscale("log" if metric == "grad_norm" else "linear")
         ax.set_xlabel("update", fontsize=8)
     return fig
 
@@ -170,7 +191,7 @@ def along(s):
     axes[2].set_yscale("symlog", linthresh=1)
     return fig
 
-PICTURES = (frontier, diversity, label_bias, training, temperature, adapters, watch, along)
+PICTURES = (frontier, rlhf, diversity, label_bias, training, temperature, adapters, watch, along)
 
 def draw(results, figures):
     """Draws all of them into a folder."""

@@ -1,7 +1,7 @@
 """
 The study: the claims of the field's reports, measured on the toy world, whose reward is exact, with error bars.
 
-    python -m study.sweep            # every recipe, three seeds: an hour and a half on 2 cores
+    python -m study.sweep            # every recipe, three seeds: under three hours on 2 cores
     python -m study.sweep --quick    # a few recipes, two seeds, about five minutes; writes to out/quick alone
     python -m study.sweep --draw     # the figures and the README's tables again, from study/results alone
 
@@ -22,36 +22,54 @@ from tqdm import tqdm
 import eval
 import train_pref
 import train_sft
+from losses import LOSSES
+from rlhf import train_ppo, train_reward
 from study import claims, pictures, table
 
 def grid(method, flags, knob, values):
     return {f"{method} {knob}={v}": f"{flags} --{knob} {v}" for v in values}
 
-NOISE, ADAPTED = "--label_noise 0.2", "--loss dpo --lr 2e-3 --adapter"
-ALONG = "--keep_all --patience 0 --max_steps 480 --eval_every 40 --min_lr 6e-4"    # lr 6e-4 throughout
+def adapted(mode, ranks):
+    """
+    DPOP, whose term holds the chosen up: with DPO alone a frozen embedding, where words of opposite verdicts lie close, loses both. The
+    learning rate makes steps of one size whatever the rank: what an adapter adds is a sum over its hidden units.
+    """
+    flags = f"--loss dpop --max_steps 240 --eval_every 40 --adapter {mode}"
+    return {f"{mode} adapter_rank={r}": f"{flags} --adapter_rank {r} --lr {1.6e-2 / r**0.5:.1e}" for r in ranks}
+
+SHORT = "--max_steps 140"    # of train_pref.py's 180, for all that do not say otherwise: a sweep has many runs
+NOISE = "--label_noise 0.2"
+SKIP = "--on_nonfinite skip"    # divergences with exp(-log-ratio): a single pair may have a loss of 50
+ALONG = "--keep_all --patience 0 --max_steps 480 --eval_every 40 --min_lr 1e-3"    # lr 1e-3 throughout
 
 # method and its setting -> flags of train_pref.py, for sft of train_sft.py; all others start from the sft of their seed
 RECIPES = (
     {"sft": ""} | grid("dpo", "--loss dpo", "beta", (0.1, 0.03, 0.3, 1, 5, 20)) | grid("hinge", "--loss hinge", "beta", (0.2, 0.05, 0.5, 1))
+    | {claims.default_of(name): f"--loss {name}" for name in LOSSES if name not in ("dpo", "hinge")}
     | grid("ipo", "--loss ipo", "beta", (0.1, 0.3, 0.5, 1)) | grid("cdpo", "--loss cdpo --label_smoothing 0.15", "beta", (0.1, 0.03, 0.3))
-    | grid("jsd", "--loss fdpo --divergence jsd", "beta", (0.3, 1))
-    | grid("alpha0.3", "--loss fdpo --divergence alpha --alpha 0.3", "beta", (0.3,))
-    | grid("alpha0.5", "--loss fdpo --divergence alpha --alpha 0.5", "beta", (0.3, 1))
-    | grid("alpha0.7", "--loss fdpo --divergence alpha --alpha 0.7", "beta", (0.3,))
-    | grid("forward_kl", "--loss fdpo --divergence forward_kl", "beta", (0.3, 1))
+    | grid("jsd", "--loss fdpo --divergence jsd", "beta", (0.1, 0.3, 1))
+    | grid("alpha0.3", f"--loss fdpo --divergence alpha --alpha 0.3 {SKIP}", "beta", (0.3, 1))
+    | grid("alpha0.5", f"--loss fdpo --divergence alpha --alpha 0.5 {SKIP}", "beta", (0.1, 0.3, 1))
+    | grid("alpha0.7", f"--loss fdpo --divergence alpha --alpha 0.7 {SKIP}", "beta", (0.3, 1))
+    | grid("forward_kl", f"--loss fdpo --divergence forward_kl {SKIP}", "beta", (0.1, 0.3, 1))
     | grid("slic", "--loss slic", "delta", (1.0, 5.0)) | grid("unlikelihood", "--loss unlikelihood", "alpha", (0.1, 0.3))
     | {"preferred_ft": "--loss sft", "dpo_up": "--loss dpo --beta 0 --beta_end 1", "ipo_down": "--loss ipo --beta 1 --beta_end 0.01",
        "dpo_mean": "--loss dpo --beta 0.5", "ipo_mean": "--loss ipo --beta 0.505",
        "noisy_dpo": f"--loss dpo {NOISE}", "noisy_cdpo": f"--loss cdpo --label_smoothing 0.2 {NOISE}",
        "noisy_robust": f"--loss robust --label_smoothing 0.2 {NOISE}", "noisy_ipo": f"--loss ipo {NOISE}"}
-    | grid("sequential", f"{ADAPTED} sequential", "adapter_rank", (16, 4, 64, 256))
-    | grid("parallel", f"{ADAPTED} parallel", "adapter_rank", (16, 4, 256))
-    | grid("replace", f"{ADAPTED} replace", "adapter_rank", (256, 64))
-    | {"along_dpo": f"--loss dpo {ALONG}", "along_ipo": f"--loss ipo {ALONG}", "too_fast": "--loss dpo --lr 3e-3 --patience 0"})
+    | adapted("sequential", (16, 4, 64, 256)) | adapted("parallel", (16, 4, 64, 256)) | adapted("replace", (256, 64))
+    | {"along_dpo": f"--loss dpo {ALONG}", "along_ipo": f"--loss ipo {ALONG}",
+       "too_fast": "--loss dpo --lr 3e-3 --adam_epsilon 1e-8 --patience 0",
+       "displaced": "--loss dpo --max_steps 420 --eval_every 60 --adapter sequential --adapter_rank 16 --lr 4e-4"}
+    | grid("epsilon", "--loss dpo --lr 6e-4", "adam_epsilon", ("1e-8", "1e-5", "1e-4", "1e-3"))
+    # what DPO replaces: a reward model from the same pairs, and PPO by it; PPO and RLOO by the true reward
+    | {"reward": ""} | grid("ppo", "--keep_all", "beta", (0.05, 0.02, 0.1, 0.2))
+    | grid("ppo_gt", "--true_reward", "beta", (0.05, 0.02, 0.1, 0.2))
+    | grid("rloo_gt", "--true_reward --algo rloo", "beta", (0.05, 0.02, 0.1)))
 
 # one setting of each method: more samples a prompt, other temperatures
 MAIN = ("dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "cdpo beta=0.1", "jsd beta=0.3", "alpha0.5 beta=0.3", "forward_kl beta=0.3",
-        "slic delta=1.0", "unlikelihood alpha=0.1", "preferred_ft")
+        "slic delta=1.0", "unlikelihood alpha=0.1", "preferred_ft", "ppo beta=0.05", "ppo_gt beta=0.05", "rloo_gt beta=0.05")
 MEASURE = "--n_samples 25 --temperature 1 0.75 0.5 0.25 0 --show 0 --best_of 64"
 QUICK_MEASURE = "--n_samples 25 --n_prompts 128 --temperature 1 0.5 0 --show 0 --best_of 16"
 QUICK = ("sft", "dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "ipo beta=1", "preferred_ft")
@@ -73,30 +91,30 @@ def place(root, recipe, seed):
 
 def train(root, recipe, seed, flags):
     """One run, its table and its curves; none if the same has been done."""
-    folder = place(root, recipe, seed)
-    mark = folder / "done"
+    folder, method, reward = place(root, recipe, seed), recipe.split()[0], place(root, "reward", seed)
+    online, learned, mark = method.startswith(("ppo", "rloo")), (reward / "done").exists(), folder / "done"
+    script = {"sft": train_sft, "reward": train_reward}.get(recipe, train_ppo if online else train_pref)
+    flags = f"{SHORT} {flags}" if script is train_pref else flags    # a recipe's own comes after it, and counts
     if mark.exists() and mark.read_text() == flags:
         return
     shutil.rmtree(folder, ignore_errors=True)    # begun and not finished, or with other flags
-    if recipe == "sft":
-        train_sft.main([*flags.split(), "--seed", str(seed), "--out_dir", str(folder)])
-    else:
-        train_pref.main([*flags.split(), "--seed", str(seed), "--out_dir", str(folder), "--init_from", str(place(root, "sft", seed)),
-                         "--n_show", "0"])
-        for step in sorted(folder.glob("step-*")):
-            eval.main(["--run", str(step), "--n_samples", "1", "--show", "0"])
+    argv = [*flags.split(), "--seed", str(seed), "--out_dir", str(folder)]
+    argv += ["--init_from", str(place(root, "sft", seed))] if recipe != "sft" else []
+    argv += ["--reward", str(reward)] if online and "--true_reward" not in flags else []
+    script.main(argv + (["--n_show", "0"] if script in (train_pref, train_ppo) else []))
+    for step in sorted(folder.glob("step-*")):
+        eval.main(["--run", str(step), "--n_samples", "1", "--show", "0", *(["--reward", str(reward)] if learned else [])])
     mark.write_text(flags)
 
 def measure(root, recipes, seed, flags=MEASURE):
-    """The main runs of a seed side by side: more samples, other temperatures, best of n."""
-    runs = [place(root, r, seed) for r in recipes]
-    mark = runs[0] / "measured"
-    if mark.exists() and mark.read_text() == f"{recipes} {flags}":
-        return
-    eval.main(["--run", str(runs[0]), *flags.split()])
-    if runs[1:]:
-        eval.main(["--run", *map(str, runs[1:]), *flags.split("--best_of")[0].split()])    # the reference's is known by now
-    mark.write_text(f"{recipes} {flags}")
+    """The main runs of a seed side by side: more samples, other temperatures, best of n. Those that have been are left as they are."""
+    first, *others = (place(root, r, seed) for r in recipes)
+    for runs, how in (([first], flags), (others, flags.split("--best_of")[0])):    # the reference's best is known by then
+        runs = [r for r in runs if not (mark := r / "measured").exists() or mark.read_text() != how]
+        if runs:
+            eval.main(["--run", *map(str, runs), *how.split()])
+        for r in runs:
+            (r / "measured").write_text(how)
 
 def one_thread():
     import torch
@@ -105,7 +123,7 @@ def one_thread():
 def quietly(task):
     """Runs a (job, *its arguments) with what it prints in a file. Returns the reason if it did not end well."""
     job, *args = task
-    log = Path(args[0]) / "logs" / ("-".join(map(str, args[1:3])).replace(" ", "-")[:60] + ".txt")
+    log = Path(args[0]) / "logs" / f"{args[1] if job is train else 'measured'}-{args[2]}.txt".replace(" ", "-")
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w") as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
         try:
@@ -116,7 +134,9 @@ def quietly(task):
 def run(root, recipes, seeds, jobs, flags=MEASURE):
     """All of them, `jobs` at a time. A run that fails is told, and does not stop the others. Returns what failed."""
     sft, first, *others = recipes    # the first samples the pairs of its seed, which the others share
-    phases = ([(train, root, r, s, recipes[r]) for r in part for s in seeds] for part in ([sft], [first], others))
+    learned = [r for r in others if r == "reward"]
+    parts = [sft], [first], learned, [r for r in others if r not in learned]
+    phases = ([(train, root, r, s, recipes[r]) for r in part for s in seeds] for part in parts)
     phases = [*phases, [(measure, root, main, s, flags) for s in seeds if (main := [r for r in MAIN if r in recipes])]]
     failed = []
     # a new process every few runs: freed memory that is kept is in pieces, and a process of many runs ends up with gigabytes of them
@@ -140,6 +160,12 @@ def collect(root, recipes, seeds, results):
             folder = place(root, recipe, seed)
             if not (folder / "done").exists():
                 continue
+            result = json.loads((folder / "result.json").read_text())
+            add(recipe, seed, {key: [result[key]] * 3 for key in ("seconds", "skipped")})
+            if recipe == "reward":
+                found = json.loads((folder / "reward.json").read_text())
+                add(recipe, seed, {"accuracy": found["accuracy"], "calibration_error": [found["calibration_error"]] * 3})
+                continue
             for path in (folder / "eval.json", *sorted(folder.glob("step-*/eval.json"), key=lambda p: int(p.parent.name[5:]))):
                 found = json.loads(path.read_text())
                 add(recipe if path.parent == folder else f"{recipe} {path.parent.name}", seed, found["measures"]["after"])
@@ -151,7 +177,7 @@ def collect(root, recipes, seeds, results):
                     add(f"{recipe} T={row['temperature']}", seed, row["after"])
                     if recipe == first:
                         add(f"sft T={row['temperature']}", seed, row["before"])
-            if (folder / "adapter.json").exists() or recipe == first:
+            if (folder / "adapter.json").exists() or recipe == "default dpop":
                 add(recipe, seed, {"trainable": [trainable(folder)] * 3})
             if recipe in CURVES:
                 with open(folder / "log.csv", newline="") as f:
@@ -173,7 +199,7 @@ def trainable(folder):
 def main(argv=None):
     args = get_args(argv)
     root, results, figures = (Path("out/quick"),) * 3 if args.quick else (Path("out/study"), table.RESULTS, table.FIGURES)
-    recipes = {r: RECIPES[r] for r in QUICK} if args.quick else RECIPES
+    recipes = {r: RECIPES[r] if r == "sft" else f"{RECIPES[r]} --max_steps 90" for r in QUICK} if args.quick else RECIPES
     failed = []
     if not args.draw:
         seeds = args.seeds or ([0, 1] if args.quick else [0, 1, 2])

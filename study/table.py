@@ -1,12 +1,8 @@
 """
-The README's tables, made from the code and from runs.
+The README's tables, made from the code and from what runs have left in study/results.
 
-    python -m study.table --run --losses dpo cdpo hinge ipo     # trains what is not there yet, three seeds each, then as below
-    python -m study.table --example out/toy/dpo                 # takes the README's example from a run of the main job, then as below
-    python -m study.table                                       # writes the tables into README.md from LOSSES and study/results
-
-Runs go to out/study/<loss>-<seed>, all from the one SFT policy in out/toy/sft; a seed is that of the sampled pairs and of their order.
-What was measured, on the same prompts for all, goes to study/results/losses.csv.
+    python -m study.table                          # writes the tables into README.md from LOSSES and study/results
+    python -m study.table --example out/toy/dpo    # takes the README's example from a run of the main job, then the same
 """
 import argparse
 import csv
@@ -25,38 +21,15 @@ from study import claims
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = ROOT / "study" / "results", ROOT / "study" / "figures"
-MEASURES = {"reward": ("reward", ".3f"), "kl": ("KL, nats", ".2f"), "entropy": ("entropy, nats a token", ".3f"),
-            "length": ("length, tokens", ".1f"), "accuracy": ("accuracy", ".3f")}
+HEADS = {"reward": ("reward", ".3f"), "kl": ("KL, nats", ".2f"), "win": ("wins against SFT", ".3f"),
+         "entropy": ("entropy, nats a token", ".3f"), "pooled_25": ("of 25 samples", ".3f"), "distinct_2": ("distinct pairs", ".3f"),
+         "length": ("length, tokens", ".1f"), "accuracy": ("accuracy", ".3f")}
 OPTIONS = {"share_prefix": "--share_prefix", "compile": "--compile", **{m: f"--adapter {m}" for m in adapters.MODES}}
 
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
-    p.add_argument("--run", action="store_true", help="train what is not there yet")
     p.add_argument("--example", help="take the README's example and first picture from this run of the main job")
-    p.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES), help="which (default: all)")
-    p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: %(default)s)")
     return p.parse_args(argv)
-
-def run(names, seeds):
-    """Trains and measures on the toy world with the defaults; writes study/results/losses.csv from all that is under out/study."""
-    import train_pref
-    for name in names:
-        for seed in seeds:
-            folder = Path("out/study") / f"{name}-{seed}"
-            if not (folder / "eval.json").exists():
-                shutil.rmtree(folder, ignore_errors=True)    # begun and not finished
-                train_pref.main(["--loss", name, "--seed", str(seed), "--out_dir", str(folder), "--n_show", "1"])
-    rows = []
-    for path in sorted(Path("out/study").glob("*/eval.json")):
-        name, seed = path.parent.name.rsplit("-", 1)
-        measures = json.loads(path.read_text())["measures"]
-        rows += [("sft", seed, k, *measures["before"][k]) for k in MEASURES] if name == names[0] else []
-        rows += [(f"--loss {name}", seed, k, *measures["after"][k]) for k in MEASURES]
-    RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / "losses.csv", "w", newline="") as f:
-        out = csv.writer(f, lineterminator="\n")
-        out.writerow(("policy", "seed", "measure", "mean", "low", "high"))
-        out.writerows((*row[:3], *(f"{x:.5g}" for x in row[3:])) for row in rows)
 
 def keep_example(run):
     shutil.copy(Path(run) / "eval.png", FIGURES / "main_job.png")
@@ -97,21 +70,29 @@ def mean(rows, key, form, spread=False):
     values = [row[key] for row in rows]
     return f"{sum(values) / len(values):{form}}" + (f" ({min(values):{form}} to {max(values):{form}})" if spread else "")
 
+def sweep_table(recipes, heads, first="method"):
+    """A row a {label: recipe}: means over seeds and their ranges, "-" where a recipe has no such measure."""
+    groups = grouped(read("sweep.csv"), "recipe", "measure")
+    return markdown([first, *(label for label, _ in heads.values())], (
+        [f"`{label}`", *(mean(groups[recipe, m], "mean", form, True) if (recipe, m) in groups else "-" for m, (_, form) in heads.items())]
+        for label, recipe in recipes.items()))
+
 def results_table():
-    """A row a policy, mean and range over seeds."""
-    groups = grouped(read("losses.csv"), "policy", "measure")
-    policies = sorted({p for p, _ in groups}, key=lambda p: (p != "sft", list(LOSSES).index(p.split()[-1])))
-    return markdown(["policy", *(label for label, _ in MEASURES.values())],
-                    ([f"`{p}`", *(mean(groups[p, m], "mean", form, True) for m, (_, form) in MEASURES.items())] for p in policies))
+    """A row a loss with its defaults."""
+    heads = {m: HEADS[m] for m in ("reward", "kl", "entropy", "length", "accuracy")}
+    return sweep_table({"sft": "sft"} | {f"--loss {name}": claims.default_of(name) for name in LOSSES}, heads, "policy")
 
 def methods_table():
-    """One setting of each method: mean and range over seeds."""
-    groups = grouped(read("sweep.csv"), "recipe", "measure")
-    heads = {"reward": ("reward", ".3f"), "win": ("wins against SFT", ".3f"), "kl": ("KL, nats", ".2f"), "length": ("length", ".1f"),
-             "entropy": ("entropy, nats a token", ".3f"), "pooled_25": ("of 25 samples", ".3f"), "distinct_2": ("distinct pairs", ".3f")}
-    recipes = [r for r, m in groups if m == "pooled_25"]
-    return markdown(["method", *(label for label, _ in heads.values())], (
-        [f"`{r}`", *(mean(groups[r, m], "mean", form, True) for m, (_, form) in heads.items())] for r in dict.fromkeys(recipes)))
+    """One setting of each method, with 25 samples a prompt."""
+    heads = {m: HEADS[m] for m in ("reward", "win", "kl", "length", "entropy", "pooled_25", "distinct_2")}
+    return sweep_table({r: r for r in claims.Sweep(RESULTS).recipes_with("pooled_25")}, heads)
+
+def epsilon_table():
+    """DPO by AdamW's epsilon, each seed by itself, as their mean would hide the one that breaks."""
+    s = claims.Sweep(RESULTS)
+    each = lambda recipe, measure, form: ", ".join(f"{value:{form}}" for value in s(recipe, measure))
+    return markdown(["`--adam_epsilon`", "KL, nats, by seed", "reward, by seed"], (
+        [r.split("=")[1], each(r, "kl", ".1f"), each(r, "reward", ".2f")] for r in s.points("epsilon")))
 
 def bandit_table():
     heads = ["loss", "settings", "reward", "KL, nats", "below the frontier", "mass on answers never seen"]
@@ -209,7 +190,7 @@ def filled(text):
     """README text with what stands between its markers made anew."""
     tables = {"example": example, "results": results_table, "bandit": bandit_table, "losses": losses_table, "trl": trl_table,
               "parts": parts_table, "generation": generation_table, "growth": growth_table, "robust": robust_table,
-              "methods": methods_table, "claims": lambda: claims.claims_table(RESULTS)}
+              "methods": methods_table, "epsilon": epsilon_table, "claims": lambda: claims.claims_table(RESULTS)}
     for name, table in tables.items():
         begin, end = f"<!-- {name}: made by study/table.py -->\n", f"\n<!-- end of {name} -->"
         assert begin in text and end in text, f"README.md has no markers for {name}"
@@ -218,8 +199,6 @@ def filled(text):
 
 def main(argv=None):
     args = get_args(argv)
-    if args.run:
-        run(args.losses, args.seeds)
     if args.example:
         keep_example(args.example)
     draw_growth()

@@ -75,13 +75,17 @@ def test_the_first_loss_is_that_of_the_rows_by_a_slow_way(here, tmp_path):
     assert first_log(tmp_path / "run")[0] == pytest.approx(total / len(rows), rel=1e-4)
 
 def test_beta_is_annealed_and_logged(here, tmp_path):
-    """The logged reward uses the beta of its step: at the end that of --beta_end."""
+    """Updates have the beta of their step; evaluations the last, as a loss whose scale moves would choose the weights by the schedule."""
     pref(tmp_path / "run", "--loss", "dpo", "--beta", "0", "--beta_end", "1")
     assert first_log(tmp_path / "run", "beta", "train") == [0.25, 0.5, 0.75, 1.0]
-    assert first_log(tmp_path / "run", "beta") == [0.25, 0.5, 1.0]
+    assert first_log(tmp_path / "run", "beta") == [1.0, 1.0, 1.0]
     assert first_log(tmp_path / "run")[0] == pytest.approx(math.log(2), abs=1e-5)
     with pytest.raises(SystemExit):
         train_pref.get_args(["--loss", "orpo", "--beta_end", "1"])
+    with pytest.raises(SystemExit):
+        train_pref.get_args(["--beta_end", "0"])
+    pref(tmp_path / "ipo", "--loss", "ipo", "--beta", "1", "--beta_end", "0.1")
+    assert first_log(tmp_path / "ipo")[0] == pytest.approx(25, rel=1e-4)    # (0 - 1 / (2 beta))^2 at the last beta
 
 def test_mean_logps_and_sft_weight_change_the_loss_as_they_say(here, tmp_path):
     """At the start DPO's own part is log 2 in sums and in means; the rest is the weight times Preferred-FT's loss."""
@@ -428,7 +432,10 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(here, tmp_path):
 
 @pytest.fixture(scope="module")
 def nothing(tmp_path_factory):
-    return tmp_path_factory.mktemp("nothing")
+    """A folder for a whole job, on the two cores that it is meant for."""
+    torch.set_num_threads(2)
+    yield tmp_path_factory.mktemp("nothing")
+    torch.set_num_threads(1)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])

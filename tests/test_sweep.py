@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import eval
+from losses import LOSSES
 from study import claims, pictures, sweep, table
 
 HEADS = {"sweep.csv": "recipe,seed,measure,mean,low,high\n", "curves.csv": "recipe,seed,step,split,metric,value\n"}
@@ -41,6 +42,7 @@ def test_rank_correlation_by_hand():
     """Ties share a rank; a rise that is not a line is still a rise."""
     assert claims.order([0, 1, 2, 3], [0, 1, 10, 1000]) == pytest.approx(1) and claims.order([0, 1, 2], [3, 2, 1]) == pytest.approx(-1)
     assert claims.ranks(np.array([5.0, 1.0, 5.0])).tolist() == [1.5, 0, 1.5]
+    assert math.isnan(claims.order([0, 1, 2], [0, math.nan, 2]))    # what was not measured has no rank
     assert claims.order([0, 1, 2, 3], [1, 0, 3, 2]) == pytest.approx(0.6)    # 1 - 6 * 4 / (4 * 15)
 
 def test_a_measure_at_a_kl_is_read_off_between_two_points(tmp_path):
@@ -57,7 +59,7 @@ def test_a_measure_at_a_kl_is_read_off_between_two_points(tmp_path):
 def world(folder, seeds=(0, 1, 2)):
     """A sweep in which every claim's recipes exist: reward and KL by formula, with a little noise."""
     rng, rows, curves = np.random.default_rng(0), [], []
-    keys = ("entropy", "pooled_4", "pooled_25", "distinct_2", "reward_positive", "reward_negative", "win", "trainable")
+    keys = ("entropy", "length", "proxy", "pooled_4", "pooled_25", "distinct_2", "reward_positive", "reward_negative", "win", "trainable")
     for i, recipe in enumerate(sweep.RECIPES):
         for seed in seeds:
             kl = 0 if recipe == "sft" else 0.3 * (i % 12) + 0.2
@@ -71,7 +73,11 @@ def world(folder, seeds=(0, 1, 2)):
                 curves += [(recipe, seed, k, split, m, 1 + (k - 200) ** 2 / 1e5 + 0.01 * rng.normal()) for k in steps
                            for split in ("val", "train") for m in metrics]
                 if recipe.startswith("along"):
-                    rows += [(f"{recipe} step-{k}", seed, m, k / n) for k in steps[1:] for m, n in (("reward", 600), ("kl", 99))]
+                    steps_of = {"reward": 1 / 600, "kl": 0.01, "proxy": 0.1}
+                    rows += [(f"{recipe} step-{k}", seed, m, k * by) for k in steps[1:] for m, by in steps_of.items()]
+            if recipe.startswith("ppo "):    # over-optimised: the learned reward rises, the true one falls
+                later = {"reward": -1e-3, "kl": 0.01, "proxy": 1}
+                rows += [(f"{recipe} step-{k}", seed, m, k * by) for k in (40, 80) for m, by in later.items()]
     rows += [(f"best_of n={n}", s, k, v) for n in (1, 2, 64) for s in seeds for k, v in (("kl", math.log(n)), ("reward", 0.5 + n / 200))]
     return results(folder, rows, curves)
 
@@ -79,7 +85,8 @@ def test_every_claim_gets_a_verdict_and_every_picture_is_drawn(tmp_path):
     """From the two files alone, so that a figure can be drawn again without the runs."""
     claims.judge(world(tmp_path))
     text = claims.claims_table(tmp_path)
-    assert len(claims.CLAIMS) == 11 and all(f"| {n}. " in text for n in claims.CLAIMS) and text.count("**") == 22
+    assert "highest, ppo beta=0.02: -0.04 [-0.04, -0.04] (< -0.01: holds)" in text and "highest, along_dpo: 0 [0, 0]" in text
+    assert len(claims.CLAIMS) == 14 and all(f"| {n}. " in text for n in claims.CLAIMS) and text.count("**") == 28
     pictures.draw(tmp_path, tmp_path)
     for picture in pictures.PICTURES:
         assert (tmp_path / f"{picture.__name__}.png").stat().st_size > 10_000
@@ -126,11 +133,15 @@ def test_a_sweep_runs_skips_what_is_done_and_goes_on(tmp_path, monkeypatch):
     all_of_them(RECIPES | {"dpo beta=0.1": RECIPES["dpo beta=0.1"] + " --share_prefix"})
     assert os.stat(run / "eval.json").st_mtime_ns > before
     assert sweep.quietly((sweep.measure, "root", ["dpo beta=0.1"], 0, sweep.QUICK_MEASURE.replace("16", "64"))) is None
+    measured = os.stat(run / "eval.json").st_mtime_ns
+    assert sweep.quietly((sweep.measure, "root", ["dpo beta=0.1", "along_dpo"], 0, sweep.QUICK_MEASURE.replace("16", "64"))) is None
+    other = json.loads((sweep.place("root", "along_dpo", 0) / "eval.json").read_text())
+    assert os.stat(run / "eval.json").st_mtime_ns == measured and other["n_samples"] == 25    # a method that came later
     sweep.collect("root", RECIPES, [0, 1], tmp_path)    # a seed whose runs failed is not there
     s = claims.Sweep(tmp_path)
     assert s.seeds == [0] and s("sft", "kl") == 0 and s("along_dpo step-3", "kl") >= 0 and s("dpo beta=0.1 T=0.5", "reward") > 0
     assert s("best_of n=64", "reward") > s("best_of n=1", "reward") and s("dpo beta=0.1", "pooled_25") > s("dpo beta=0.1", "pooled_4")
-    assert s("dpo beta=0.1", "trainable") == 26_208 and s.curve("along_dpo", "loss", 0).shape == (2, 2)
+    assert sweep.trainable(run) == 26_208 and s.curve("along_dpo", "loss", 0).shape == (2, 2)
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch):
     """One wrong flag in a sweep of hours must not cost the rest, nor pass unseen."""
@@ -151,8 +162,13 @@ def test_the_recipes_can_be_parsed():
     """A sweep of hours that fails at its last recipe."""
     import train_pref
     import train_sft
+    from rlhf import train_ppo, train_reward
     for recipe, flags in sweep.RECIPES.items():
-        (train_sft if recipe == "sft" else train_pref).get_args(flags.split())
+        method = recipe.split()[0]
+        others = {"sft": train_sft, "reward": train_reward, "ppo": train_ppo, "ppo_gt": train_ppo, "rloo_gt": train_ppo}
+        others.get(method, train_pref).get_args(flags.split())
+    for name in LOSSES:    # what the table calls the defaults
+        assert train_pref.get_args(sweep.RECIPES[claims.default_of(name)].split()) == train_pref.get_args(["--loss", name]), name
     assert {*sweep.MAIN, *sweep.QUICK, *sweep.CURVES} <= {*sweep.RECIPES}
 
 def test_the_verdicts_are_those_of_the_results(tmp_path):
