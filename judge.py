@@ -3,7 +3,7 @@ An LLM as the judge: which of two answers is better? Over any OpenAI-compatible 
 
     python judge.py --run out/hh/dpo --judge_url http://localhost:8080/v1 --judge_model llama-2-7b-chat
     python judge.py --run out/hh/dpo --against chosen --judge_limit 100 --judge_workers 8
-    python judge.py --run out/tldr/dpo --task summary --temperature 0.5
+    python judge.py --run out/tldr/dpo --task summary --temperature 0 0.25 0.5 0.75 1    # of those given to eval.py
 
 Judges the samples in the run's eval.json against the reference's, or against the answers that the data set chose. Every pair is asked in
 both orders, since judges prefer what stands first: where they disagree it is a tie, counted as a flip; a verdict that cannot be read is
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import cli
 from checkpoint import read_json, write_json
+from measures import wilson
 
 ASK = {
     "dialogue": "Below are a person's message to an assistant and two answers to it. A good answer helps with what was asked, is right, "
@@ -37,7 +38,7 @@ def get_args(argv=None):
     p.add_argument("--against", default="before", choices=("before", "chosen"),
                    help="the reference's samples, or the data set's chosen answers (default: %(default)s)")
     p.add_argument("--task", default="dialogue", choices=list(ASK), help="what is judged (default: %(default)s)")
-    p.add_argument("--temperature", type=float, help="judge the samples at this temperature of eval.py's (default: its first)")
+    p.add_argument("--temperature", type=float, nargs="+", help="judge eval.py's samples at these temperatures (default: its first)")
     p.add_argument("--judge_url", default="http://localhost:8080/v1", help="the endpoint (default: %(default)s)")
     p.add_argument("--judge_model", default="default", help="the model's name there (default: %(default)s)")
     p.add_argument("--judge_key", default="OPENAI_API_KEY", help="NAME of the environment variable with the key (default: %(default)s)")
@@ -75,17 +76,15 @@ def known_answers(path):
             os.truncate(path, whole)
     return known
 
-def client_of(args):
+def ask_all(todo, path, args):
+    """Asks what is not known yet, some at a time; every answer is on the disk before it counts. Returns (answers, failures)."""
     try:
         import openai
     except ImportError:
         raise ValueError("judge.py needs the openai client: pip install openai") from None
     # it waits and asks again after 429, 5xx and cut connections, as long as Retry-After says
-    return openai.OpenAI(base_url=args.judge_url, api_key=os.environ.get(args.judge_key) or "none", timeout=120, max_retries=6)
-
-def ask_all(todo, path, args):
-    """Asks what is not known yet, some at a time; every answer is on the disk before it counts. Returns (answers, failures)."""
-    client, lock, answers, failures = client_of(args), Lock(), {}, Counter()
+    client = openai.OpenAI(base_url=args.judge_url, api_key=os.environ.get(args.judge_key) or "none", timeout=120, max_retries=6)
+    lock, answers, failures = Lock(), {}, Counter()
     def ask(question):
         _, _, key, text = question
         try:
@@ -96,21 +95,12 @@ def ask_all(todo, path, args):
             failures[f"{type(e).__name__}: {' '.join(str(e).split())[:120]}"] += 1
             return
         with lock, open(path, "a", encoding="utf-8") as f:
-            f.write(json.dumps({"key": key, "answer": answer}) + "\n")
-            f.flush()
+            print(json.dumps({"key": key, "answer": answer}), file=f, flush=True)
             os.fsync(f.fileno())
             answers[key] = answer
     with ThreadPoolExecutor(args.judge_workers) as pool:
         list(tqdm(pool.map(ask, todo), total=len(todo), unit="answer", leave=False))
     return answers, failures
-
-def wilson(k, n, z=1.96):
-    """[share, low, high]: Wilson's 95% interval of k out of n (Wilson 1927)."""
-    if not n:
-        return [float("nan"), 0.0, 1.0]
-    p, d = k / n, 1 + z * z / n
-    half = z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
-    return [p, (p + z * z / (2 * n) - half) / d, (p + z * z / (2 * n) + half) / d]
 
 def outcome(first, second):
     """win, tie, lose, flip or invalid for the run, from the verdicts with its answer as A, and as B. A flip counts as a tie as well."""
@@ -119,42 +109,52 @@ def outcome(first, second):
     mine = {"A": 1, "B": -1, "neither": 0}[first], {"A": -1, "B": 1, "neither": 0}[second]
     return {2: "win", -2: "lose"}.get(sum(mine), "flip" if mine[0] * mine[1] < 0 else "tie")
 
-def main(argv=None):
-    """Returns what judge.json holds."""
-    args = get_args(argv)
-    with cli.bad_input():
-        found = read_json(Path(args.run) / "eval.json")
-        rows = [r for r in found.get("temperatures", ()) if r["temperature"] == args.temperature]
-        if not rows and args.temperature not in (None, found["temperature"]):
-            raise ValueError(f"{args.run}: eval.json has no samples at temperature {args.temperature}: run eval.py with --temperature")
-        samples = [s | ({"after": rows[0]["samples"][i]} if rows else {}) for i, s in enumerate(found["samples"])][:args.judge_limit]
-        if not all(args.against in s for s in samples):
-            raise ValueError(f"{args.run}: eval.json has no answers of {args.against!r} to judge against")
-        path, asked = Path(args.run) / "judge.jsonl", questions(samples, args)
-        known = known_answers(path)
-        todo = list({q[2]: q for q in asked if q[2] not in known}.values())
-        tokens = sum(len(q[3]) for q in todo) // 4, 100 * len(todo)    # about 4 characters a token
-        price = f", about ${(tokens[0] * args.judge_price[0] + tokens[1] * args.judge_price[1]) / 1e6:.2f}" if args.judge_price else ""
-        print(f"{len(samples)} pairs in both orders: {sum(q[2] in known for q in asked)} answers are there, {len(todo)} questions to ask "
-              f"{args.judge_model}, about {tokens[0]:,} tokens in and {tokens[1]:,} out{price}")
-        new, failures = ask_all(todo, path, args) if todo else ({}, {})
-    known |= new
-    verdicts = [read_verdict(known[key]) if key in known else ... for _, _, key, _ in asked]
+def samples_at(found, temperature, args):
+    """The samples of an eval.json at a temperature. Raises ValueError if it has none, or nothing to judge against."""
+    texts = {found["temperature"]: [s["after"] for s in found["samples"]]}
+    texts |= {row["temperature"]: row["samples"] for row in found.get("temperatures", ())}
+    if temperature not in texts:
+        raise ValueError(f"{args.run}: eval.json has no samples at temperature {temperature}: run eval.py with --temperature")
+    samples = [s | {"after": text} for s, text in zip(found["samples"], texts[temperature])][:args.judge_limit]
+    if not all(args.against in s for s in samples):
+        raise ValueError(f"{args.run}: eval.json has no answers of {args.against!r} to judge against")
+    return samples
+
+def judged(samples, known, args):
+    """What is known of the samples: rates with Wilson's intervals, and the words of winners and losers."""
+    verdicts = [read_verdict(known[key]) if key in known else ... for _, _, key, _ in questions(samples, args)]
     pairs = [(s, outcome(a, b)) for s, a, b in zip(samples, verdicts[::2], verdicts[1::2]) if ... not in (a, b)]
     counts = Counter(o for _, o in pairs)
     counts["tie"] += counts["flip"]
     of = dict.fromkeys(("win", "tie", "lose", "flip"), len(pairs) - counts["invalid"]) | {"invalid": len(pairs)}
-    rates = {name: wilson(counts[name], n) for name, n in of.items()}
     decided = [(s["after"], s[args.against])[::1 if o == "win" else -1] for s, o in pairs if o in ("win", "lose")]
     words = dict(zip(("winners", "losers"), (sum(len(t.split()) for t in side) / len(side) for side in zip(*decided))))
-    result = {"judge": args.judge_model, "against": args.against, "pairs": len(pairs), "rates": rates, "words": words,
-              "unanswered": sum(v is ... for v in verdicts)}
-    print("\n".join([*(f"{name:8} {r[0]:.3f} [{r[1]:.3f}, {r[2]:.3f}]" for name, r in rates.items()),
-                     *(f"{w:.1f} words in answers of {who}" for who, w in words.items())]))
-    write_json(Path(args.run) / "judge.json", result)
+    return {"judge": args.judge_model, "against": args.against, "pairs": len(pairs), "words": words,
+            "rates": {name: wilson(counts[name], n) for name, n in of.items()}, "unanswered": sum(v is ... for v in verdicts)}
+
+def main(argv=None):
+    """Returns what judge.json holds: what was found at the first temperature, and the same at each under "temperatures"."""
+    args = get_args(argv)
+    with cli.bad_input():
+        found = read_json(Path(args.run) / "eval.json")
+        at = {t: samples_at(found, t, args) for t in args.temperature or [found["temperature"]]}
+        path, asked = Path(args.run) / "judge.jsonl", [q for samples in at.values() for q in questions(samples, args)]
+        known = known_answers(path)
+        todo = list({q[2]: q for q in asked if q[2] not in known}.values())
+        tokens = sum(len(q[3]) for q in todo) // 4, 100 * len(todo)    # about 4 characters a token
+        price = f", about ${(tokens[0] * args.judge_price[0] + tokens[1] * args.judge_price[1]) / 1e6:.2f}" if args.judge_price else ""
+        print(f"{len(asked) // 2} pairs in both orders: {sum(q[2] in known for q in asked)} answers are there, {len(todo)} questions to "
+              f"ask {args.judge_model}, about {tokens[0]:,} tokens in and {tokens[1]:,} out{price}")
+        new, failures = ask_all(todo, path, args) if todo else ({}, {})
+    rows = [{"temperature": t} | judged(samples, known | new, args) for t, samples in at.items()]
+    print(f"{'temperature':12}" + "".join(f"{name:22}" for name in rows[0]["rates"]) + "words of winners, losers")
+    for row in rows:
+        cells = "".join(f"{f'{r[0]:.3f} [{r[1]:.3f}, {r[2]:.3f}]':22}" for r in row["rates"].values())
+        print(f"{row['temperature']:<12g}{cells}{', '.join(f'{w:.1f}' for w in row['words'].values()) or '-'}")
+    write_json(Path(args.run) / "judge.json", rows[0] | {"temperatures": rows})
     if failures:
         raise SystemExit(f"error: {sum(failures.values())} questions got no answer ({failures.most_common(1)[0][0]}); run it again")
-    return result
+    return rows[0] | {"temperatures": rows}
 
 if __name__ == "__main__":
     main()

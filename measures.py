@@ -172,3 +172,11 @@ def measure(model, reference, held, temperature, k, seed, batch_size, autocast):
     answers, rewards = sample(model, held, k, temperature, seed, max(256, batch_size), autocast)
     values, curves = model_measures(model, reference, answers, held, temperature, batch_size, autocast)
     return Measured(values | text_measures(answers, rewards, held), curves, answers, rewards)
+
+def wilson(k, n, z=1.96):
+    """[share, low, high]: Wilson's 95% interval of k out of n (Wilson 1927)."""
+    if not n:
+        return [float("nan"), 0.0, 1.0]
+    p, d = k / n, 1 + z * z / n
+    half = z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
+    return [p, (p + z * z / (2 * n) - half) / d, (p + z * z / (2 * n) + half) / d]

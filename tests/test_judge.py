@@ -10,7 +10,7 @@ import pytest
 
 import judge
 
-pytest.importorskip("openai")
+openai = pytest.importorskip("openai")
 
 class Server:
     """An endpoint in this process. behave(text, times asked) -> an answer, or (status, headers), or "cut"."""
@@ -159,7 +159,8 @@ def test_a_run_that_was_interrupted_asks_the_rest_alone(run, serve):
 
 def test_a_question_that_never_gets_an_answer_is_told(run, serve, monkeypatch, capsys):
     """The others' answers stay; the same command asks the rest when the server is well again."""
-    monkeypatch.setattr(judge, "client_of", lambda args: __import__("openai").OpenAI(base_url=args.judge_url, api_key="x", max_retries=0))
+    real = openai.OpenAI
+    monkeypatch.setattr(openai, "OpenAI", lambda **flags: real(**flags | {"max_retries": 0}))
     with pytest.raises(SystemExit, match="2 questions got no answer"):
         ask(run, serve(lambda text, n: (500, {}) if "question 4?" in text else honest(text)))
     assert json.loads((run / "judge.json").read_text())["pairs"] == 9
@@ -197,9 +198,20 @@ def test_what_cannot_be_judged_is_refused(run, tmp_path, capsys):
         judge.main(["--run", str(run)])
     assert "judge.jsonl" in capsys.readouterr().err
 
-def test_samples_of_another_temperature(run, serve):
-    """Win rate over temperatures: the samples that eval.py drew there, against the reference's at its first."""
+def test_a_win_rate_for_each_temperature(run, serve, capsys):
+    """The samples that eval.py drew there, against the reference's at its first; what two temperatures share is asked once."""
     found = json.loads((run / "eval.json").read_text())
-    found["temperatures"] = [{"temperature": 0.5, "samples": ["a good long answer, always"] * 10}]
+    colder = [s["after"] for s in found["samples"][:6]] + ["a good long answer, always"] * 4
+    found["temperatures"] = [{"temperature": 0.5, "samples": colder}]
     (run / "eval.json").write_text(json.dumps(found))
-    assert ask(run, serve(honest), "--temperature", "0.5")["rates"]["win"][0] == 1
+    server = serve(honest)
+    both = ask(run, server, "--temperature", "1", "0.5")
+    assert [(r["temperature"], r["rates"]["win"][0]) for r in both["temperatures"]] == [(1, 0.6), (0.5, 1)]
+    assert both["rates"]["win"][0] == 0.6
+    assert len(server.asked) == 19 + 8 and set(server.asked.values()) == {1}
+    lines = capsys.readouterr().out.splitlines()
+    assert "20 pairs" in lines[0] and [line.split()[:2] for line in lines[2:]] == [["1", "0.600"], ["0.5", "1.000"]]
+    assert ask(run, server, "--temperature", "0.5")["rates"]["win"][0] == 1
+    with pytest.raises(SystemExit):
+        judge.main(["--run", str(run), "--temperature", "0.5", "0.7"])
+    assert "no samples at temperature 0.7" in capsys.readouterr().err
