@@ -126,6 +126,7 @@ def test_a_sweep_runs_skips_what_is_done_and_goes_on(tmp_path, monkeypatch):
     all_of_them(RECIPES)
     run = sweep.place("root", "dpo beta=0.1", 0)
     assert json.loads((run / "args.json").read_text())["args"]["init_from"] == str(sweep.place("root", "sft", 0))
+    assert (run / "done").read_text().startswith(sweep.SHORT) and json.loads((run / "args.json").read_text())["args"]["max_steps"] == 3
     before = os.stat(run / "eval.json").st_mtime_ns
     (sweep.place("root", "along_dpo", 0) / "done").unlink()    # as if it had been killed
     all_of_them(RECIPES)
