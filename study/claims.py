@@ -24,7 +24,7 @@ CLAIMS = {
     "9": "Early stopping on the validation loss stops where reward per KL is best",
     "10": "The gap at which a loss stops pushing orders ipo, hinge and cdpo along the frontier",
     "11": "DPO's frontier lies above those of best-of-n, Preferred-FT, unlikelihood and SLiC-HF",
-    "12": "Not of the reports: the smaller AdamW's epsilon, the farther DPO goes from the reference for the same reward",
+    "12": "Not of the reports: the smaller AdamW's epsilon, the farther DPO goes from the reference",
     "13": "DPO's frontier lies above PPO's, even of PPO with the true reward (the DPO paper)",
     "14": "A learned reward is over-optimised: where it is highest, the true one is no longer",
 }
