@@ -177,8 +177,7 @@ def collect(root, recipes, seeds, results):
                     add(f"{recipe} T={row['temperature']}", seed, row["after"])
                     if recipe == first:
                         add(f"sft T={row['temperature']}", seed, row["before"])
-            if (folder / "adapter.json").exists() or recipe == "default dpop":
-                add(recipe, seed, {"trainable": [trainable(folder)] * 3})
+            add(recipe, seed, {"trainable": [trainable(folder)] * 3})
             if recipe in CURVES:
                 with open(folder / "log.csv", newline="") as f:
                     curves += [(recipe, seed, *row) for row in csv.reader(f) if row[0] != "step" and (row[1] == "val" or row[2] in

@@ -142,7 +142,7 @@ def test_a_sweep_runs_skips_what_is_done_and_goes_on(tmp_path, monkeypatch):
     s = claims.Sweep(tmp_path)
     assert s.seeds == [0] and s("sft", "kl") == 0 and s("along_dpo step-3", "kl") >= 0 and s("dpo beta=0.1 T=0.5", "reward") > 0
     assert s("best_of n=64", "reward") > s("best_of n=1", "reward") and s("dpo beta=0.1", "pooled_25") > s("dpo beta=0.1", "pooled_4")
-    assert sweep.trainable(run) == 26_208 and s.curve("along_dpo", "loss", 0).shape == (2, 2)
+    assert s("dpo beta=0.1", "trainable") == 26_208 and s.curve("along_dpo", "loss", 0).shape == (2, 2)
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch):
     """One wrong flag in a sweep of hours must not cost the rest, nor pass unseen."""
