@@ -1,8 +1,8 @@
 """
 The pipelines on real text, end to end, every step one of nanoPref's commands: SFT, reward models, preferences, evaluation.
 
-    python -m study.real --data imdb --data_dir reviews    # three hours on 2 CPU cores that are fast in bfloat16
-    python -m study.real --data hh --data_dir hh-rlhf      # half an hour
+    python -m study.real --data imdb --data_dir reviews    # two hours on 2 CPU cores that are fast in bfloat16
+    python -m study.real --data hh --data_dir hh-rlhf      # a quarter of an hour, from the SFT policy of the reviews, which has to be there
     python -m study.real --collect                         # only study/results/real.csv, from the runs that are there
 
 Runs go to out/real/<data>. What is finished is skipped, and what was stopped goes on. A seed is that of the sampled pairs and their order;
@@ -18,26 +18,31 @@ import eval
 import train_pref
 import train_sft
 from rlhf import train_reward
+from study import bag
 from study.table import RESULTS
 
 ROOT = Path("out/real")
 SEEDS = (0, 1, 2)
 SMALL = "--n_layer 4 --n_head 4 --n_embd 256 --bpe_vocab 8192"
-LABELS = "--init_from {root}/sft --max_len 256 --lr 3e-4 --batch_size 32 --max_steps 700 --eval_every 100 --n_val 500"
-PAIRS = "--init_from {root}/sft --reward {root}/reward --prompt_tokens 32 --max_len 96 --batch_size 32 --max_steps 200 --eval_every 40"
-TURNS = "--init_from {root}/sft --max_len 320 --batch_size 16 --max_steps 120 --eval_every 20"
+LABELS = "--init_from {root}/sft --max_len 256 --lr 3e-4 --batch_size 32 --max_steps 500 --eval_every 100 --n_val 500"
+PAIRS = "--init_from {root}/sft --reward {root}/reward --max_len 96 --batch_size 32 --lr 1e-4 --max_steps 100 --eval_every 20"
+TURNS = "--init_from {root}/sft --max_len 256 --batch_size 16 --max_steps 120 --eval_every 20"
 
 # data -> name of a run -> (script, flags); {root} is the data's folder of runs
 STEPS = {
-    "imdb": {"sft": (train_sft, f"{SMALL} --max_len 256 --lr 2e-3 --batch_size 32 --warmup_steps 100 --weight_decay 0.1 --max_steps 4000 "
-                     "--eval_every 500 --n_val 500"),
+    "imdb": {"sft": (train_sft, f"{SMALL} --max_len 256 --lr 2e-3 --batch_size 32 --warmup_steps 100 --weight_decay 0.1 --max_steps 2000 "
+                     "--eval_every 250 --n_val 500"),
              "reward": (train_reward, f"{LABELS} --half first"), "gold": (train_reward, f"{LABELS} --half second"),
-             "dpo": (train_pref, f"{PAIRS} --loss dpo --lr 2e-4"), "ipo": (train_pref, f"{PAIRS} --loss ipo --lr 2e-4"),
-             "jsd": (train_pref, f"{PAIRS} --loss fdpo --divergence jsd --beta 0.3 --lr 2e-4")},
-    "hh": {"sft": (train_sft, f"{SMALL} --max_len 320 --lr 1e-3 --batch_size 16 --max_steps 400 --eval_every 50"),
+             "bag": (bag, "--half first"), "bag-256": (bag, "--half first --max_len 256"),
+             "dpo": (train_pref, f"{PAIRS} --loss dpo"), "ipo": (train_pref, f"{PAIRS} --loss ipo"),
+             "jsd": (train_pref, f"{PAIRS} --loss fdpo --divergence jsd --beta 0.3"),
+             "dpo-short": (train_pref, f"{PAIRS} --loss dpo --prompt_tokens 2-8")},
+    "hh": {"sft": (train_sft, "--init_from {root}/../imdb/sft --max_len 256 --lr 5e-4 --batch_size 16 --max_steps 300 --eval_every 25"),
+           "reward": (train_reward, f"{TURNS} --lr 1e-4"),
            "dpo": (train_pref, f"{TURNS} --loss dpo --lr 1e-4 --adapter sequential --adapter_rank 64"),
            "dpo-full": (train_pref, f"{TURNS} --loss dpo --lr 5e-5")}}
-MEASURES = ("reward", "gold", "win", "gold_win", "kl", "entropy", "length", "distinct_2", "accuracy", "margin")
+MEASURES = ("reward", "gold", "win", "gold_win", "kl", "entropy", "length", "distinct_2", "accuracy", "margin",
+            "reward_positive", "reward_negative")
 
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
@@ -62,7 +67,7 @@ def run(data, seed, script, flags, folder, args):
         return
     argv = [*flags.replace("{root}", str(ROOT / data)).split(), "--data", data, "--out_dir", str(folder), "--seed", str(seed)]
     argv += ["--dtype", args.dtype, *(["--data_dir", args.data_dir] if args.data_dir else [])]
-    if not (folder / ("reward.json" if script is train_reward else "result.json")).exists():
+    if not (folder / ("reward.json" if script in (train_reward, bag) else "result.json")).exists():
         begun = (folder / "args.json").exists()
         script.main(argv + ["--resume"] * begun + (["--n_show", "0"] if script is train_pref else []))
     if script is train_pref:
@@ -86,14 +91,14 @@ def collect():
             found = {"seconds": [result["seconds"]] * 3}
             if script is train_sft:
                 found["perplexity"] = [math.exp(result["best_val_loss"])] * 3
-            elif script is train_reward:
+            elif script in (train_reward, bag):
                 reward = json.loads((folder / "reward.json").read_text())
                 found |= {"accuracy": reward["accuracy"], "calibration_error": [reward["calibration_error"]] * 3}
             else:
                 stored = json.loads((folder / "eval.json").read_text())
                 found |= {m: stored["measures"]["after"][m] for m in MEASURES if m in stored["measures"]["after"]}
-                rows += [(data, f"before {name}", seed, m, *v) for m, v in stored["measures"]["before"].items() if m in MEASURES]
                 if seed == 0:
+                    rows += [(data, f"before {name}", seed, m, *v) for m, v in stored["measures"]["before"].items() if m in MEASURES]
                     samples[f"{data} {name}"] = stored["samples"][:4]
             rows += [(data, name, seed, m, *v) for m, v in found.items()]
     with open(path, "w", newline="") as f:

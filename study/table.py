@@ -94,6 +94,41 @@ def epsilon_table():
     return markdown(["`--adam_epsilon`", "KL, nats, by seed", "reward, by seed"], (
         [r.split("=")[1], each(r, "kl", ".1f"), each(r, "reward", ".2f")] for r in s.points("epsilon")))
 
+def models_table():
+    """What real text's SFT policies and reward models have learned, with 95% intervals over texts."""
+    groups = grouped(read("real.csv"), "data", "run", "measure")
+    heads = {"perplexity": ("perplexity a token", ".1f"), "accuracy": ("accuracy", ".3f"),
+             "calibration_error": ("calibration error", ".3f"), "seconds": ("minutes of training", ".1f")}
+    def cell(data, run, measure, form):
+        row, unit = groups.get((data, run, measure), [None])[0], 60 if measure == "seconds" else 1
+        if row is None:
+            return ""
+        return f"{row['mean'] / unit:{form}}" + (f" [{row['low']:{form}}, {row['high']:{form}}]" if row["low"] < row["high"] else "")
+    learners = [(d, r) for d, r, m in groups if m == "seconds" and (d, r, "kl") not in groups]
+    return markdown(["data", "model", *(label for label, _ in heads.values())], (
+        [data, f"`{run}`", *(cell(data, run, m, form) for m, (_, form) in heads.items())] for data, run in learners))
+
+def real_table():
+    """Preferences on real text, means over seeds and ranges, and the SFT policies that they begin from."""
+    groups = grouped(read("real.csv"), "data", "run", "measure")
+    heads = {"reward": ("by the reward model", ".3f"), "gold": ("by the gold model", ".3f"), "gold_win": ("wins by gold", ".3f"),
+             "kl": ("KL, nats", ".2f"), "entropy": ("entropy, nats a token", ".2f"), "distinct_2": ("distinct pairs", ".2f"),
+             "accuracy": ("accuracy", ".3f"), "margin": ("margin, nats", ".2f")}
+    cell = lambda rows, form: mean(rows, "mean", form, len(rows) > 1) if rows else ""
+    lines = {}    # by their cells, since the policy before one run is most often that before the next, on the same prompts
+    for data, run in dict.fromkeys((d, r) for d, r, m in groups if m == "kl"):
+        cells = tuple(cell(groups.get((data, run, m)), form) for m, (_, form) in heads.items())
+        lines.setdefault(cells, [data, f"`{run}`", *cells])
+    return markdown(["data", "run", *(label for label, _ in heads.values())], lines.values())
+
+def real_samples():
+    """Some of what the policies of real text write, beside the SFT policy."""
+    lines = ["```"]
+    for name, samples in json.loads((RESULTS / "real_samples.json").read_text()).items():
+        for sample in samples[:2]:
+            lines += [f"--- {name}", *eval.sample_lines(sample), ""]
+    return "\n".join([*lines[:-1], "```"])
+
 def bandit_table():
     heads = ["loss", "settings", "reward", "KL, nats", "below the frontier", "mass on answers never seen"]
     return markdown(heads, ([f"`{r['loss']}`", r["settings"] or "defaults", f"{r['reward']:.3f}", f"{r['kl']:.3f}",
@@ -190,7 +225,8 @@ def filled(text):
     """README text with what stands between its markers made anew."""
     tables = {"example": example, "results": results_table, "bandit": bandit_table, "losses": losses_table, "trl": trl_table,
               "parts": parts_table, "generation": generation_table, "growth": growth_table, "robust": robust_table,
-              "methods": methods_table, "epsilon": epsilon_table, "claims": lambda: claims.claims_table(RESULTS)}
+              "methods": methods_table, "epsilon": epsilon_table, "models": models_table, "real": real_table,
+              "samples": real_samples, "claims": lambda: claims.claims_table(RESULTS)}
     for name, table in tables.items():
         begin, end = f"<!-- {name}: made by study/table.py -->\n", f"\n<!-- end of {name} -->"
         assert begin in text and end in text, f"README.md has no markers for {name}"

@@ -16,6 +16,7 @@ import csv
 import errno
 import gzip
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -70,10 +71,10 @@ def at_call(k, act):
 def no_room():
     raise OSError(errno.ENOSPC, "No space left on device")
 
-def stops(main, argv, n, every=1, seed=0):
+def stops(main, argv, n, every=1, part=0, parts=1, seed=0):
     """
     Yields (what, where, what happened) for n kills at random moments, and for each, or every second, third ... operation on files a
-    kill and a full disk.
+    kill and a full disk; of all these, one part.
     """
     def start(argv, k=None, act=None):
         return child(main, argv, "messages", lambda: at_call(k, act))
@@ -83,7 +84,7 @@ def stops(main, argv, n, every=1, seed=0):
     pairs, rng = list(Path("sft").glob("pairs-*")), random.Random(seed)
     trials = [("kill", f"after {rng.uniform(0, seconds):.2f} of {seconds:.2f} s", None) for _ in range(n)]
     trials += [(what, f"at operation {k} on files", k) for k in range(1, operations + 1, every) for what in ("kill", "full")]
-    for what, where, k in trials:
+    for what, where, k in trials[part::parts]:
         shutil.rmtree("run", ignore_errors=True)
         if k is None or k < 3:    # the first file is that of the pairs
             for path in pairs:
@@ -107,11 +108,18 @@ def stops(main, argv, n, every=1, seed=0):
         outcome += [again == 0 and left_behind() != whole and "another result"]
         yield what, where, "; ".join(o for o in outcome if o) or "went on to the same bytes"
 
-def stopped_runs(n, every=1):
+def stopped_part(n, every, part, parts):
     """SFT on the toy world, then DPO with adapters from it: each is stopped in every way, DPO four times as often."""
-    yield from stops(train_sft.main, [*SFT, "--out_dir", "run"], -(-n // 4), 4 * every)
+    os.mkdir(f"part-{part}")
+    os.chdir(f"part-{part}")
+    seen = list(stops(train_sft.main, [*SFT, "--out_dir", "run"], -(-n // 4), 4 * every, part, parts))
     os.rename("run", "sft")
-    yield from stops(train_pref.main, [*DPO, "--out_dir", "run"], n, every)
+    return seen + list(stops(train_pref.main, [*DPO, "--out_dir", "run"], n, every, part, parts))
+
+def stopped_runs(n, every=1, parts=2):
+    """All parts side by side, each in a folder of its own, since one leaves a second core idle."""
+    with multiprocessing.get_context("fork").Pool(parts) as pool:
+        return sum(pool.starmap(stopped_part, [(n, every, part, parts) for part in range(parts)]), [])
 
 # ---------------------------------------------------------------------------------------------------------------------
 # damaged files

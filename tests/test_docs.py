@@ -13,12 +13,12 @@ import train_pref
 import train_sft
 import robust
 from rlhf import train_ppo, train_reward
-from study import bandit, bench, real, sweep, table
+from study import bag, bandit, bench, real, sweep, table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PARSERS = {f"{m.__name__}.py": m.get_args for m in (data, judge, train_sft, train_pref, eval)}
-PARSERS |= {m.__name__: m.get_args for m in (table, sweep, bandit, bench, real, train_reward, train_ppo)}
+PARSERS |= {m.__name__: m.get_args for m in (table, sweep, bandit, bench, real, bag, train_reward, train_ppo)}
 PARSERS["tests.robust"] = robust.get_args
 CEILINGS = {"model.py": 360, "losses.py": 520, "data.py": 380, "train_sft.py": 150, "train_pref.py": 150, "loop.py": 250,
             "adapters.py": 160, "eval.py": 360, "measures.py": 200, "toy.py": 160, "cli.py": 240, "sources.py": 260, "judge.py": 160,

@@ -14,6 +14,7 @@ STEPS = {"imdb": {
     "sft": (real.train_sft, f"{TINY} --n_layer 1 --n_head 2 --n_embd 16"),
     "reward": (real.train_reward, f"{TINY} --init_from {{root}}/sft --half first --max_steps 20 --lr 3e-2"),
     "gold": (real.train_reward, f"{TINY} --init_from {{root}}/sft --half second --max_steps 20 --lr 3e-2"),
+    "bag": (real.bag, "--half first"),
     "dpo": (real.train_pref, f"{TINY} --loss dpo --init_from {{root}}/sft --reward {{root}}/reward --prompt_tokens 4 --n_prompts 12")}}
 
 def test_the_pipeline_of_reviews_runs_skips_what_is_done_and_is_collected(in_tmp, own_tokenizer, monkeypatch):
@@ -29,12 +30,13 @@ def test_the_pipeline_of_reviews_runs_skips_what_is_done_and_is_collected(in_tmp
     argv = ["--data", "imdb", "--data_dir", "reviews", "--dtype", "float32"]
     real.main(argv)
     runs = sorted(p.name for p in Path("out/real/imdb").iterdir())
-    assert runs == ["dpo-0", "dpo-1", "gold", "reward", "sft"]
+    assert runs == ["bag", "dpo-0", "dpo-1", "gold", "reward", "sft"]
     with open("real.csv", newline="") as f:
         rows = list(csv.DictReader(f))
     found = {(r["run"], r["measure"], r["seed"]) for r in rows}
-    assert {("sft", "perplexity", "0"), ("reward", "accuracy", "0"), ("dpo", "gold", "1"), ("before dpo", "gold", "1"),
-            ("dpo", "gold_win", "0"), ("dpo", "kl", "1"), ("dpo", "seconds", "0")} <= found
+    assert {("sft", "perplexity", "0"), ("reward", "accuracy", "0"), ("bag", "accuracy", "0"), ("dpo", "gold", "1"),
+            ("before dpo", "gold", "0"), ("dpo", "gold_win", "0"), ("dpo", "kl", "1"), ("dpo", "seconds", "0")} <= found
+    assert next(float(r["mean"]) for r in rows if (r["run"], r["measure"]) == ("bag", "accuracy")) > 0.8    # from 26 reviews
     perplexity = next(float(r["mean"]) for r in rows if r["measure"] == "perplexity")
     assert perplexity == pytest.approx(np.exp(json.loads(Path("out/real/imdb/sft/result.json").read_text())["best_val_loss"]), rel=1e-3)
     assert "gold" in json.loads(Path("real_samples.json").read_text())["imdb dpo"][0]["rewards"]["after"]

@@ -38,7 +38,7 @@ def test_the_fuzzer_sees_what_must_not_be(tmp_path):
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(folder):
     """At twenty random moments, and at operations on files, by SIGKILL and by a full disk."""
     here = os.getcwd()
-    seen = list(robust.stopped_runs(20, every=12))
+    seen = robust.stopped_runs(20, every=12)
     assert os.getcwd() == here and not {x for x in seen if x[2] not in GOOD}
     assert sum(x[2] == "went on to the same bytes" for x in seen if x[0] == "kill") > 20
     assert sum(x[2] == "went on to the same bytes" for x in seen if x[0] == "full") > 2
