@@ -12,14 +12,18 @@ import argparse
 import csv
 import json
 import math
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
+import data
 import eval
 import train_pref
 import train_sft
+from reward import Reward
 from rlhf import train_reward
 from study import bag
-from study.table import RESULTS
+from study.table import FIGURES, RESULTS
 
 ROOT = Path("out/real")
 SEEDS = (0, 1, 2)
@@ -33,7 +37,7 @@ STEPS = {
     "imdb": {"sft": (train_sft, f"{SMALL} --max_len 256 --lr 2e-3 --batch_size 32 --warmup_steps 100 --weight_decay 0.1 --max_steps 2000 "
                      "--eval_every 250 --n_val 500"),
              "reward": (train_reward, f"{LABELS} --half first"), "gold": (train_reward, f"{LABELS} --half second"),
-             "bag": (bag, "--half first"), "bag-256": (bag, "--half first --max_len 256"),
+             "bag-256": (bag, "--half first --max_len 256"), "bag": (bag, "--half first"), "bag-all": (bag, ""),
              "dpo": (train_pref, f"{PAIRS} --loss dpo"), "ipo": (train_pref, f"{PAIRS} --loss ipo"),
              "jsd": (train_pref, f"{PAIRS} --loss fdpo --divergence jsd --beta 0.3"),
              "dpo-short": (train_pref, f"{PAIRS} --loss dpo --prompt_tokens 2-8")},
@@ -41,6 +45,8 @@ STEPS = {
            "reward": (train_reward, f"{TURNS} --lr 1e-4"),
            "dpo": (train_pref, f"{TURNS} --loss dpo --lr 1e-4 --adapter sequential --adapter_rank 64"),
            "dpo-full": (train_pref, f"{TURNS} --loss dpo --lr 5e-5")}}
+PROMPTS = {"imdb": ("I saw this film last night with my brother, and", "The worst thing about it is"),
+           "hh": ("\n\nHuman: How do I keep basil alive?\n\nAssistant:", "\n\nHuman: What is a good present for my mother?\n\nAssistant:")}
 MEASURES = ("reward", "gold", "win", "gold_win", "kl", "entropy", "length", "distinct_2", "accuracy", "margin",
             "reward_positive", "reward_negative")
 
@@ -55,36 +61,50 @@ def get_args(argv=None):
         p.error("--data_dir goes with one --data")
     return args
 
-def runs(data):
+def runs(corpus):
     """(name, seed, script, flags, folder) of each run of a pipeline, in their order; preferences have several seeds."""
-    for name, (script, flags) in STEPS[data].items():
+    for name, (script, flags) in STEPS[corpus].items():
         for seed in SEEDS if script is train_pref else (0,):
-            yield name, seed, script, flags, ROOT / data / (f"{name}-{seed}" if script is train_pref else name)
+            yield name, seed, script, flags, ROOT / corpus / (f"{name}-{seed}" if script is train_pref else name)
 
-def run(data, seed, script, flags, folder, args):
+def run(corpus, seed, script, flags, folder, args):
     """One step, or what is left of it."""
     if (folder / "done").exists():
         return
-    argv = [*flags.replace("{root}", str(ROOT / data)).split(), "--data", data, "--out_dir", str(folder), "--seed", str(seed)]
+    argv = [*flags.replace("{root}", str(ROOT / corpus)).split(), "--data", corpus, "--out_dir", str(folder), "--seed", str(seed)]
     argv += ["--dtype", args.dtype, *(["--data_dir", args.data_dir] if args.data_dir else [])]
     if not (folder / ("reward.json" if script in (train_reward, bag) else "result.json")).exists():
         begun = (folder / "args.json").exists()
         script.main(argv + ["--resume"] * begun + (["--n_show", "0"] if script is train_pref else []))
     if script is train_pref:
-        gold = ["--gold", str(ROOT / data / "gold")] if (ROOT / data / "gold").exists() else []
+        gold = ["--gold", str(ROOT / corpus / "gold")] if (ROOT / corpus / "gold").exists() else []
         eval.main(["--run", str(folder), "--dtype", args.dtype, "--show", "3", *gold])
     (folder / "done").write_text(" ".join(argv))
 
+def own_samples(name, folder):
+    """What a run and its reference answer to PROMPTS, as eval.json has samples: prompts of our own, so that nobody's text is copied."""
+    facts, policy, reference = eval.load_policy(folder, "cpu")
+    tokenizer, max_len = data.get_tokenizer(name, policy.config.vocab_size), facts["args"]["max_len"]
+    prompts, samples = tokenizer.encode_ordinary_batch(PROMPTS[name]), [{"prompt": p, "rewards": {}} for p in PROMPTS[name]]
+    by = {key: Reward(ROOT / name / key, tokenizer, max_len, "cpu", 32, nullcontext()) for key in ("reward", "gold") if name == "imdb"}
+    for when, policy_then in (("before", eval.as_reference(policy, reference)), ("after", nullcontext(policy))):
+        with policy_then as model:
+            answers = data.sample_completions(model, tokenizer, prompts, min(64, max_len - max(map(len, prompts))))
+        for sample, prompt, answer in zip(samples, prompts, answers):
+            sample[when] = data.decode(tokenizer, answer)
+            sample["rewards"][when] = {key: round(float(r([prompt + answer])[0]), 3) for key, r in by.items()}
+    return samples
+
 def collect():
-    """real.csv: a row for each run, seed and measure; real_samples.json: some samples of each preference run of seed 0."""
-    here = [data for data in STEPS if (ROOT / data / "sft" / "done").exists()]
+    """real.csv: a row for each run, seed and measure; of each preference run of seed 0 some samples, and DPO's picture."""
+    here = [c for c in STEPS if (ROOT / c / "sft" / "done").exists()]
     rows, samples, path = [], {}, RESULTS / "real.csv"
     if path.exists():    # what is known of other data sets stays
         with open(path, newline="") as f:
             rows = [row for row in list(csv.reader(f))[1:] if row[0] not in here]
         samples = {k: v for k, v in json.loads((RESULTS / "real_samples.json").read_text()).items() if k.split()[0] not in here}
-    for data in STEPS:
-        for name, seed, script, _, folder in runs(data):
+    for corpus in STEPS:
+        for name, seed, script, _, folder in runs(corpus):
             if not (folder / "done").exists():
                 continue
             result = json.loads((folder / "result.json").read_text())
@@ -98,9 +118,11 @@ def collect():
                 stored = json.loads((folder / "eval.json").read_text())
                 found |= {m: stored["measures"]["after"][m] for m in MEASURES if m in stored["measures"]["after"]}
                 if seed == 0:
-                    rows += [(data, f"before {name}", seed, m, *v) for m, v in stored["measures"]["before"].items() if m in MEASURES]
-                    samples[f"{data} {name}"] = stored["samples"][:4]
-            rows += [(data, name, seed, m, *v) for m, v in found.items()]
+                    rows += [(corpus, f"before {name}", seed, m, *v) for m, v in stored["measures"]["before"].items() if m in MEASURES]
+                    samples[f"{corpus} {name}"] = own_samples(corpus, folder)
+                    if name == "dpo":
+                        shutil.copy(folder / "eval.png", FIGURES / f"real_{corpus}.png")
+            rows += [(corpus, name, seed, m, *v) for m, v in found.items()]
     with open(path, "w", newline="") as f:
         out = csv.writer(f, lineterminator="\n")
         out.writerow(("data", "run", "seed", "measure", "mean", "low", "high"))
@@ -109,9 +131,9 @@ def collect():
 
 def main(argv=None):
     args = get_args(argv)
-    for data in args.data if not args.collect else ():
-        for _, seed, script, flags, folder in runs(data):
-            run(data, seed, script, flags, folder, args)
+    for corpus in args.data if not args.collect else ():
+        for _, seed, script, flags, folder in runs(corpus):
+            run(corpus, seed, script, flags, folder, args)
     collect()
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 import adapters
 import checkpoint
@@ -66,7 +67,9 @@ def at_call(k, act):
         return call
     os.fsync, os.replace = counting(os.fsync), counting(os.replace)
     evaluate = eval.main
-    eval.main = lambda argv, say: evaluate([*argv, "--n_prompts", "16"], say)    # what is written is the same, in less time
+    # the same files are written, in half the time
+    eval.main = lambda argv, say: evaluate([*argv, "--n_prompts", "16"], say)
+    Figure.savefig = lambda figure, path, **_: Path(path).write_bytes(b"a picture")
 
 def no_room():
     raise OSError(errno.ENOSPC, "No space left on device")

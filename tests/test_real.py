@@ -25,12 +25,14 @@ def test_the_pipeline_of_reviews_runs_skips_what_is_done_and_is_collected(in_tmp
     monkeypatch.setattr(real, "STEPS", STEPS)
     monkeypatch.setattr(real, "SEEDS", (0, 1))
     monkeypatch.setattr(real, "RESULTS", in_tmp)
+    monkeypatch.setattr(real, "FIGURES", in_tmp)
     evaluate = real.eval.main
     monkeypatch.setattr(real.eval, "main", lambda argv, **more: evaluate([*argv, "--n_prompts", "8", "--n_samples", "1"], **more))
     argv = ["--data", "imdb", "--data_dir", "reviews", "--dtype", "float32"]
     real.main(argv)
     runs = sorted(p.name for p in Path("out/real/imdb").iterdir())
     assert runs == ["bag", "dpo-0", "dpo-1", "gold", "reward", "sft"]
+    assert Path("real_imdb.png").read_bytes() == Path("out/real/imdb/dpo-0/eval.png").read_bytes()
     with open("real.csv", newline="") as f:
         rows = list(csv.DictReader(f))
     found = {(r["run"], r["measure"], r["seed"]) for r in rows}
