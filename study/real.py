@@ -28,11 +28,11 @@ from study.table import FIGURES, RESULTS
 ROOT = Path("out/real")
 SEEDS = (0, 1, 2)
 SMALL = "--n_layer 4 --n_head 4 --n_embd 256 --bpe_vocab 8192"
-LABELS = "--init_from {root}/sft --max_len 256 --lr 3e-4 --batch_size 32 --max_steps 500 --eval_every 100 --n_val 500"
-PAIRS = "--init_from {root}/sft --reward {root}/reward --max_len 96 --batch_size 32 --lr 1e-4 --max_steps 100 --eval_every 20"
-TURNS = "--init_from {root}/sft --max_len 256 --batch_size 16 --max_steps 120 --eval_every 20"
+LABELS = "--init_from {root}/imdb/sft --max_len 256 --lr 3e-4 --batch_size 32 --max_steps 500 --eval_every 100 --n_val 500"
+PAIRS = "--init_from {root}/imdb/sft --reward {root}/imdb/reward --max_len 96 --batch_size 32 --lr 1e-4 --max_steps 100 --eval_every 20"
+TURNS = "--init_from {root}/hh/sft --max_len 256 --batch_size 16 --max_steps 120 --eval_every 20"
 
-# data -> name of a run -> (script, flags); {root} is the data's folder of runs
+# data -> name of a run -> (script, flags); {root} is the folder of all runs
 STEPS = {
     "imdb": {"sft": (train_sft, f"{SMALL} --max_len 256 --lr 2e-3 --batch_size 32 --warmup_steps 100 --weight_decay 0.1 --max_steps 2000 "
                      "--eval_every 250 --n_val 500"),
@@ -41,7 +41,7 @@ STEPS = {
              "dpo": (train_pref, f"{PAIRS} --loss dpo"), "ipo": (train_pref, f"{PAIRS} --loss ipo"),
              "jsd": (train_pref, f"{PAIRS} --loss fdpo --divergence jsd --beta 0.3"),
              "dpo-short": (train_pref, f"{PAIRS} --loss dpo --prompt_tokens 2-8")},
-    "hh": {"sft": (train_sft, "--init_from {root}/../imdb/sft --max_len 256 --lr 5e-4 --batch_size 16 --max_steps 300 --eval_every 25"),
+    "hh": {"sft": (train_sft, "--init_from {root}/imdb/sft --max_len 256 --lr 5e-4 --batch_size 16 --max_steps 300 --eval_every 25"),
            "reward": (train_reward, f"{TURNS} --lr 1e-4"),
            "dpo": (train_pref, f"{TURNS} --loss dpo --lr 1e-4 --adapter sequential --adapter_rank 64"),
            "dpo-full": (train_pref, f"{TURNS} --loss dpo --lr 5e-5")}}
@@ -71,7 +71,7 @@ def run(corpus, seed, script, flags, folder, args):
     """One step, or what is left of it."""
     if (folder / "done").exists():
         return
-    argv = [*flags.replace("{root}", str(ROOT / corpus)).split(), "--data", corpus, "--out_dir", str(folder), "--seed", str(seed)]
+    argv = [*flags.replace("{root}", str(ROOT)).split(), "--data", corpus, "--out_dir", str(folder), "--seed", str(seed)]
     argv += ["--dtype", args.dtype, *(["--data_dir", args.data_dir] if args.data_dir else [])]
     if not (folder / ("reward.json" if script in (train_reward, bag) else "result.json")).exists():
         begun = (folder / "args.json").exists()

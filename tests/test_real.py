@@ -12,10 +12,11 @@ from test_data import write_jsonl
 TINY = "--max_len 48 --max_steps 2 --eval_every 2 --batch_size 8"
 STEPS = {"imdb": {
     "sft": (real.train_sft, f"{TINY} --n_layer 1 --n_head 2 --n_embd 16"),
-    "reward": (real.train_reward, f"{TINY} --init_from {{root}}/sft --half first --max_steps 20 --lr 3e-2"),
-    "gold": (real.train_reward, f"{TINY} --init_from {{root}}/sft --half second --max_steps 20 --lr 3e-2"),
+    "reward": (real.train_reward, f"{TINY} --init_from {{root}}/imdb/sft --half first --max_steps 20 --lr 3e-2"),
+    "gold": (real.train_reward, f"{TINY} --init_from {{root}}/imdb/sft --half second --max_steps 20 --lr 3e-2"),
     "bag": (real.bag, "--half first"),
-    "dpo": (real.train_pref, f"{TINY} --loss dpo --init_from {{root}}/sft --reward {{root}}/reward --prompt_tokens 4 --n_prompts 12")}}
+    "dpo": (real.train_pref, f"{TINY} --loss dpo --init_from {{root}}/imdb/sft --reward {{root}}/imdb/reward --prompt_tokens 4 "
+            "--n_prompts 12")}}
 
 def test_the_pipeline_of_reviews_runs_skips_what_is_done_and_is_collected(in_tmp, own_tokenizer, monkeypatch):
     """What is finished is not begun again; a run that has ended before its evaluation is only evaluated."""
