@@ -82,14 +82,17 @@ def run(corpus, seed, script, flags, folder, args):
     (folder / "done").write_text(" ".join(argv))
 
 def own_samples(name, folder):
-    """What a run and its reference answer to PROMPTS, as eval.json has samples: prompts of our own, so that nobody's text is copied."""
+    """
+    What a run and its reference answer to PROMPTS, as eval.json has samples: prompts of our own, so that nobody's text is copied. The
+    measures are taken at temperature 1; these are drawn at 0.7, since so small a model makes up words at 1.
+    """
     facts, policy, reference = eval.load_policy(folder, "cpu")
     tokenizer, max_len = data.get_tokenizer(name, policy.config.vocab_size), facts["args"]["max_len"]
     prompts, samples = tokenizer.encode_ordinary_batch(PROMPTS[name]), [{"prompt": p, "rewards": {}} for p in PROMPTS[name]]
     by = {key: Reward(ROOT / name / key, tokenizer, max_len, "cpu", 32, nullcontext()) for key in ("reward", "gold") if name == "imdb"}
     for when, policy_then in (("before", eval.as_reference(policy, reference)), ("after", nullcontext(policy))):
         with policy_then as model:
-            answers = data.sample_completions(model, tokenizer, prompts, min(64, max_len - max(map(len, prompts))))
+            answers = data.sample_completions(model, tokenizer, prompts, min(64, max_len - max(map(len, prompts))), temperature=0.7)
         for sample, prompt, answer in zip(samples, prompts, answers):
             sample[when] = data.decode(tokenizer, answer)
             sample["rewards"][when] = {key: round(float(r([prompt + answer])[0]), 3) for key, r in by.items()}
@@ -120,8 +123,8 @@ def collect():
                 if seed == 0:
                     rows += [(corpus, f"before {name}", seed, m, *v) for m, v in stored["measures"]["before"].items() if m in MEASURES]
                     samples[f"{corpus} {name}"] = own_samples(corpus, folder)
-                    if name == "dpo":
-                        shutil.copy(folder / "eval.png", FIGURES / f"real_{corpus}.png")
+                    if (corpus, name) == ("imdb", "dpo"):
+                        shutil.copy(folder / "eval.png", FIGURES / "real_imdb.png")
             rows += [(corpus, name, seed, m, *v) for m, v in found.items()]
     with open(path, "w", newline="") as f:
         out = csv.writer(f, lineterminator="\n")
