@@ -1,7 +1,7 @@
 """
 The pipelines on real text, end to end, every step one of nanoPref's commands: SFT, reward models, preferences, evaluation.
 
-    python -m study.real --data imdb --data_dir reviews    # two hours on 2 CPU cores that are fast in bfloat16
+    python -m study.real --data imdb --data_dir reviews    # two and a half hours on 2 CPU cores
     python -m study.real --data hh --data_dir hh-rlhf      # a quarter of an hour, from the SFT policy of the reviews, which has to be there
     python -m study.real --collect                         # only study/results/real.csv, from the runs that are there
 
