@@ -83,6 +83,15 @@ def as_reference(policy, reference):
     with adapters.adapters_off(policy) if reference is policy else nullcontext():
         yield reference
 
+def answers(policy, reference, tokenizer, prompts, max_new_tokens, temperature, seed):
+    """{"before", "after"}: a completion of each prompt, all token lists, by the reference, if there is one, and by the policy."""
+    found = {}
+    for name, model in (("before", as_reference(policy, reference)), ("after", nullcontext(policy))):
+        with model as m:
+            if m is not None:
+                found[name] = data.sample_completions(m, tokenizer, prompts, max_new_tokens, temperature=temperature, seed=seed)
+    return found
+
 def answer(loaded, args, autocast):
     """Prints args.show answers of the reference and of the policy to args.prompt. Raises ValueError if it leaves them no room."""
     facts, policy, reference = loaded
@@ -92,12 +101,9 @@ def answer(loaded, args, autocast):
     tokens = tokenizer.encode_ordinary(text) or [tokenizer.eot_token]
     if (left := room - len(tokens)) < 1:
         raise ValueError(f"--prompt has {len(tokens)} tokens, and the run's models take {room} with the answer")
-    found = {}
-    for name, model in (("before", as_reference(policy, reference)), ("after", nullcontext(policy))):
-        with model as m, autocast:
-            if m is not None:
-                found[name] = data.sample_completions(m, tokenizer, [tokens] * args.show, min(left, args.max_new_tokens or left),
-                                                      temperature=args.temperature[0], seed=args.seed)
+    with autocast:
+        found = answers(policy, reference, tokenizer, [tokens] * args.show, min(left, args.max_new_tokens or left), args.temperature[0],
+                        args.seed)
     for i in range(args.show):
         one = {"prompt": text} | {name: data.decode(tokenizer, several[i]) for name, several in found.items()}
         print("\n".join(sample_lines(one)) + "\n")

@@ -109,11 +109,16 @@ def judge_pairs(model, rows, batch_size, autocast):
 
 def judge_labels(model, rows, batch_size, autocast):
     """Accuracy and calibration of P(positive) on labelled texts."""
-    scores = reward.scores(model, [r["prompt"] + r["chosen"] for r in rows], batch_size, autocast)
-    positive = np.array([r["label"] == 1 for r in rows])
-    error, table = calibration(1 / (1 + np.exp(-scores)), positive)
-    accuracy = measures.bootstrap(measures.ties_half(np.where(positive, scores, -scores)))
-    return {"accuracy": accuracy, "calibration_error": error, "calibration": table, "n": len(rows)}
+    return judge_scores(reward.scores(model, [r["prompt"] + r["chosen"] for r in rows], batch_size, autocast), rows)
+
+def judge_scores(scores, rows):
+    """The same of anyone's log-odds, (n,)."""
+    error, table = calibration(1 / (1 + np.exp(-scores)), np.array([r["label"] == 1 for r in rows]))
+    return {"accuracy": measures.bootstrap(right(scores, rows)), "calibration_error": error, "calibration": table, "n": len(rows)}
+
+def right(scores, rows):
+    """(n,): 1 where the sign of the log-odds is the label's, 0 where it is not, half for a tie."""
+    return measures.ties_half(np.where([r["label"] == 1 for r in rows], scores, -scores))
 
 def main(argv=None):
     """Returns fit's result and what reward.json holds."""

@@ -5,6 +5,7 @@ tokens of a review, whatever their order and number.
     python -m study.bag --data imdb --data_dir reviews --half first    # a minute; writes reward.json as rlhf/train_reward.py does
 """
 import argparse
+import copy
 import time
 from pathlib import Path
 
@@ -13,9 +14,8 @@ import torch
 import torch.nn.functional as F
 
 import data
-import measures
 from checkpoint import write_json
-from rlhf.train_reward import calibration, labelled
+from rlhf.train_reward import judge_scores, labelled, right
 
 EPOCHS, BATCH, LR = 12, 64, 1e-2    # what is best on the validation reviews is kept, of equals the last
 
@@ -28,7 +28,6 @@ def get_args(argv=None):
     p.add_argument("--bpe_vocab", type=int, default=8192, help="the first so many of GPT-2's byte pairs (default: %(default)s)")
     p.add_argument("--out_dir", default="out/imdb/bag")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--dtype", default="float32", help="has no effect: nothing here is worth it")
     return p.parse_args(argv)
 
 class Bag(torch.nn.Module):
@@ -37,46 +36,43 @@ class Bag(torch.nn.Module):
         self.w, self.b = torch.nn.EmbeddingBag(n_vocab, 1, mode="sum"), torch.nn.Parameter(torch.zeros(()))
         torch.nn.init.zeros_(self.w.weight)
 
-    def forward(self, rows):
-        """Rows of tokens -> (n,) log-odds of a good review."""
-        bags = [sorted(set(r["prompt"] + r["chosen"])) for r in rows]
+    def forward(self, bags):
+        """Lists of a review's different tokens -> (n,) log-odds of a good one."""
         starts = np.cumsum([0] + [len(bag) for bag in bags[:-1]])
         return self.w(torch.tensor(sum(bags, [])), torch.tensor(starts)).squeeze(1) + self.b
 
 @torch.no_grad()
-def scores(model, rows):
-    return torch.cat([model(rows[i:i + BATCH]) for i in range(0, len(rows), BATCH)]).numpy()
-
-def right(scores, rows):
-    """(n,): 1 where the sign is the label's, ties half."""
-    positive = np.array([r["label"] == 1 for r in rows])
-    return measures.ties_half(np.where(positive, scores, -scores))
+def scores(model, bags):
+    return torch.cat([model(bags[i:i + BATCH]) for i in range(0, len(bags), BATCH)]).numpy()
 
 def main(argv=None):
     """Returns what reward.json holds."""
     args, begin = get_args(argv), time.time()
     tokenizer = data.get_tokenizer(args.data, args.bpe_vocab + 1)
     rows = labelled(args.data_dir, tokenizer, args.max_len, args.half)
-    model, best, rng = Bag(tokenizer.n_vocab), (0, None), np.random.default_rng(args.seed)
+    bags = {split: [sorted(set(r["prompt"] + r["chosen"])) for r in part] for split, part in rows.items()}
+    model, best, weights, rng = Bag(tokenizer.n_vocab), 0, None, np.random.default_rng(args.seed)
     optimizer = torch.optim.Adam(model.parameters(), LR)
     for _ in range(EPOCHS):
-        order = rng.permutation(len(rows["train"]))
+        order = rng.permutation(len(bags["train"]))
         for at in range(0, len(order), BATCH):
-            part = [rows["train"][i] for i in order[at:at + BATCH]]
-            loss = F.binary_cross_entropy_with_logits(model(part), torch.tensor([float(r["label"]) for r in part]))
+            part = order[at:at + BATCH]
+            labels = torch.tensor([float(rows["train"][i]["label"]) for i in part])
+            loss = F.binary_cross_entropy_with_logits(model([bags["train"][i] for i in part]), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        best = max((right(scores(model, rows["val"]), rows["val"]).mean(), scores(model, rows["test"])), best, key=lambda b: b[0])
-    found, positive = best[1], np.array([r["label"] == 1 for r in rows["test"]])
-    accuracy, (error, table) = measures.bootstrap(right(found, rows["test"])), calibration(1 / (1 + np.exp(-found)), positive)
-    out_dir = Path(args.out_dir)
+        accuracy = right(scores(model, bags["val"]), rows["val"]).mean()
+        if accuracy >= best:
+            best, weights = accuracy, copy.deepcopy(model.state_dict())
+    model.load_state_dict(weights)
+    found, out_dir = judge_scores(scores(model, bags["test"]), rows["test"]), Path(args.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    result = {"accuracy": accuracy, "calibration_error": error, "calibration": table, "n": len(positive)}
+    write_json(out_dir / "reward.json", found)
     write_json(out_dir / "result.json", {"seconds": time.time() - begin})
-    write_json(out_dir / "reward.json", result)
-    print(f"bag of words: accuracy on {len(positive):,} test reviews {accuracy[0]:.3f} [{accuracy[1]:.3f}, {accuracy[2]:.3f}]")
-    return result
+    accuracy, low, high = found["accuracy"]
+    print(f"bag of words: accuracy on {found['n']:,} test reviews {accuracy:.3f} [{low:.3f}, {high:.3f}]")
+    return found
 
 if __name__ == "__main__":
     main()

@@ -72,8 +72,8 @@ def run(corpus, seed, script, flags, folder, args):
     if (folder / "done").exists():
         return
     argv = [*flags.replace("{root}", str(ROOT)).split(), "--data", corpus, "--out_dir", str(folder), "--seed", str(seed)]
-    argv += ["--dtype", args.dtype, *(["--data_dir", args.data_dir] if args.data_dir else [])]
-    if not (folder / ("reward.json" if script in (train_reward, bag) else "result.json")).exists():
+    argv += [*(["--dtype", args.dtype] if script is not bag else []), *(["--data_dir", args.data_dir] if args.data_dir else [])]
+    if not (folder / ("reward.json" if script is train_reward else "result.json")).exists():
         begun = (folder / "args.json").exists()
         script.main(argv + ["--resume"] * begun + (["--n_show", "0"] if script is train_pref else []))
     if script is train_pref:
@@ -90,9 +90,8 @@ def own_samples(name, folder):
     tokenizer, max_len = data.get_tokenizer(name, policy.config.vocab_size), facts["args"]["max_len"]
     prompts, samples = tokenizer.encode_ordinary_batch(PROMPTS[name]), [{"prompt": p, "rewards": {}} for p in PROMPTS[name]]
     by = {key: Reward(ROOT / name / key, tokenizer, max_len, "cpu", 32, nullcontext()) for key in ("reward", "gold") if name == "imdb"}
-    for when, policy_then in (("before", eval.as_reference(policy, reference)), ("after", nullcontext(policy))):
-        with policy_then as model:
-            answers = data.sample_completions(model, tokenizer, prompts, min(64, max_len - max(map(len, prompts))), temperature=0.7)
+    room = min(64, max_len - max(map(len, prompts)))
+    for when, answers in eval.answers(policy, reference, tokenizer, prompts, room, temperature=0.7, seed=0).items():
         for sample, prompt, answer in zip(samples, prompts, answers):
             sample[when] = data.decode(tokenizer, answer)
             sample["rewards"][when] = {key: round(float(r([prompt + answer])[0]), 3) for key, r in by.items()}
@@ -114,14 +113,14 @@ def collect():
             found = {"seconds": [result["seconds"]] * 3}
             if script is train_sft:
                 found["perplexity"] = [math.exp(result["best_val_loss"])] * 3
-            elif script in (train_reward, bag):
+            elif script is not train_pref:
                 reward = json.loads((folder / "reward.json").read_text())
                 found |= {"accuracy": reward["accuracy"], "calibration_error": [reward["calibration_error"]] * 3}
             else:
                 stored = json.loads((folder / "eval.json").read_text())
                 found |= {m: stored["measures"]["after"][m] for m in MEASURES if m in stored["measures"]["after"]}
+                rows += [(corpus, f"before {name}", seed, m, *v) for m, v in stored["measures"]["before"].items() if m in MEASURES]
                 if seed == 0:
-                    rows += [(corpus, f"before {name}", seed, m, *v) for m, v in stored["measures"]["before"].items() if m in MEASURES]
                     samples[f"{corpus} {name}"] = own_samples(corpus, folder)
                     if (corpus, name) == ("imdb", "dpo"):
                         shutil.copy(folder / "eval.png", FIGURES / "real_imdb.png")

@@ -114,7 +114,7 @@ def real_table():
     heads = {"reward": ("by the reward model", ".3f"), "gold": ("by the gold model", ".3f"), "gold_win": ("wins by gold", ".3f"),
              "kl": ("KL, nats", ".2f"), "entropy": ("entropy, nats a token", ".2f"), "distinct_2": ("distinct pairs", ".2f"),
              "accuracy": ("accuracy", ".3f"), "margin": ("margin, nats", ".2f")}
-    cell = lambda rows, form: mean(rows, "mean", form, len(rows) > 1) if rows else ""
+    cell = lambda rows, form: mean(rows, "mean", form, len({r["mean"] for r in rows}) > 1) if rows else ""
     lines = {}    # by their cells, since the policy before one run is most often that before the next, on the same prompts
     for data, run in dict.fromkeys((d, r) for d, r, m in groups if m == "kl"):
         cells = tuple(cell(groups.get((data, run, m)), form) for m, (_, form) in heads.items())
