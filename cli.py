@@ -73,7 +73,7 @@ def add_common_flags(p):
     p.add_argument("--eval_every", type=positive, help="updates between evaluations on the validation rows (default: %(default)s)")
     p.add_argument("--patience", type=not_negative, default=3, help="evaluations without a better one to stop (default: %(default)s)")
     p.add_argument("--weight_decay", type=not_negative, default=0.0, help="AdamW's, on matrices only (default: %(default)s)")
-    p.add_argument("--adam_epsilon", type=not_negative, default=1e-8, help="AdamW's (default: 1e-8; 1e-3 for preferences on toy)")
+    p.add_argument("--adam_epsilon", type=not_negative, default=1e-8, help="AdamW's (default: 1e-8; 1e-3 for preferences and PPO on toy)")
     p.add_argument("--grad_clip", type=not_negative, default=1.0, help="largest norm of the gradient; 0: any (default: %(default)s)")
     p.add_argument("--on_nonfinite", default="stop", choices=("stop", "skip"),
                    help="what to do about an update whose loss or gradient is not finite, or a loss that is a spike (default: %(default)s)")

@@ -69,6 +69,17 @@ def best_of(rewards):
     share = lambda n: np.array([math.comb(i, n - 1) / math.comb(total, n) for i in range(total)])
     return {n: ordered @ share(n) for n in (2**j for j in range(total.bit_length()))}
 
+def ranks(values):
+    """Ranks from 0 on, ties share their mean."""
+    return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
+
+def rank_correlation(x, y):
+    """Spearman's rank correlation: 1 if y rises with x throughout, -1 if it falls; NaN if some of them were not measured."""
+    if len(x) < 2 or np.isnan(y).any():
+        return math.nan
+    with np.errstate(invalid="ignore"):    # NaN if one of them is the same throughout
+        return float(np.corrcoef(ranks(np.asarray(x)), ranks(np.asarray(y)))[0, 1])
+
 def pooled_entropy(samples):
     """Entropy in nats of the tokens of some completions thrown together, from their counts."""
     counts = np.array(list(Counter(t for tokens in samples for t in tokens).values()), dtype=float)

@@ -46,7 +46,8 @@ def get_args(argv=None):
     p.add_argument("--rollout", type=cli.positive, default=256, help="completions between two samplings (default: %(default)s)")
     p.add_argument("--k", type=cli.positive, help="completions of a prompt in a batch (default: 1 for ppo, 4 for rloo)")
     p.add_argument("--epochs", type=cli.positive, default=2, help="times that each completion is learned from (default: %(default)s)")
-    p.add_argument("--beta", type=cli.not_negative, default=0.05, help="weight of the KL, in rewards a nat (default: %(default)s)")
+    p.add_argument("--beta", type=cli.not_negative, help="weight of the KL, in rewards a nat (default: 0.05; 0.5 by toy's learned reward, "
+                   "which is in nats and not a probability)")
     p.add_argument("--target_kl", type=cli.not_negative, help="nats a completion, to which beta is adapted (default: beta stays)")
     p.add_argument("--clip", type=cli.not_negative, default=0.2, help="eps, of ratios and values (default: %(default)s)")
     p.add_argument("--gamma", type=cli.not_negative, help="for ppo: discount a token (default: 1)")
@@ -55,7 +56,7 @@ def get_args(argv=None):
     p.add_argument("--eos_penalty", type=cli.not_negative, help="reward lost without an EOS at the end (default: 1; on imdb 0, as few "
                    "reviews end within a completion)")
     p.add_argument("--n_show", type=int, default=3, help="samples to print at the end (default: %(default)s)")
-    p.set_defaults(lr=1e-3, warmup_steps=10, max_steps=240, eval_every=40, patience=0)
+    p.set_defaults(lr=3e-3, warmup_steps=10, max_steps=240, eval_every=40, patience=0, adam_epsilon=None)
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "rlhf/train_ppo.py", args.algo)
@@ -65,7 +66,10 @@ def get_args(argv=None):
                          ("n_val", False, "here"), ("max_prompt_len", False, "here"), ("grad_accum", args.grad_accum == 1, "here"),
                          ("compile", False, "here"), *((f, args.algo == "ppo", "on --algo rloo") for f in ("gamma", "lam", "vf_coef"))))
     own = {"k": 1, "gamma": 1.0, "lam": 0.95, "vf_coef": 0.1} if args.algo == "ppo" else {"k": 4}
-    for flag, default in (own | {"eos_penalty": 1.0 if args.data == "toy" else 0.0}).items():
+    toy = args.data == "toy"
+    own |= {"beta": 0.5 if toy and not args.true_reward else 0.05, "eos_penalty": 1.0 if toy else 0.0,
+            "adam_epsilon": 1e-3 if toy else 1e-8}
+    for flag, default in own.items():
         setattr(args, flag, default if getattr(args, flag) is None else getattr(args, flag))
     updates = max(1, args.rollout // args.batch_size * args.epochs)
     for ok, why in ((int(os.environ.get("WORLD_SIZE", 1)) == 1, "runs in one process, without torchrun"),

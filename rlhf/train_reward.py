@@ -34,7 +34,7 @@ def get_args(argv=None):
     cli.add_common_flags(p)
     p.add_argument("--half", choices=("first", "second"), help="imdb: learn from this half of the labels alone (default: from all)")
     p.add_argument("--n_prompts", type=cli.positive, help="toy: prompts to sample training pairs for, 4 completions each (default: 1200)")
-    p.set_defaults(lr=1e-3, warmup_steps=10, max_steps=200, eval_every=20)
+    p.set_defaults(lr=3e-3, warmup_steps=10, max_steps=300, eval_every=30)
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "rlhf/train_reward.py", "reward")
@@ -107,6 +107,11 @@ def judge_pairs(model, rows, batch_size, autocast):
     error, table = calibration(1 / (1 + np.exp(-np.where(turned, -gap, gap))), ~turned)
     return {"accuracy": measures.bootstrap(measures.ties_half(gap)), "calibration_error": error, "calibration": table, "n": len(rows)}
 
+def agreement(model, rows, true, batch_size, autocast):
+    """Rank correlation of the scores of both sides of pairs with their true reward, over all prompts."""
+    texts = [r["prompt"] + r[side] for r in rows for side in ("chosen", "rejected")]
+    return measures.rank_correlation(true(texts), reward.scores(model, texts, batch_size, autocast))
+
 def judge_labels(model, rows, batch_size, autocast):
     """Accuracy and calibration of P(positive) on labelled texts."""
     return judge_scores(reward.scores(model, [r["prompt"] + r["chosen"] for r in rows], batch_size, autocast), rows)
@@ -153,11 +158,15 @@ def main(argv=None):
     best = ScalarGPT.from_pretrained(out_dir).to(device).eval()
     look = judge_labels if args.data == "imdb" else judge_pairs
     found = look(best, rows.get("test", rows["val"]), args.batch_size, autocast)
+    if args.data == "toy":
+        found["agreement"] = agreement(best, rows["test"], true, args.batch_size, autocast)
     write_json(Path(out_dir) / "reward.json", found)
     what = {"imdb": "test reviews", "toy": "fresh pairs"}.get(args.data, "validation pairs, which chose the weights too")
     accuracy = found["accuracy"]
     print(f"accuracy on {found['n']:,} {what}: {accuracy[0]:.3f} [{accuracy[1]:.3f}, {accuracy[2]:.3f}], calibration error "
           f"{found['calibration_error']:.3f}")
+    if args.data == "toy":
+        print(f"rank correlation with the true reward {found['agreement']:.3f}")
     return result | found
 
 def fresh_pairs(policy, tokenizer, max_len, seed):

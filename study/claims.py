@@ -12,6 +12,8 @@ from collections import defaultdict
 
 import numpy as np
 
+from measures import rank_correlation
+
 CLAIMS = {
     "1": "DPO and hinge lose diversity against SFT; hinge is close to DPO",
     "2": "From reverse KL over JSD and alpha to forward KL the reward falls and the entropy rises",
@@ -73,17 +75,6 @@ class Sweep:
     def curve(self, recipe, metric, seed, split="val"):
         return np.array(self.curves[recipe, split, metric, seed]).reshape(-1, 2).T    # steps, values
 
-def ranks(values):
-    """Ranks from 0 on, ties share their mean."""
-    return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
-
-def order(x, y):
-    """Spearman's rank correlation: 1 if y rises with x throughout, -1 if it falls; NaN if some of them were not measured."""
-    if len(x) < 2 or np.isnan(y).any():
-        return math.nan
-    with np.errstate(invalid="ignore"):    # NaN if one of them is the same throughout
-        return float(np.corrcoef(ranks(np.asarray(x)), ranks(np.asarray(y)))[0, 1])
-
 def comparisons(s):
     """
     Yields (claim, what is compared, number a seed, what the claim says of it): ("<", limit), (">", limit), ("near" 0 within, limit), or
@@ -95,7 +86,7 @@ def comparisons(s):
     def trend(names, measure, nats=None):
         """The rank correlation of a measure with the order of the names, a seed."""
         found = np.array([s.at(n, nats, measure) if nats else s(n, measure) for n in names])    # (names, seeds)
-        return np.array([order(range(len(names)), column) for column in found.T])
+        return np.array([rank_correlation(range(len(names)), column) for column in found.T])
 
     for name in (dpo, hinge):
         for measure in ("entropy", "pooled_25", "distinct_2"):
@@ -136,7 +127,8 @@ def comparisons(s):
         yield "6", f"the same, {name} - SFT", gap(name) - gap(sft), less
 
     few, many = (np.array([s(r, measure) for r in main]).T for measure in ("pooled_4", "pooled_25"))    # (seeds, policies)
-    yield "7", f"rank correlation of pooled entropy at 4 and at 25, {len(main)} policies", np.array(list(map(order, few, many))), (">", 0.9)
+    found = np.array([rank_correlation(x, y) for x, y in zip(few, many)])
+    yield "7", f"rank correlation of pooled entropy at 4 and at 25, {len(main)} policies", found, (">", 0.9)
 
     for name in (dpo, "along_dpo"):
         for metric, says in (("rewards/chosen", less), ("rewards/rejected", less), ("rewards/accuracies", more)):
@@ -163,10 +155,10 @@ def comparisons(s):
     for measure in ("kl", "reward", "length"):
         yield "12", f"{measure}, 1e-8 - 1e-3", s(grid[0], measure) - s(grid[-1], measure), open_
 
-    for other in ("ppo", "ppo_gt", "rloo_gt"):
-        for nats in (1, 1.5):
+    for other in ("ppo", "rloo", "ppo_gt", "rloo_gt"):
+        for nats in (1, 1.5, 1.9):
             yield "13", f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), more
-    for name in (*s.points("ppo"), "along_dpo"):
+    for name in (*s.points("ppo"), *s.points("rloo"), "along_dpo"):
         yield "14", f"true reward where the learned one is highest - its highest, {name}", overshoot(s, name), ("<", -0.01)
 
 def overshoot(s, name):

@@ -10,10 +10,10 @@ from study.claims import Sweep
 COLOURS = {"sft": "#444444", "dpo": "#1f77b4", "hinge": "#ff7f0e", "ipo": "#2ca02c", "cdpo": "#17becf", "jsd": "#9467bd",
            "alpha0.3": "#c49c94", "alpha0.5": "#8c564b", "alpha0.7": "#bd8f13", "forward_kl": "#d62728", "slic": "#e377c2",
            "unlikelihood": "#7f7f7f", "preferred_ft": "#bcbd22", "sequential": "#1f77b4", "parallel": "#ff7f0e", "replace": "#2ca02c",
-           "best_of": "black", "ppo": "#000080", "ppo_gt": "#006400", "rloo_gt": "#ff1493"}
+           "best_of": "black", "ppo": "#000080", "ppo_gt": "#006400", "rloo": "#ff7f0e", "rloo_gt": "#d62728"}
 THIN = {"ms": 4, "lw": 1.2, "elinewidth": 0.6, "capsize": 1.5}
 METHODS = ("dpo", "hinge", "ipo", "cdpo", "jsd", "alpha0.3", "alpha0.5", "alpha0.7", "forward_kl", "slic", "unlikelihood", "preferred_ft")
-ONLINE = ("ppo", "ppo_gt", "rloo_gt")
+ONLINE = ("ppo", "rloo", "ppo_gt", "rloo_gt")
 
 def middle(values):
     """(mean, distance down to the smallest, up to the largest) over seeds."""
@@ -57,20 +57,22 @@ def frontier(s):
     return fig
 
 def rlhf(s):
-    """DPO and what it replaces: reward against KL, with points along training, and the learned reward against the true one."""
-    fig, [axes] = figure(1, 2, 11, 4.4)
+    """DPO and what it replaces: reward against KL, also along training; the learned reward against the true one; wins by temperature."""
+    fig, [axes] = figure(1, 3, 15, 4.6)
     for method in ("dpo", *ONLINE, "unlikelihood", "preferred_ft"):
         trace(axes[0], s, method, "kl", "reward")
     best = [r for r in s.points("best_of") if np.nanmean(s(r, "kl")) > 0]
     if best:
         axes[0].plot([np.nanmean(s(r, "kl")) for r in best], [np.nanmean(s(r, "reward")) for r in best], "k--", lw=1.2, label="best of n")
-    for name, colour in (("along_dpo", "dpo"), *((r, "ppo") for r in s.points("ppo"))):
-        steps = [r for r in s.recipes if r.startswith(f"{name} step-")]
+    for name in ("along_dpo", *(r for method in ONLINE for r in s.points(method))):
+        steps, method = [r for r in s.recipes if r.startswith(f"{name} step-")], name.split()[0].removeprefix("along_")
         for i in range(len(s.seeds) if steps else 0):
             kl, true, learned = (np.array([s(r, m)[i] for r in steps]) for m in ("kl", "reward", "proxy"))
-            label = colour if i == 0 and name in ("along_dpo", *s.points("ppo")[:1]) else None
-            axes[0].plot(kl, true, "-", color=COLOURS[colour], lw=0.5, alpha=0.5)
-            axes[1].plot(learned, true, ".-", color=COLOURS[colour], lw=0.6, ms=3, alpha=0.8, label=label)
+            axes[0].plot(kl, true, "-", color=COLOURS[method], lw=0.5, alpha=0.5)
+            if method in ("dpo", "ppo"):
+                label = method if i == 0 and name in ("along_dpo", *s.points("ppo")[:1]) else None
+                axes[1].plot(learned, true, ".-", color=COLOURS[method], lw=0.6, ms=3, alpha=0.8, label=label)
+    by_temperature(axes[2], s, ("sft", "dpo", *ONLINE))
     axes[0].set(xscale="log", xlabel="KL to the SFT policy (nats a completion)", ylabel="reward, P(positive)", xlim=(0.05, None))
     axes[1].set(xlabel="learned reward (nats, zero anywhere)", ylabel="true reward, P(positive)", title="along training")
     return fig
@@ -120,7 +122,11 @@ def training(s):
 def temperature(s):
     """Wins against the SFT policy at temperature 1, by the reward, over the temperature of sampling."""
     fig, [[ax]] = figure(1, 1, 7.5, 4.2)
-    for method in ("sft", *METHODS, *ONLINE):
+    by_temperature(ax, s, ("sft", *METHODS))
+    return fig
+
+def by_temperature(ax, s, methods):
+    for method in methods:
         names = [r for r in s.recipes if r.split()[0] == method and " T=" in r]
         if names:
             at = {float(r.split("T=")[1]): middle(s(r, "win")) for r in names}
@@ -130,7 +136,6 @@ def temperature(s):
                         color=COLOURS[method], label=method, **THIN)
     ax.axhline(0.5, color="0.4", lw=0.8, ls=":")
     ax.set(xlabel="temperature of sampling", ylabel="win rate against SFT at 1, by the reward")
-    return fig
 
 def adapters(s):
     """DPOP with adapters of several ranks, and without: reward, KL, and reward gained per root of KL, against what is trained."""

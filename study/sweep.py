@@ -44,7 +44,8 @@ ALONG = "--keep_all --patience 0 --max_steps 480 --eval_every 40 --min_lr 1e-3" 
 
 # method and its setting -> flags of train_pref.py, for sft of train_sft.py; all others start from the sft of their seed
 RECIPES = (
-    {"sft": ""} | grid("dpo", "--loss dpo", "beta", (0.1, 0.03, 0.3, 1, 5, 20)) | grid("hinge", "--loss hinge", "beta", (0.2, 0.05, 0.5, 1))
+    {"sft": ""} | grid("dpo", "--loss dpo", "beta", (0.1, 0.03, 0.05, 0.3, 1, 5, 20))
+    | grid("hinge", "--loss hinge", "beta", (0.2, 0.05, 0.5, 1))
     | {claims.default_of(name): f"--loss {name}" for name in LOSSES if name not in ("dpo", "hinge")}
     | grid("ipo", "--loss ipo", "beta", (0.1, 0.3, 0.5, 1)) | grid("cdpo", "--loss cdpo --label_smoothing 0.15", "beta", (0.1, 0.03, 0.3))
     | grid("jsd", "--loss fdpo --divergence jsd", "beta", (0.1, 0.3, 1))
@@ -63,13 +64,14 @@ RECIPES = (
        "displaced": "--loss dpo --max_steps 420 --eval_every 60 --adapter sequential --adapter_rank 16 --lr 4e-4"}
     | grid("epsilon", "--loss dpo --lr 6e-4", "adam_epsilon", ("1e-8", "1e-5", "1e-4", "1e-3"))
     # what DPO replaces: a reward model from the same pairs, and PPO by it; PPO and RLOO by the true reward
-    | {"reward": ""} | grid("ppo", "--keep_all", "beta", (0.05, 0.02, 0.1, 0.2))
-    | grid("ppo_gt", "--true_reward", "beta", (0.05, 0.02, 0.1, 0.2))
-    | grid("rloo_gt", "--true_reward --algo rloo", "beta", (0.05, 0.02, 0.1)))
+    | {"reward": ""} | grid("ppo", "--keep_all", "beta", (0.5, 0.1, 0.2, 1)) | grid("rloo", "--algo rloo --keep_all", "beta", (0.5, 0.2, 1))
+    | grid("ppo_gt", "--true_reward --keep_all", "beta", (0.05, 0.02, 0.1, 0.2))
+    | grid("rloo_gt", "--true_reward --algo rloo --keep_all", "beta", (0.05, 0.02, 0.1)))
 
 # one setting of each method: more samples a prompt, other temperatures
 MAIN = ("dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "cdpo beta=0.1", "jsd beta=0.3", "alpha0.5 beta=0.3", "forward_kl beta=0.3",
-        "slic delta=1.0", "unlikelihood alpha=0.1", "preferred_ft", "ppo beta=0.05", "ppo_gt beta=0.05", "rloo_gt beta=0.05")
+        "slic delta=1.0", "unlikelihood alpha=0.1", "preferred_ft", "ppo beta=0.5", "rloo beta=0.5", "ppo_gt beta=0.05",
+        "rloo_gt beta=0.05")
 MEASURE = "--n_samples 25 --temperature 1 0.75 0.5 0.25 0 --show 0 --best_of 64"
 QUICK_MEASURE = "--n_samples 25 --n_prompts 128 --temperature 1 0.5 0 --show 0 --best_of 16"
 QUICK = ("sft", "dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "ipo beta=1", "preferred_ft")
@@ -164,7 +166,7 @@ def collect(root, recipes, seeds, results):
             add(recipe, seed, {key: [result[key]] * 3 for key in ("seconds", "skipped")})
             if recipe == "reward":
                 found = json.loads((folder / "reward.json").read_text())
-                add(recipe, seed, {"accuracy": found["accuracy"], "calibration_error": [found["calibration_error"]] * 3})
+                add(recipe, seed, {"accuracy": found["accuracy"]} | {key: [found[key]] * 3 for key in ("calibration_error", "agreement")})
                 continue
             for path in (folder / "eval.json", *sorted(folder.glob("step-*/eval.json"), key=lambda p: int(p.parent.name[5:]))):
                 found = json.loads(path.read_text())
@@ -177,7 +179,7 @@ def collect(root, recipes, seeds, results):
                     add(f"{recipe} T={row['temperature']}", seed, row["after"])
                     if recipe == first:
                         add(f"sft T={row['temperature']}", seed, row["before"])
-            add(recipe, seed, {"trainable": [trainable(folder)] * 3})
+            add(recipe, seed, {"trainable": [trainable(folder)] * 3, "samples": [samples(folder, result["step"])] * 3})
             if recipe in CURVES:
                 with open(folder / "log.csv", newline="") as f:
                     curves += [(recipe, seed, *row) for row in csv.reader(f) if row[0] != "step" and (row[1] == "val" or row[2] in
@@ -194,6 +196,11 @@ def trainable(folder):
     from checkpoint import load_tensors
     path = next(p for p in (folder / "adapter.safetensors", folder / "model.safetensors") if p.exists())
     return sum(t.numel() for t in load_tensors(path).values())
+
+def samples(folder, step):
+    """How many completions it took: PPO's on its way, or those of which the pairs were made."""
+    args = json.loads((folder / "args.json").read_text())["args"]
+    return step * args["batch_size"] // args["epochs"] if "epochs" in args else 4 * (args["n_prompts"] or 1200)
 
 def main(argv=None):
     args = get_args(argv)

@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = ROOT / "study" / "results", ROOT / "study" / "figures"
 HEADS = {"reward": ("reward", ".3f"), "kl": ("KL, nats", ".2f"), "win": ("wins against SFT", ".3f"),
          "entropy": ("entropy, nats a token", ".3f"), "pooled_25": ("of 25 samples", ".3f"), "distinct_2": ("distinct pairs", ".3f"),
-         "length": ("length, tokens", ".1f"), "accuracy": ("accuracy", ".3f")}
+         "length": ("length, tokens", ".1f"), "accuracy": ("accuracy", ".3f"),
+         "calibration_error": ("calibration error", ".3f"), "agreement": ("rank correlation with the true reward", ".3f"),
+         "seconds": ("seconds of training", ".0f"), "samples": ("samples", ",.0f")}
 OPTIONS = {"share_prefix": "--share_prefix", "compile": "--compile", **{m: f"--adapter {m}" for m in adapters.MODES}}
 
 def get_args(argv=None):
@@ -86,6 +88,18 @@ def methods_table():
     """One setting of each method, with 25 samples a prompt."""
     heads = {m: HEADS[m] for m in ("reward", "win", "kl", "length", "entropy", "pooled_25", "distinct_2")}
     return sweep_table({r: r for r in claims.Sweep(RESULTS).recipes_with("pooled_25")}, heads)
+
+def rlhf_table():
+    """DPO and what it replaces, every setting."""
+    methods = ("sft", "dpo", "ppo", "rloo", "ppo_gt", "rloo_gt", "best_of", "preferred_ft", "unlikelihood")
+    recipes = [r for m in methods for r in claims.Sweep(RESULTS).points(m)]
+    heads = {m: HEADS[m] for m in ("reward", "kl", "win", "length", "entropy", "seconds", "samples")}
+    return sweep_table({r: r for r in recipes}, heads)
+
+def judge_table():
+    """How good the toy world's reward models are."""
+    heads = {m: HEADS[m] for m in ("accuracy", "calibration_error", "agreement", "seconds")}
+    return sweep_table({"from the pairs that DPO has": "reward"}, heads, "reward model")
 
 def epsilon_table():
     """DPO by AdamW's epsilon, each seed by itself, as their mean would hide the one that breaks."""
@@ -225,8 +239,8 @@ def filled(text):
     """README text with what stands between its markers made anew."""
     tables = {"example": example, "results": results_table, "bandit": bandit_table, "losses": losses_table, "trl": trl_table,
               "parts": parts_table, "generation": generation_table, "growth": growth_table, "robust": robust_table,
-              "methods": methods_table, "epsilon": epsilon_table, "models": models_table, "real": real_table,
-              "samples": real_samples, "claims": lambda: claims.claims_table(RESULTS)}
+              "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table, "judge": judge_table,
+              "models": models_table, "real": real_table, "samples": real_samples, "claims": lambda: claims.claims_table(RESULTS)}
     for name, table in tables.items():
         begin, end = f"<!-- {name}: made by study/table.py -->\n", f"\n<!-- end of {name} -->"
         assert begin in text and end in text, f"README.md has no markers for {name}"

@@ -93,7 +93,7 @@ def test_a_reward_model_learns_a_preference(here, tmp_path, monkeypatch, capsys)
     """For longer answers, which a small model sees. Measured on fresh samples; a run like any other, and ready to score."""
     monkeypatch.setattr(toy, "reward", lambda text: len(text.split()) / 100)
     found = train_reward.main(["--out_dir", str(tmp_path / "reward"), "--n_prompts", "150", "--max_steps", "60", "--lr", "1e-2"])
-    assert found["accuracy"][0] > 0.8 and found["n"] > 50 and found["best_val_loss"] < 0.6
+    assert found["accuracy"][0] > 0.8 and found["n"] > 50 and found["best_val_loss"] < 0.6 and found["agreement"] > 0.6
     assert json.loads((tmp_path / "reward" / "reward.json").read_text())["accuracy"] == found["accuracy"]
     model = ScalarGPT.from_pretrained(tmp_path / "reward")
     assert model.score.weight.abs().max() > 0 and GPT.from_pretrained(tmp_path / "reward")

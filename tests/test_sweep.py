@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import eval
+import measures
 from losses import LOSSES
 from study import claims, pictures, sweep, table
 
@@ -40,10 +41,11 @@ def test_the_interval_is_students():
 
 def test_rank_correlation_by_hand():
     """Ties share a rank; a rise that is not a line is still a rise."""
-    assert claims.order([0, 1, 2, 3], [0, 1, 10, 1000]) == pytest.approx(1) and claims.order([0, 1, 2], [3, 2, 1]) == pytest.approx(-1)
-    assert claims.ranks(np.array([5.0, 1.0, 5.0])).tolist() == [1.5, 0, 1.5]
-    assert math.isnan(claims.order([0, 1, 2], [0, math.nan, 2]))    # what was not measured has no rank
-    assert claims.order([0, 1, 2, 3], [1, 0, 3, 2]) == pytest.approx(0.6)    # 1 - 6 * 4 / (4 * 15)
+    order = measures.rank_correlation
+    assert order([0, 1, 2, 3], [0, 1, 10, 1000]) == pytest.approx(1) and order([0, 1, 2], [3, 2, 1]) == pytest.approx(-1)
+    assert measures.ranks(np.array([5.0, 1.0, 5.0])).tolist() == [1.5, 0, 1.5]
+    assert math.isnan(order([0, 1, 2], [0, math.nan, 2]))    # what was not measured has no rank
+    assert order([0, 1, 2, 3], [1, 0, 3, 2]) == pytest.approx(0.6)    # 1 - 6 * 4 / (4 * 15)
 
 def test_a_measure_at_a_kl_is_read_off_between_two_points(tmp_path):
     """Settings that went far look better by reward alone: methods are compared where they have moved equally far."""
@@ -85,7 +87,7 @@ def test_every_claim_gets_a_verdict_and_every_picture_is_drawn(tmp_path):
     """From the two files alone, so that a figure can be drawn again without the runs."""
     claims.judge(world(tmp_path))
     text = claims.claims_table(tmp_path)
-    assert "highest, ppo beta=0.02: -0.04 [-0.04, -0.04] (< -0.01: holds)" in text and "highest, along_dpo: 0 [0, 0]" in text
+    assert "highest, ppo beta=0.2: -0.04 [-0.04, -0.04] (< -0.01: holds)" in text and "highest, along_dpo: 0 [0, 0]" in text
     assert len(claims.CLAIMS) == 14 and all(f"| {n}. " in text for n in claims.CLAIMS) and text.count("**") == 28
     pictures.draw(tmp_path, tmp_path)
     for picture in pictures.PICTURES:
@@ -113,7 +115,9 @@ def test_what_a_small_sweep_does_not_hold_is_left_out(tmp_path):
 
 TINY = "--max_steps 3 --eval_every 3 --batch_size 8 --lr 1e-3"
 RECIPES = {"sft": "--n_layer 1 --n_head 2 --n_embd 32 --max_steps 40 --warmup_steps 5 --eval_every 40 --lr 1e-2",
-           "dpo beta=0.1": f"--loss dpo --beta 0.1 {TINY} --n_prompts 24", "along_dpo": f"--loss dpo {TINY} --n_prompts 24 --keep_all"}
+           "dpo beta=0.1": f"--loss dpo --beta 0.1 {TINY} --n_prompts 24", "reward": f"{TINY} --n_prompts 24",
+           "along_dpo": f"--loss dpo {TINY} --n_prompts 24 --keep_all",
+           "ppo beta=0.1": "--max_steps 4 --eval_every 4 --batch_size 8 --rollout 16 --n_prompts 16 --keep_all"}
 
 def test_a_sweep_runs_skips_what_is_done_and_goes_on(tmp_path, monkeypatch):
     """Killed and started again it loses the runs in progress, not those that were done; a recipe with other flags is run again."""
@@ -142,6 +146,9 @@ def test_a_sweep_runs_skips_what_is_done_and_goes_on(tmp_path, monkeypatch):
     s = claims.Sweep(tmp_path)
     assert s.seeds == [0] and s("sft", "kl") == 0 and s("along_dpo step-3", "kl") >= 0 and s("dpo beta=0.1 T=0.5", "reward") > 0
     assert s("best_of n=64", "reward") > s("best_of n=1", "reward") and s("dpo beta=0.1", "pooled_25") > s("dpo beta=0.1", "pooled_4")
+    assert s("dpo beta=0.1", "samples") == 4 * 24 and s("ppo beta=0.1", "samples") == 16    # two epochs of two minibatches
+    assert 0 <= s("reward", "accuracy") <= 1 and -1 <= s("reward", "agreement") <= 1
+    assert not np.isnan([s("ppo beta=0.1 step-4", m) for m in ("kl", "reward", "proxy")] + [s("along_dpo step-3", "proxy")]).any()
     assert s("dpo beta=0.1", "trainable") == 26_208 and s.curve("along_dpo", "loss", 0).shape == (2, 2)
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch):
@@ -156,7 +163,7 @@ def test_a_sweep_in_processes(tmp_path, monkeypatch):
     """Two at a time, each a process of its own."""
     monkeypatch.chdir(tmp_path)
     assert sweep.run("root", RECIPES, [0, 1], 2) == []
-    assert len(list((tmp_path / "root" / "runs").glob("*/done"))) == 6
+    assert len(list((tmp_path / "root" / "runs").glob("*/done"))) == 10
     assert len(sweep.run("root", {"sft": RECIPES["sft"], "dpo": "--loss none"}, [0, 1], 2)) == 2
 
 def test_the_recipes_can_be_parsed():
@@ -166,7 +173,8 @@ def test_the_recipes_can_be_parsed():
     from rlhf import train_ppo, train_reward
     for recipe, flags in sweep.RECIPES.items():
         method = recipe.split()[0]
-        others = {"sft": train_sft, "reward": train_reward, "ppo": train_ppo, "ppo_gt": train_ppo, "rloo_gt": train_ppo}
+        others = {"sft": train_sft, "reward": train_reward, "ppo": train_ppo, "ppo_gt": train_ppo, "rloo": train_ppo,
+                  "rloo_gt": train_ppo}
         others.get(method, train_pref).get_args(flags.split())
     for name in LOSSES:    # what the table calls the defaults
         assert train_pref.get_args(sweep.RECIPES[claims.default_of(name)].split()) == train_pref.get_args(["--loss", name]), name
