@@ -156,9 +156,9 @@ def comparisons(s):
         yield "12", f"{measure}, 1e-8 - 1e-3", s(grid[0], measure) - s(grid[-1], measure), open_
 
     for other in ("ppo", "rloo", "ppo_gt", "rloo_gt"):
-        for nats in (1, 1.5, 1.9):
+        for nats in (1, 1.5, 1.9, 2.4):
             yield "13", f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), more
-    for name in (*s.points("ppo"), *s.points("rloo"), "along_dpo"):
+    for name in (*s.points("ppo"), *s.points("rloo"), "along_ppo", "along_dpo"):
         yield "14", f"true reward where the learned one is highest - its highest, {name}", overshoot(s, name), ("<", -0.01)
 
 def overshoot(s, name):

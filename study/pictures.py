@@ -64,17 +64,18 @@ def rlhf(s):
     best = [r for r in s.points("best_of") if np.nanmean(s(r, "kl")) > 0]
     if best:
         axes[0].plot([np.nanmean(s(r, "kl")) for r in best], [np.nanmean(s(r, "reward")) for r in best], "k--", lw=1.2, label="best of n")
-    for name in ("along_dpo", *(r for method in ONLINE for r in s.points(method))):
+    for name in ("along_dpo", "along_ppo", *(r for method in ONLINE for r in s.points(method))):
         steps, method = [r for r in s.recipes if r.startswith(f"{name} step-")], name.split()[0].removeprefix("along_")
         for i in range(len(s.seeds) if steps else 0):
             kl, true, learned = (np.array([s(r, m)[i] for r in steps]) for m in ("kl", "reward", "proxy"))
-            axes[0].plot(kl, true, "-", color=COLOURS[method], lw=0.5, alpha=0.5)
-            if method in ("dpo", "ppo"):
-                label = method if i == 0 and name in ("along_dpo", *s.points("ppo")[:1]) else None
-                axes[1].plot(learned, true, ".-", color=COLOURS[method], lw=0.6, ms=3, alpha=0.8, label=label)
+            axes[0].plot(kl[kl > 0], true[kl > 0], ".-", color=COLOURS[method], lw=0.4, ms=2, alpha=0.4)
+            if name.startswith("along_"):
+                label = {"dpo": "dpo beta=0.1", "ppo": "ppo beta=0"}[method] if i == 0 else None
+                axes[1].plot(learned, true, ".-", color=COLOURS[method], lw=0.8, ms=4, alpha=0.8, label=label)
     by_temperature(axes[2], s, ("sft", "dpo", *ONLINE))
-    axes[0].set(xscale="log", xlabel="KL to the SFT policy (nats a completion)", ylabel="reward, P(positive)", xlim=(0.05, None))
-    axes[1].set(xlabel="learned reward (nats, zero anywhere)", ylabel="true reward, P(positive)", title="along training")
+    axes[0].set(xscale="log", xlabel="KL to the SFT policy (nats a completion)", ylabel="reward, P(positive)", xlim=(0.2, 10),
+                ylim=(0.65, 1))
+    axes[1].set(xlabel="learned reward (nats, zero anywhere)", ylabel="true reward, P(positive)", title="along long runs")
     return fig
 
 def diversity(s):

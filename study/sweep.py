@@ -1,7 +1,7 @@
 """
 The study: the claims of the field's reports, measured on the toy world, whose reward is exact, with error bars.
 
-    python -m study.sweep            # every recipe, three seeds: under three hours on 2 cores
+    python -m study.sweep            # every recipe, three seeds: about three hours on 2 cores
     python -m study.sweep --quick    # a few recipes, two seeds, about five minutes; writes to out/quick alone
     python -m study.sweep --draw     # the figures and the README's tables again, from study/results alone
 
@@ -45,7 +45,7 @@ ALONG = "--keep_all --patience 0 --max_steps 480 --eval_every 40 --min_lr 1e-3" 
 # method and its setting -> flags of train_pref.py, for sft of train_sft.py; all others start from the sft of their seed
 RECIPES = (
     {"sft": ""} | grid("dpo", "--loss dpo", "beta", (0.1, 0.03, 0.05, 0.3, 1, 5, 20))
-    | grid("hinge", "--loss hinge", "beta", (0.2, 0.05, 0.5, 1))
+    | grid("dpo", "--loss dpo", "max_steps", (180, 240, 360)) | grid("hinge", "--loss hinge", "beta", (0.2, 0.05, 0.5, 1))
     | {claims.default_of(name): f"--loss {name}" for name in LOSSES if name not in ("dpo", "hinge")}
     | grid("ipo", "--loss ipo", "beta", (0.1, 0.3, 0.5, 1)) | grid("cdpo", "--loss cdpo --label_smoothing 0.15", "beta", (0.1, 0.03, 0.3))
     | grid("jsd", "--loss fdpo --divergence jsd", "beta", (0.1, 0.3, 1))
@@ -66,7 +66,8 @@ RECIPES = (
     # what DPO replaces: a reward model from the same pairs, and PPO by it; PPO and RLOO by the true reward
     | {"reward": ""} | grid("ppo", "--keep_all", "beta", (0.5, 0.1, 0.2, 1)) | grid("rloo", "--algo rloo --keep_all", "beta", (0.5, 0.2, 1))
     | grid("ppo_gt", "--true_reward --keep_all", "beta", (0.05, 0.02, 0.1, 0.2))
-    | grid("rloo_gt", "--true_reward --algo rloo --keep_all", "beta", (0.05, 0.02, 0.1)))
+    | grid("rloo_gt", "--true_reward --algo rloo --keep_all", "beta", (0.05, 0.02, 0.1))
+    | {"along_ppo": "--beta 0 --keep_all --max_steps 480 --min_lr 3e-3"})    # nothing holds it back
 
 # one setting of each method: more samples a prompt, other temperatures
 MAIN = ("dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "cdpo beta=0.1", "jsd beta=0.3", "alpha0.5 beta=0.3", "forward_kl beta=0.3",
@@ -94,7 +95,8 @@ def place(root, recipe, seed):
 def train(root, recipe, seed, flags):
     """One run, its table and its curves; none if the same has been done."""
     folder, method, reward = place(root, recipe, seed), recipe.split()[0], place(root, "reward", seed)
-    online, learned, mark = method.startswith(("ppo", "rloo")), (reward / "done").exists(), folder / "done"
+    online = method.removeprefix("along_").startswith(("ppo", "rloo"))
+    learned, mark = (reward / "done").exists(), folder / "done"
     script = {"sft": train_sft, "reward": train_reward}.get(recipe, train_ppo if online else train_pref)
     flags = f"{SHORT} {flags}" if script is train_pref else flags    # a recipe's own comes after it, and counts
     if mark.exists() and mark.read_text() == flags:

@@ -75,9 +75,9 @@ def mean(rows, key, form, spread=False):
 def sweep_table(recipes, heads, first="method"):
     """A row a {label: recipe}: means over seeds and their ranges, "-" where a recipe has no such measure."""
     groups = grouped(read("sweep.csv"), "recipe", "measure")
+    cell = lambda rows, form: mean(rows, "mean", form, len({r["mean"] for r in rows}) > 1) if rows else "-"
     return markdown([first, *(label for label, _ in heads.values())], (
-        [f"`{label}`", *(mean(groups[recipe, m], "mean", form, True) if (recipe, m) in groups else "-" for m, (_, form) in heads.items())]
-        for label, recipe in recipes.items()))
+        [f"`{label}`", *(cell(groups.get((recipe, m)), form) for m, (_, form) in heads.items())] for label, recipe in recipes.items()))
 
 def results_table():
     """A row a loss with its defaults."""
