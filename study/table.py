@@ -91,8 +91,8 @@ def methods_table():
 
 def rlhf_table():
     """DPO and what it replaces, every setting."""
-    methods = ("sft", "dpo", "ppo", "rloo", "ppo_gt", "rloo_gt", "best_of", "preferred_ft", "unlikelihood")
-    recipes = [r for m in methods for r in claims.Sweep(RESULTS).points(m)]
+    s, methods = claims.Sweep(RESULTS), ("sft", "dpo", "ppo", "rloo", "ppo_gt", "rloo_gt", "best_of", "preferred_ft", "unlikelihood")
+    recipes = [r for m in methods for r in s.points(m)]
     heads = {m: HEADS[m] for m in ("reward", "kl", "win", "length", "entropy", "seconds", "samples")}
     return sweep_table({r: r for r in recipes}, heads)
 
