@@ -101,16 +101,18 @@ def calibration(p, right, bins=10):
     return sum(abs(x - y) * n for x, y, n in rows) / len(p), rows
 
 def judge_pairs(model, rows, batch_size, autocast):
-    """Accuracy and calibration of the predicted preference on pairs; each is turned by its place, or the chosen would always be first."""
-    score = lambda side: reward.scores(model, [r["prompt"] + r[side] for r in rows], batch_size, autocast)
-    gap, turned = score("chosen") - score("rejected"), np.arange(len(rows)) % 2 == 1
+    """
+    Accuracy and calibration of the predicted preference on pairs; each is turned by its place, or the chosen would always be first.
+    And where the true rewards of both sides are known, their rank correlation with the scores, over all prompts.
+    """
+    chosen, rejected = (reward.scores(model, [r["prompt"] + r[s] for r in rows], batch_size, autocast) for s in ("chosen", "rejected"))
+    gap, turned = chosen - rejected, np.arange(len(rows)) % 2 == 1
     error, table = calibration(1 / (1 + np.exp(-np.where(turned, -gap, gap))), ~turned)
-    return {"accuracy": measures.bootstrap(measures.ties_half(gap)), "calibration_error": error, "calibration": table, "n": len(rows)}
-
-def agreement(model, rows, true, batch_size, autocast):
-    """Rank correlation of the scores of both sides of pairs with their true reward, over all prompts."""
-    texts = [r["prompt"] + r[side] for r in rows for side in ("chosen", "rejected")]
-    return measures.rank_correlation(true(texts), reward.scores(model, texts, batch_size, autocast))
+    found = {"accuracy": measures.bootstrap(measures.ties_half(gap)), "calibration_error": error, "calibration": table, "n": len(rows)}
+    if "rewards" in rows[0]:
+        true = np.array([r["rewards"] for r in rows])    # (n, 2)
+        found["agreement"] = measures.rank_correlation(true.flatten(), np.stack([chosen, rejected], 1).flatten())
+    return found
 
 def judge_labels(model, rows, batch_size, autocast):
     """Accuracy and calibration of P(positive) on labelled texts."""
@@ -158,25 +160,24 @@ def main(argv=None):
     best = ScalarGPT.from_pretrained(out_dir).to(device).eval()
     look = judge_labels if args.data == "imdb" else judge_pairs
     found = look(best, rows.get("test", rows["val"]), args.batch_size, autocast)
-    if args.data == "toy":
-        found["agreement"] = agreement(best, rows["test"], true, args.batch_size, autocast)
     write_json(Path(out_dir) / "reward.json", found)
     what = {"imdb": "test reviews", "toy": "fresh pairs"}.get(args.data, "validation pairs, which chose the weights too")
     accuracy = found["accuracy"]
     print(f"accuracy on {found['n']:,} {what}: {accuracy[0]:.3f} [{accuracy[1]:.3f}, {accuracy[2]:.3f}], calibration error "
           f"{found['calibration_error']:.3f}")
-    if args.data == "toy":
+    if "agreement" in found:
         print(f"rank correlation with the true reward {found['agreement']:.3f}")
     return result | found
 
 def fresh_pairs(policy, tokenizer, max_len, seed):
-    """Pairs of fresh samples for test prompts, the better one by the true reward first; ties left out."""
+    """Pairs of fresh samples for test prompts, the better one by the true reward first, with those rewards; ties left out."""
     prompts = tokenizer.encode_ordinary_batch([e["prompt"] for e in toy.examples("test", 256, seed)])
     flat = data.sample_completions(policy, tokenizer, [p for p in prompts for _ in range(2)], max_len - toy.PROMPT_LEN, seed=seed + 1)
     rows = []
     for i, prompt in enumerate(prompts):
         drawn = [(toy.reward(tokenizer.decode(prompt) + data.decode(tokenizer, a)), a) for a in flat[2 * i:2 * i + 2]]
-        rows += [{"prompt": prompt, "chosen": a, "rejected": b} for r, a in drawn for s, b in drawn if r > s]    # at most one
+        rows += [{"prompt": prompt, "chosen": a, "rejected": b, "rewards": (r, s)}
+                 for r, a in drawn for s, b in drawn if r > s]    # at most one
     return rows
 
 if __name__ == "__main__":

@@ -36,6 +36,12 @@ def trace(ax, s, method, x, y, line="-"):
         (mx, ex), (my, ey) = (zip(*(middle(s(r, m)) for r in names)) for m in (x, y))
         ax.errorbar(mx, my, xerr=np.hstack(ex), yerr=np.hstack(ey), fmt="o" + line, color=COLOURS[method], label=method, **THIN)
 
+def best_of(ax, s, label):
+    """The reference's best of n, without n = 1."""
+    best = [r for r in s.points("best_of") if np.nanmean(s(r, "kl")) > 0]
+    if best:
+        ax.plot([np.nanmean(s(r, "kl")) for r in best], [np.nanmean(s(r, "reward")) for r in best], "k--", lw=1.2, label=label)
+
 def frontier(s):
     """Reward against KL: all methods over their knobs, their envelope, best of n, and the SFT policy at lower temperatures."""
     fig, [[ax]] = figure(1, 1, 9, 5)
@@ -45,9 +51,7 @@ def frontier(s):
     if points:
         kl, reward = np.array(points).T
         ax.plot(kl, np.maximum.accumulate(reward), "-", color="0.75", lw=5, alpha=0.6, zorder=0, label="envelope of all")
-    best = [r for r in s.points("best_of") if np.nanmean(s(r, "kl")) > 0]
-    if best:
-        ax.plot([np.nanmean(s(r, "kl")) for r in best], [np.nanmean(s(r, "reward")) for r in best], "k--", lw=1.2, label="best of 2 to 64")
+    best_of(ax, s, "best of 2 to 64")
     cold = [r for r in s.recipes if r.startswith("sft T=")]
     if cold:
         ax.plot([np.nanmean(s(r, "kl")) for r in cold], [np.nanmean(s(r, "reward")) for r in cold], "s:", color="0.4", ms=4,
@@ -61,9 +65,7 @@ def rlhf(s):
     fig, [axes] = figure(1, 3, 15, 4.6)
     for method in ("dpo", *ONLINE, "unlikelihood", "preferred_ft"):
         trace(axes[0], s, method, "kl", "reward")
-    best = [r for r in s.points("best_of") if np.nanmean(s(r, "kl")) > 0]
-    if best:
-        axes[0].plot([np.nanmean(s(r, "kl")) for r in best], [np.nanmean(s(r, "reward")) for r in best], "k--", lw=1.2, label="best of n")
+    best_of(axes[0], s, "best of n")
     for name in ("along_dpo", "along_ppo", *(r for method in ONLINE for r in s.points(method))):
         steps, method = [r for r in s.recipes if r.startswith(f"{name} step-")], name.split()[0].removeprefix("along_")
         for i in range(len(s.seeds) if steps else 0):

@@ -92,19 +92,22 @@ def get_args(argv=None):
 def place(root, recipe, seed):
     return Path(root) / "runs" / f"{recipe.replace(' ', '-')}-{seed}"
 
+def script_of(recipe):
+    """The module whose flags a recipe has."""
+    method = recipe.split()[0].removeprefix("along_")
+    return {"sft": train_sft, "reward": train_reward}.get(method, train_ppo if method.startswith(("ppo", "rloo")) else train_pref)
+
 def train(root, recipe, seed, flags):
     """One run, its table and its curves; none if the same has been done."""
-    folder, method, reward = place(root, recipe, seed), recipe.split()[0], place(root, "reward", seed)
-    online = method.removeprefix("along_").startswith(("ppo", "rloo"))
+    script, folder, reward = script_of(recipe), place(root, recipe, seed), place(root, "reward", seed)
     learned, mark = (reward / "done").exists(), folder / "done"
-    script = {"sft": train_sft, "reward": train_reward}.get(recipe, train_ppo if online else train_pref)
     flags = f"{SHORT} {flags}" if script is train_pref else flags    # a recipe's own comes after it, and counts
     if mark.exists() and mark.read_text() == flags:
         return
     shutil.rmtree(folder, ignore_errors=True)    # begun and not finished, or with other flags
     argv = [*flags.split(), "--seed", str(seed), "--out_dir", str(folder)]
     argv += ["--init_from", str(place(root, "sft", seed))] if recipe != "sft" else []
-    argv += ["--reward", str(reward)] if online and "--true_reward" not in flags else []
+    argv += ["--reward", str(reward)] if script is train_ppo and "--true_reward" not in flags else []
     script.main(argv + (["--n_show", "0"] if script in (train_pref, train_ppo) else []))
     for step in sorted(folder.glob("step-*")):
         eval.main(["--run", str(step), "--n_samples", "1", "--show", "0", *(["--reward", str(reward)] if learned else [])])

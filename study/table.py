@@ -68,14 +68,14 @@ def grouped(rows, *keys):
     return groups
 
 def mean(rows, key, form, spread=False):
-    """The mean, and in brackets the range, over seeds or rounds."""
+    """The mean over seeds or rounds, and in brackets the range if they differ."""
     values = [row[key] for row in rows]
-    return f"{sum(values) / len(values):{form}}" + (f" ({min(values):{form}} to {max(values):{form}})" if spread else "")
+    return f"{sum(values) / len(values):{form}}" + (f" ({min(values):{form}} to {max(values):{form}})" if spread and min(values) < max(values) else "")
 
 def sweep_table(recipes, heads, first="method"):
     """A row a {label: recipe}: means over seeds and their ranges, "-" where a recipe has no such measure."""
     groups = grouped(read("sweep.csv"), "recipe", "measure")
-    cell = lambda rows, form: mean(rows, "mean", form, len({r["mean"] for r in rows}) > 1) if rows else "-"
+    cell = lambda rows, form: mean(rows, "mean", form, True) if rows else "-"
     return markdown([first, *(label for label, _ in heads.values())], (
         [f"`{label}`", *(cell(groups.get((recipe, m)), form) for m, (_, form) in heads.items())] for label, recipe in recipes.items()))
 
@@ -128,7 +128,7 @@ def real_table():
     heads = {"reward": ("by the reward model", ".3f"), "gold": ("by the gold model", ".3f"), "gold_win": ("wins by gold", ".3f"),
              "kl": ("KL, nats", ".2f"), "entropy": ("entropy, nats a token", ".2f"), "distinct_2": ("distinct pairs", ".2f"),
              "accuracy": ("accuracy", ".3f"), "margin": ("margin, nats", ".2f")}
-    cell = lambda rows, form: mean(rows, "mean", form, len({r["mean"] for r in rows}) > 1) if rows else ""
+    cell = lambda rows, form: mean(rows, "mean", form, True) if rows else ""
     lines = {}    # by their cells, since the policy before one run is most often that before the next, on the same prompts
     for data, run in dict.fromkeys((d, r) for d, r, m in groups if m == "kl"):
         cells = tuple(cell(groups.get((data, run, m)), form) for m, (_, form) in heads.items())
@@ -169,7 +169,7 @@ def trl_table():
     return markdown(heads, (
         [data.split("-")[0], dtype, reference, "recomputing" if checkpointing == "True" else "plain",
          {"plain": "twice", "shared": "once"}[layout],
-         mean(rows, "seconds", ".2f"), mean(rows, "trl_seconds", ".2f"), mean(rows, "speed_ratio", ".1f", len(rows) > 1),
+         mean(rows, "seconds", ".2f"), mean(rows, "trl_seconds", ".2f"), mean(rows, "speed_ratio", ".1f", True),
          mean(rows, "peak_gb", ".2f"), mean(rows, "trl_peak_gb", ".2f"), mean(rows, "memory_ratio", ".2f"), mean(rows, "share", ".0%")]
         for (data, dtype, reference, checkpointing, layout), rows
         in grouped(read("bench_trl_*.csv"), "data", "dtype", "reference", "trl_checkpointing", "layout").items()))

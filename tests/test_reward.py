@@ -72,7 +72,10 @@ def test_the_predicted_preference_is_not_always_for_the_first(monkeypatch):
     monkeypatch.setattr(reward, "scores", lambda model, texts, *rest: np.array([3.0 if t[1] == 1 else 0.0 for t in texts]))
     found = train_reward.judge_pairs(None, rows, 4, nullcontext())
     assert found["accuracy"][0] == 1 and [n for *_, n in found["calibration"]] == [5, 5]
-    assert found["calibration_error"] == pytest.approx(1 - 1 / (1 + math.exp(-3)))
+    assert found["calibration_error"] == pytest.approx(1 - 1 / (1 + math.exp(-3))) and "agreement" not in found
+    for rewards, order in (((0.9, 0.1), 1), ((0.1, 0.9), -1)):    # by rank: nothing is said of their sizes
+        found = train_reward.judge_pairs(None, [r | {"rewards": rewards} for r in rows], 4, nullcontext())
+        assert found["agreement"] == pytest.approx(order)
 
 def test_labelled_reviews(tmp_path, tokenizer, capsys):
     """Those without a label are left out; a test review that stands in training too is no test; the halves share nothing."""
@@ -109,6 +112,7 @@ def test_fresh_pairs_are_of_test_prompts(here, tokenizer):    # noqa: F811
     assert rows and {toy.split_of(tokenizer.decode(r["prompt"])) for r in rows} == {"test"}
     true = lambda r, side: toy.reward(tokenizer.decode(r["prompt"]) + data.decode(tokenizer, r[side]))
     assert all(true(r, "chosen") > true(r, "rejected") for r in rows)
+    assert all(r["rewards"] == (true(r, "chosen"), true(r, "rejected")) for r in rows)
 
 @pytest.fixture
 def judges(tmp_path, own_tokenizer, sft_run, monkeypatch):

@@ -175,7 +175,8 @@ def test_the_recipes_can_be_parsed():
         method = recipe.split()[0]
         others = {"sft": train_sft, "reward": train_reward, "ppo": train_ppo, "ppo_gt": train_ppo, "rloo": train_ppo,
                   "rloo_gt": train_ppo, "along_ppo": train_ppo}
-        others.get(method, train_pref).get_args(flags.split())
+        assert sweep.script_of(recipe) is others.get(method, train_pref), recipe
+        sweep.script_of(recipe).get_args(flags.split())
     for name in LOSSES:    # what the table calls the defaults
         assert train_pref.get_args(sweep.RECIPES[claims.default_of(name)].split()) == train_pref.get_args(["--loss", name]), name
     assert {*sweep.MAIN, *sweep.QUICK, *sweep.CURVES} <= {*sweep.RECIPES}
