@@ -70,7 +70,8 @@ def grouped(rows, *keys):
 def mean(rows, key, form, spread=False):
     """The mean over seeds or rounds, and in brackets the range if they differ."""
     values = [row[key] for row in rows]
-    return f"{sum(values) / len(values):{form}}" + (f" ({min(values):{form}} to {max(values):{form}})" if spread and min(values) < max(values) else "")
+    shown = f"{sum(values) / len(values):{form}}"
+    return f"{shown} ({min(values):{form}} to {max(values):{form}})" if spread and min(values) < max(values) else shown
 
 def sweep_table(recipes, heads, first="method"):
     """A row a {label: recipe}: means over seeds and their ranges, "-" where a recipe has no such measure."""
