@@ -36,7 +36,10 @@ def default_of(loss):
              "unlikelihood": "unlikelihood alpha=0.1", "sft": "preferred_ft"}
     return swept.get(loss, f"default {loss}")
 
-T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}    # Student's t, two-sided, for so many seeds
+# Student's t, two-sided, by the number of seeds; for more than 30 that of 30, which is at most 5% too wide
+T95 = defaultdict(lambda: 2.045, enumerate((
+    12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093,
+    2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045), 2))
 
 class Sweep:
     """sweep("dpo beta=0.1", "reward") is an array with a number a seed; NaN where there is none."""
@@ -64,12 +67,14 @@ class Sweep:
         return [r for r in self.recipes if " T=" not in r and not np.isnan(self(r, measure)).all()]
 
     def at(self, method, nats, measure="reward"):
-        """A measure of a method at a KL, by interpolation; NaN beyond its farthest point."""
+        """A measure of a method at a KL, by interpolation between measured points; NaN beyond its farthest one."""
         out, names = [], ["sft", *self.points(method)]
         kl, y = (np.array([self(r, m) for r in names]) for m in ("kl", measure))    # (recipes, seeds)
-        for k, v in zip(np.nan_to_num(kl).T, y.T):
+        for k, v in zip(kl.T, y.T):
+            there = ~np.isnan(k + v)    # a run that failed is no point
+            k, v = k[there], v[there]
             order = np.argsort(k)
-            out.append(np.interp(nats ** 0.5, k[order] ** 0.5, v[order]) if k.max() >= nats else math.nan)
+            out.append(np.interp(nats ** 0.5, k[order] ** 0.5, v[order]) if k.max(initial=0) >= nats else math.nan)
         return np.array(out)
 
     def curve(self, recipe, metric, seed, split="val"):
@@ -174,10 +179,10 @@ def stopping(s, name):
     found = defaultdict(list)
     for i, seed in enumerate(s.seeds):
         losses = dict(s.curve(name, "loss", seed).T) if s.curves.get((name, "val", "loss", seed)) else {}
-        steps = [k for k in losses if k and f"{name} step-{k:.0f}" in s.recipes]
+        reward, kl = ({k: s(f"{name} step-{k:.0f}", m)[i] for k in losses} for m in ("reward", "kl"))
+        steps = [k for k in losses if k and not math.isnan(reward[k] + kl[k])]    # those that were measured
         if not steps:
             return
-        reward, kl = ({k: s(f"{name} step-{k:.0f}", m)[i] for k in steps} for m in ("reward", "kl"))
         gain = {k: (reward[k] - s("sft", "reward")[i]) / kl[k] ** 0.5 for k in steps}
         stop, best, top = min(steps, key=losses.get), max(steps, key=gain.get), max(steps, key=reward.get)
         found["step"].append(stop - best)
@@ -196,11 +201,10 @@ def interval(values):
     return mean, mean - half, mean + half
 
 def verdict(low, high, says, limit):
-    """holds, does not hold, or cannot be told apart."""
-    below, above = {"<": (-math.inf, limit), ">": (limit, math.inf), "near": (-limit, limit)}[says]
-    if below <= low and high <= above:
-        return "holds"
-    return "does not hold" if high < below or low > above else "cannot be told apart"
+    """holds, does not hold, or cannot be told apart. < and > are strict: a difference of exactly 0 in every seed is neither."""
+    holds = {"<": high < limit, ">": low > limit, "near": -limit <= low and high <= limit}[says]
+    fails = {"<": low >= limit, ">": high <= limit, "near": high < -limit or low > limit}[says]
+    return "holds" if holds else "does not hold" if fails else "cannot be told apart"
 
 def judge(results):
     """claims.csv: every comparison with its verdict. What the sweep does not hold is left out."""
@@ -222,7 +226,7 @@ def claims_table(results):
     for claim, text in CLAIMS.items():
         if parts := [r for r in rows if r["claim"] == claim]:
             found = [r["verdict"] for r in parts]
-            whole = next((v for v in ("does not hold", "cannot be told apart") if v in found), "holds")
+            whole = next((v for v in ("does not hold", "cannot be told apart", "holds") if v in found), "not measured")
             cells = [f"{r['what']}: {float(r['mean']):.3g} [{float(r['low']):.3g}, {float(r['high']):.3g}]"
                      + (f" ({r['says']}: {r['verdict']})" if r["says"] else "") for r in parts]
             lines.append(f"| {claim}. {text} | {'<br>'.join(cells)} | **{whole}** |")
