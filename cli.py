@@ -120,7 +120,7 @@ def refuse(p, args, rules):
             p.error(f"--{flag} has no effect {why}")
 
 # may change when a run goes on
-FREE = ("max_steps", "eval_every", "patience", "on_nonfinite", "keep_all", "device", "compile", "resume", "out_dir")
+FREE = ("max_steps", "eval_every", "patience", "on_nonfinite", "keep_all", "device", "compile", "resume", "out_dir", "n_show")
 
 def resume(p, args, argv, script, name):
     """

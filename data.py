@@ -115,7 +115,7 @@ def fingerprint(rows):
     """16 hex digits of the SHA-256 of all rows: whether a run goes on with the data it began with."""
     h = hashlib.sha256()
     for row in (row for split in ("train", "val") for row in rows[split]):
-        h.update(repr([row[k] for k in ("prompt", "chosen", "rejected") if k in row]).encode())
+        h.update(repr([row[k] for k in ("prompt", "chosen", "rejected", "label") if k in row]).encode())
     return h.hexdigest()[:16]
 
 # ---------------------------------------------------------------------------------------------------------------------
