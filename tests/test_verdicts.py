@@ -150,9 +150,10 @@ def test_a_curve_is_its_end_less_its_start_on_validation(tmp_path):
     assert len(found) == 1    # a seed without a curve leaves the accuracies out
 
 def along(name, reward, kl, losses, proxy=None, seeds=3):
-    """(values, curves) of a run at steps 40, 80, ..., the same in each seed; the curve has step 0 too, with the lowest loss of all."""
+    """(values, curves) of a run at steps 0, 40, 80, ..., the same in each seed. Step 0 is the SFT policy, with the lowest loss of all."""
     values = {f"{name} step-{40 * i + 40}": {m: [xs[i]] * seeds for m, xs in (("reward", reward), ("kl", kl), ("proxy", proxy)) if xs}
               for i in range(len(reward))}
+    values[f"{name} step-0"] = {"reward": [0.5] * seeds, "kl": [0] * seeds} | ({"proxy": [-1] * seeds} if proxy else {})
     return values, {(name, "val", "loss"): [[(40 * i, x) for i, x in enumerate((min(losses) - 1, *losses))]] * seeds}
 
 def test_stopping_by_hand(tmp_path):
