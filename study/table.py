@@ -157,11 +157,12 @@ def losses_table():
     for name, loss in LOSSES.items():
         doc = inspect.getdoc(loss.fn) or ""
         formula = re.search(r"L = (.*?)(?:,   |\n)", doc + "\n")
-        formula = f"`{formula[1]}`".replace("|", "\\|") if formula else ""    # a bare one ends the cell
+        formula = f"`{formula[1]}`" if formula else ""
         source = re.search(r"arXiv:\d{4}\.\d{5}|ericmitchell\.ai/\S+?\.pdf", doc)
         hparams = ", ".join(f"`{k}` {v}" for k, v in loss.hparams.items()) or "none"
         start, limit = (f"`{x}`" if x and x != "inf" else {"inf": "never", "": ""}[x] for x in (loss.start, loss.limit))
-        rows.append((f"`{name}`", formula, source[0] if source else "", "yes" if loss.needs_ref else "no", hparams, start, limit, loss.trl))
+        row = (f"`{name}`", formula, source[0] if source else "", "yes" if loss.needs_ref else "no", hparams, start, limit, loss.trl)
+        rows.append([cell.replace("|", "\\|") for cell in row])    # a bare one ends the cell
     return markdown(heads, rows)
 
 def trl_table():
