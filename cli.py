@@ -14,7 +14,11 @@ import cpu
 import loop
 import parallel
 from checkpoint import read_json, write_json
-from losses import LOSSES
+
+try:
+    from losses import LOSSES, number
+except ValueError as e:    # of register: in every script the one line that says how to write the loss, and no traceback
+    raise SystemExit(f"error: {e}") from None
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a wrong flag is answered with one line instead of the whole usage; flags are never guessed from a beginning."""
@@ -87,23 +91,42 @@ def add_common_flags(p):
     p.add_argument("--resume", action="store_true", help="go on with the run in --out_dir, or else the newest of this name")
 
 def add_loss_flags(p):
-    """--loss, every hyperparameter of any loss, and what goes with all of them: read off LOSSES."""
+    """--loss, what goes with all losses, and every hyperparameter of any loss, read off LOSSES. Called last, so that it sees all names."""
     p.add_argument("--loss", default="dpo", choices=list(LOSSES), help="see losses.py (default: %(default)s)")
-    for name in dict.fromkeys(h for loss in LOSSES.values() for h in loss.hparams):
-        takers = {k: loss.hparams[name] for k, loss in LOSSES.items() if name in loss.hparams}
-        p.add_argument(f"--{name}", type=type(next(iter(takers.values()))),
-                       help="for " + ", ".join(f"{k} (default: {v})" for k, v in takers.items()))
     p.add_argument("--beta_end", type=float, help="beta at the last update, where it goes, and at evaluations (default: beta stays)")
     p.add_argument("--beta_schedule", choices=("linear", "cosine", "constant"), help="how it goes there (default: linear)")
     p.add_argument("--mean_logps", action="store_true", help="log-probs per token in place of sums")
     p.add_argument("--sft_weight", type=not_negative, help="adds the chosen's NLL per token, times this, as RPO does (default: 0)")
+    for name in dict.fromkeys(h for loss in LOSSES.values() for h in loss.hparams):
+        takers = {k: loss.hparams[name] for k, loss in LOSSES.items() if name in loss.hparams}
+        kind = flag_type(p, name, {k: LOSSES[k].flag_types[name] for k in takers})
+        about = "for " + ", ".join(f"{k} (default: {v})" for k, v in takers.items())
+        try:
+            if name in inspect.signature(loop.fit).parameters:    # fit_flags would hand it to the loop
+                raise argparse.ArgumentError(None, name)
+            p.add_argument(f"--{name}", help=about.replace("%", "%%"),
+                           **({"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}))
+        except argparse.ArgumentError:
+            p.error(f"loss {' and '.join(takers)}: the hyperparameter {name} has a name that is taken; rename it in losses.py")
+
+def flag_type(p, name, kinds):
+    """One type for a hyperparameter that several losses take; kinds: {loss: its type}. Where one is a float, whole numbers are too."""
+    if len(found := set(kinds.values())) == 1:
+        return found.pop()
+    if found <= {int, number, float}:
+        return float if float in found else number
+    examples = {kind.__name__: loss for loss, kind in kinds.items()}
+    p.error(f"--{name} has two types: " + ", ".join(f"{kind} for {loss}" for kind, loss in examples.items())
+            + "; a flag has one, so rename the hyperparameter in losses.py")
 
 def resolve_loss_flags(p, args):
     """Fills the chosen loss's hyperparameters with its defaults; refuses flags that mean nothing to it."""
     loss, name = LOSSES[args.loss], args.loss
     taken = ", ".join(f"--{h}" for h in loss.hparams) or "no hyperparameter"
     others = {h for other in LOSSES.values() for h in other.hparams} - loss.hparams.keys()
-    refuse(p, args, [(h, False, f"on --loss {name}, which takes {taken}") for h in sorted(others)])
+    for h in sorted(others):
+        if getattr(args, h) is not None:    # 0 and --no-... too, which refuse takes for not given
+            p.error(f"--{h} has no effect on --loss {name}, which takes {taken}")
     refuse(p, args, (("mean_logps", not loss.per_token, f"on --loss {name}, which takes means per token already"),
                      ("sft_weight", not loss.has_nll, f"on --loss {name}, which has the chosen's NLL in it already"),
                      ("beta_end", "beta" in loss.hparams, f"on --loss {name}, which has no beta"),

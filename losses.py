@@ -9,12 +9,15 @@ With w and l for the log-ratios of the chosen (winning) and the rejected (losing
     h = beta * (w - l)                               what most losses push up
 
 A new loss is one function under `@register`: the command line's choices, flags and help, the README's table and the tests read
-LOSSES. The rewards are for the log: they carry no gradient. eps is label_smoothing, n and m are the lengths in tokens of the chosen
-and the rejected completion. Read next: loop.py
+LOSSES; docs/new-loss.md says how to write one. The rewards are for the log: they carry no gradient. eps is label_smoothing, n and m are
+the lengths in tokens of the chosen and the rejected completion. Read next: loop.py
 """
 import inspect
 import math
+import types
+import typing
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -61,19 +64,69 @@ class Loss:
     has_nll: bool     # the chosen completion's NLL is part of it already
     needs_kl: bool    # it looks at kl_logratios
     whole_batch: bool    # a pair's loss depends on the batch's other pairs
+    flat: bool        # by design it has no gradient at log-ratios far from 0
+    flag_types: dict  # name -> bool, or what makes a value of the flag's text: float, int, number or str
 
 LOSSES = {}
 
-def register(*, needs_ref, start="", limit="", trl="none", per_token=False, has_nll=False, needs_kl=False, whole_batch=False):
+def register(fn=None, *, needs_ref=None, start="", limit="", trl="none", per_token=False, has_nll=False, needs_kl=False,
+             whole_batch=False, flat=False):
+    """Puts the loss under it into LOSSES. Raises ValueError, in one line that says how to write it, for what cannot be a loss."""
     def into_table(fn):
-        hparams = {p.name: p.default for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY}
-        LOSSES[fn.__name__] = Loss(fn, needs_ref, hparams, start, limit, trl, per_token, has_nll, needs_kl, whole_batch)
+        where = f"{Path(fn.__code__.co_filename).name}, line {fn.__code__.co_firstlineno}, loss {fn.__name__}"
+        need(type(needs_ref) is bool, f"{where}: write @register(needs_ref=True), or needs_ref=False if it does not look at the reference")
+        need(fn.__name__ not in LOSSES, f"{where}: there is a loss of this name already; choose another name")
+        hparams, flag_types = hyperparameters(fn, where)
+        LOSSES[fn.__name__] = Loss(fn, needs_ref, hparams, start, limit, trl, per_token, has_nll, needs_kl, whole_batch, flat, flag_types)
         return fn
-    return into_table
+    return into_table(fn) if inspect.isfunction(fn) else into_table    # a function: @register without parentheses, which is refused
+
+def hyperparameters(fn, where):
+    """({name: default}, {name: type of its flag}), read off a loss's signature."""
+    params = list(inspect.signature(fn, eval_str=True).parameters.values())
+    form = f"write def {fn.__name__}(pairs, *, beta=0.1): the pairs, a star, and hyperparameters with defaults"
+    need(params and params[0].kind is params[0].POSITIONAL_OR_KEYWORD and params[0].default is params[0].empty, f"{where}: {form}")
+    for p in params[1:]:
+        need(p.kind is p.KEYWORD_ONLY, f"{where}: {p.name} does not stand behind a star; {form}")
+        need(p.default is not p.empty, f"{where}: {p.name} has no default; {form}")
+    return {p.name: p.default for p in params[1:]}, {p.name: flag_type(p, where) for p in params[1:]}
+
+def number(text):
+    """The value of a flag whose default is a whole number: a whole number if it is written as one, else a float."""
+    return int(text) if text.strip().lstrip("+-").isdecimal() else float(text)
+
+def flag_type(p, where):
+    """What makes a hyperparameter's value: its annotation, or the type of its default, where None is for float and int for any number."""
+    union = typing.get_origin(p.annotation) in (typing.Union, types.UnionType)    # float | None
+    named = set(typing.get_args(p.annotation) if union else [p.annotation]) - {type(None), p.empty}
+    kind, *more = named or [float if p.default is None else number if type(p.default) is int else type(p.default)]
+    fits = p.default is None or type(p.default) is kind or (type(p.default) is int and kind in (number, float))
+    need(not more and kind in (bool, int, float, str, number) and fits,
+         f"{where}: {p.name}, a {type(p.default).__name__}, cannot be a flag; a default is a float, int, bool, str or None, and an "
+         "annotation, as in cap: str = None, is one of these types")
+    return kind
 
 def need(ok, message):
     if not ok:
         raise ValueError(message)
+
+def try_out(name, hparams):
+    """Calls a loss on two pairs. Raises ValueError in one line for a hyperparameter out of its range, or an answer that is not a loss's."""
+    loss, (c, r) = LOSSES[name], -torch.ones(2, 2, requires_grad=True)
+    ref, kl = -torch.ones(2, 2) if loss.needs_ref else (None, None), torch.zeros(2) if loss.needs_kl else None
+    try:
+        out = loss.fn(Pairs(c, r, *ref, *torch.ones(2, 2), kl), **hparams)
+    except (TypeError, AttributeError) as e:
+        need("NoneType" not in str(e), f"--loss {name}: {e}: the reference's log-probs are None unless needs_ref=True, kl_logratios "
+             "is None unless needs_kl=True, and a hyperparameter may be None")
+        raise
+    out = out if isinstance(out, (tuple, list)) else [out]
+    shapes = [list(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__ for x in out]
+    need(shapes == [[2]] * 3, f"--loss {name} returns the shapes {', '.join(map(str, shapes))} for 2 pairs, not [2], [2], [2]; write "
+         "return losses, chosen_rewards, rejected_rewards, each one number per pair, without .mean(): the training loop takes the mean")
+    need(out[0].requires_grad, f"--loss {name}: its losses have no gradient; compute them from the policy's log-probs without .detach()")
+    need(not out[1].requires_grad and not out[2].requires_grad,
+         f"--loss {name}: its rewards have a gradient, but are only logged; return them with .detach()")
 
 def log_ratios(pairs, beta):
     """w, l and h = beta * (w - l), (B,) each."""
@@ -205,7 +258,7 @@ def fdpo(pairs, *, beta=1.0, divergence="jsd", alpha=0.5):
     return with_rewards(smoothed(beta * (g(w) - g(l)), 0.0), beta, g(w), g(l))
 
 @register(needs_ref=True, start="-log(2) - log(label_smoothing * (1 - label_smoothing)) / 2",
-          limit="log((1 - label_smoothing) / label_smoothing) / beta", trl="exo_pair")
+          limit="log((1 - label_smoothing) / label_smoothing) / beta", trl="exo_pair", flat=True)
 def exo(pairs, *, beta=0.5, label_smoothing=0.001):
     """
     Efficient Exact Optimization, on pairs: Ji et al. 2024, arXiv:2402.00856.
@@ -257,7 +310,7 @@ def dpop(pairs, *, beta=0.1, lam=1.0):
     w, l, h = log_ratios(pairs, beta)
     return with_rewards(smoothed(h - beta * lam * F.relu(-w), 0.0), beta, w, l)
 
-@register(needs_ref=True, start="log(2)")
+@register(needs_ref=True, start="log(2)", flat=True)
 def chipo(pairs, *, beta=0.1, r_max=10.0):
     """
     chi-squared Preference Optimization: Huang et al. 2024, arXiv:2407.13399.
@@ -354,7 +407,7 @@ def sppo(pairs, *, beta=0.1):
     w, l, _ = log_ratios(pairs, beta)
     return with_rewards((w - 1 / (2 * beta)) ** 2 + (l + 1 / (2 * beta)) ** 2, beta, w, l)
 
-@register(needs_ref=True, start="1", limit="inf", trl="apo_zero")
+@register(needs_ref=True, start="1", limit="inf", trl="apo_zero", flat=True)
 def apo_zero(pairs, *, beta=0.1):
     """
     Anchored Preference Optimization, zero: D'Oosterlinck et al. 2024, arXiv:2408.06266.
@@ -368,7 +421,7 @@ def apo_zero(pairs, *, beta=0.1):
     w, l, _ = log_ratios(pairs, beta)
     return with_rewards(1 - (beta * w).sigmoid() + (beta * l).sigmoid(), beta, w, l)
 
-@register(needs_ref=True, start="1", trl="apo_down")
+@register(needs_ref=True, start="1", trl="apo_down", flat=True)
 def apo_down(pairs, *, beta=0.1):
     """
     Anchored Preference Optimization, down: D'Oosterlinck et al. 2024, arXiv:2408.06266.
@@ -382,7 +435,8 @@ def apo_down(pairs, *, beta=0.1):
     w, l, h = log_ratios(pairs, beta)
     return with_rewards((beta * w).sigmoid() + 1 - h.sigmoid(), beta, w, l)
 
-@register(needs_ref=True, start="(desirable_weight + undesirable_weight) / 4", needs_kl=True, trl="KTOTrainer, on single completions")
+@register(needs_ref=True, start="(desirable_weight + undesirable_weight) / 4", needs_kl=True, trl="KTOTrainer, on single completions",
+          flat=True)
 def kto(pairs, *, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
     """
     Kahneman-Tversky Optimization, on both sides of a pair: Ethayarajh et al. 2024, arXiv:2402.01306.

@@ -22,13 +22,12 @@ import reward
 import sources
 import train_sft
 from logps import batch_logps, sequence_logps
-from losses import LOSSES, Pairs
+from losses import LOSSES, Pairs, try_out
 from model import GPT, fingerprint
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
     cli.add_common_flags(p)
-    cli.add_loss_flags(p)
     p.add_argument("--adapter", choices=adapters.MODES, help="train an adapter in every block, freeze the rest (default: train everything)")
     p.add_argument("--adapter_rank", type=cli.positive, help="hidden units of an adapter (default: 16)")
     p.add_argument("--adapter_init", choices=adapters.INITS, help="for replace: random, or the MLP's best neurons (default: neurons)")
@@ -36,6 +35,7 @@ def get_args(argv=None):
     p.add_argument("--label_noise", type=float, default=0.0, help="share of pairs, in training and validation, whose labels are swapped")
     reward.add_flags(p)
     p.add_argument("--n_show", type=int, default=3, help="samples to print at the end (default: %(default)s)")
+    cli.add_loss_flags(p)
     p.set_defaults(lr=1e-3, warmup_steps=10, max_steps=180, eval_every=20, adam_epsilon=None)
     args = p.parse_args(argv)
     if args.resume:
@@ -99,7 +99,7 @@ def main(argv=None):
 
     with cli.bad_input():
         for step in (1, args.max_steps):
-            loss.fn(Pairs(*torch.ones(6, 1)), **hparams_at(step))    # a hyperparameter out of its range shows here, not after an hour
+            try_out(args.loss, hparams_at(step))    # a hyperparameter out of its range shows here, not after an hour
         if loss.whole_batch and parallel.world() > 1:
             raise ValueError(f"--loss {args.loss} sorts all pairs of a batch, which no process has by itself: run it in one process")
         sources.check_source(args.data, args.data_dir, training=True)

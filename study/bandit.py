@@ -1,7 +1,8 @@
 """
 A world small enough to solve: what each loss optimizes, against what its paper says it does.
 
-    python -m study.bandit
+    python -m study.bandit              # writes out/bandit
+    python -m study.bandit --update     # writes study/results and study/figures, which the README shows
 
 A prompt has a handful of answers, a reference policy and a true reward; the policy is a table of logits. Everything can be enumerated:
 the expected loss over all pairs, the best policy for every KL, and each method's distance from it. All in float64, in nats.
@@ -10,7 +11,7 @@ the expected loss over all pairs, the best policy for every KL, and each method'
     preferences    P(i beats j) = sigmoid(r_i - r_j) (Bradley-Terry), or 1 for the better one (deterministic)
     RLHF optimum   pi(i) proportional to ref(i) exp(r_i / beta)
 
-Prints a table, writes study/results/bandit.csv and draws study/figures/bandit.png. Read first: losses.py
+Prints a table, writes bandit.csv and draws bandit.png. Read first: losses.py
 """
 import argparse
 import csv
@@ -21,7 +22,7 @@ import torch
 from losses import LOSSES, Pairs
 
 ROOT = Path(__file__).resolve().parent
-LEFT_OUT = ("aot", "aot_unpaired")    # they sort a batch of samples: an expectation over all pairs has none
+LEFT_OUT = tuple(n for n, loss in LOSSES.items() if loss.whole_batch)    # of a batch of samples: an expectation over all pairs has none
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the world, and its solutions
@@ -79,22 +80,17 @@ def expected_loss(logits, ref, preference, weights, name, **hparams):
     i, j = i[i != j], j[i != j]
     log_pi, ones = logits.log_softmax(1), torch.ones(X * len(i), dtype=ref.dtype)
     part = lambda table, k: table[:, k].reshape(-1)    # (X * pairs,)
-    losses = LOSSES[name].fn(Pairs(part(log_pi, i), part(log_pi, j), part(ref, i), part(ref, j), ones, ones), **hparams)[0]
+    pairs = Pairs(part(log_pi, i), part(log_pi, j), part(ref, i), part(ref, j), ones, ones, 0 * ones)    # the KL's estimate is 0
+    losses = LOSSES[name].fn(pairs, **hparams)[0]
     p = (weights * preference)[:, i, j].reshape(-1)
     return (p * losses).sum() / p.sum()
 
 def train(ref, preference, weights, name, steps=400, start=None, **hparams):
-    """log of the policy that minimizes the expected loss, from the reference on: L-BFGS, or Adam for losses with corners."""
+    """log of the policy that minimizes the expected loss, from the reference on: L-BFGS, or Adam for losses with corners or no minimum."""
     logits = (ref if start is None else start).clone().requires_grad_()
+    first = logits.detach().clone()
     loss = lambda: expected_loss(logits, ref, preference, weights, name, **hparams)
-    if name in ("hinge", "slic", "dpop", "chipo", "unlikelihood"):
-        optimizer = torch.optim.Adam([logits], lr=0.05)
-        for step in range(5 * steps):
-            optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / (5 * steps))
-            optimizer.zero_grad()
-            loss().backward()
-            optimizer.step()
-    else:
+    if name not in ("hinge", "slic", "dpop", "chipo", "unlikelihood"):
         optimizer = torch.optim.LBFGS([logits], max_iter=steps, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe")
         def closure():
             optimizer.zero_grad()
@@ -102,6 +98,15 @@ def train(ref, preference, weights, name, steps=400, start=None, **hparams):
             value.backward()
             return value
         optimizer.step(closure)
+        if logits.isfinite().all():
+            return logits.detach().log_softmax(1)
+        logits.data.copy_(first)    # a loss without a minimum: a line search finds no end
+    optimizer = torch.optim.Adam([logits], lr=0.05)
+    for step in range(5 * steps):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / (5 * steps))
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
     return logits.detach().log_softmax(1)
 
 def descend(ref, preference, weights, name, steps, lr, **hparams):
@@ -150,7 +155,7 @@ def rows(seed=0, beta=1.0):
     partial = full * (seen[:, None] & seen[None, :])
     out = []
     for name in (n for n in LOSSES if n not in LEFT_OUT):
-        hparams = SETTINGS.get(name, {"beta": beta})
+        hparams = SETTINGS.get(name, {"beta": beta} if "beta" in LOSSES[name].hparams else {})
         policy, half = (train(ref, preference, weights, name, 200, **hparams) for weights in (full, partial))
         got, nats = expected_reward(policy, reward), kl(policy, ref)
         out.append({"loss": name, "settings": " ".join(f"{k}={v}" for k, v in hparams.items()), "reward": got, "kl": nats,
@@ -179,6 +184,7 @@ def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
     p.add_argument("--seed", type=int, default=0, help="of the reference and the rewards (default: %(default)s)")
     p.add_argument("--beta", type=float, default=1.0, help="of every loss that has one (default: %(default)s)")
+    p.add_argument("--update", action="store_true", help="overwrite the files of the README, study/results and study/figures")
     return p.parse_args(argv)
 
 def main(argv=None):
@@ -188,13 +194,15 @@ def main(argv=None):
     for r in table:
         print(f"{r['loss']:14}{r['reward']:8.3f}{r['kl']:9.3f}{r['below the frontier']:20.4f}"
               f"{r['unseen before']:18.3f} -> {r['unseen after']:.3f}")
-    (ROOT / "results").mkdir(exist_ok=True)
-    with open(ROOT / "results" / "bandit.csv", "w", newline="") as f:
+    results, figures = (ROOT / "results", ROOT / "figures") if args.update else (Path("out/bandit"),) * 2
+    for folder in (results, figures):
+        folder.mkdir(parents=True, exist_ok=True)
+    with open(results / "bandit.csv", "w", newline="") as f:
         out = csv.DictWriter(f, list(table[0]), lineterminator="\n")
         out.writeheader()
         out.writerows({k: v if isinstance(v, str) else f"{v:.5g}" for k, v in r.items()} for r in table)
-    (ROOT / "figures").mkdir(exist_ok=True)
-    draw(table, ROOT / "figures" / "bandit.png", args.seed)
+    draw(table, figures / "bandit.png", args.seed)
+    print(f"written: {results / 'bandit.csv'}, {figures / 'bandit.png'}")
 
 if __name__ == "__main__":
     main()

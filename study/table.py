@@ -151,16 +151,18 @@ def bandit_table():
                             for r in read("bandit.csv")))
 
 def losses_table():
-    """A row a loss, read off LOSSES and the docstrings."""
+    """A row a loss, read off LOSSES and the docstrings; a formula or source that a docstring does not have is left empty."""
     heads = ("loss", "per pair", "source", "reference", "hyperparameters", "at the start", "stops at a gap of", "in TRL 1.16")
     rows = []
     for name, loss in LOSSES.items():
-        doc = inspect.getdoc(loss.fn)
-        formula = re.search(r"L = (.*?)(?:,   |\n)", doc + "\n")[1].replace("|", "\\|")    # a bare one ends the cell
-        source = re.search(r"arXiv:\d{4}\.\d{5}|ericmitchell\.ai/\S+?\.pdf", doc)[0]
+        doc = inspect.getdoc(loss.fn) or ""
+        formula = re.search(r"L = (.*?)(?:,   |\n)", doc + "\n")
+        formula = f"`{formula[1]}`" if formula else ""
+        source = re.search(r"arXiv:\d{4}\.\d{5}|ericmitchell\.ai/\S+?\.pdf", doc)
         hparams = ", ".join(f"`{k}` {v}" for k, v in loss.hparams.items()) or "none"
         start, limit = (f"`{x}`" if x and x != "inf" else {"inf": "never", "": ""}[x] for x in (loss.start, loss.limit))
-        rows.append((f"`{name}`", f"`{formula}`", source, "yes" if loss.needs_ref else "no", hparams, start, limit, loss.trl))
+        row = (f"`{name}`", formula, source[0] if source else "", "yes" if loss.needs_ref else "no", hparams, start, limit, loss.trl)
+        rows.append([cell.replace("|", "\\|") for cell in row])    # a bare one ends the cell
     return markdown(heads, rows)
 
 def trl_table():

@@ -102,7 +102,7 @@ def test_kto_measures_the_kl_on_completions_of_other_prompts(here, tmp_path, mon
     seen = []
     @losses.register(needs_ref=True, needs_kl=True)
     def spy(pairs, *, beta=0.1):
-        if len(pairs.chosen_lens) > 1:
+        if len(pairs.chosen_lens) > 2:    # not the two pairs with which the hyperparameters are tried
             assert not pairs.kl_logratios.requires_grad and pairs.kl_logratios.shape == pairs.chosen_lens.shape
             seen.append(pairs.kl_logratios.abs().max().item())
         return losses.dpo(pairs, beta=beta)
@@ -129,7 +129,7 @@ def test_the_reference_is_fixed_and_without_gradient(here, tmp_path, monkeypatch
     for rows in data.read_pairs(facts["pairs"]).values():
         for batch in data.Batches(rows, 16):
             want |= {round(x, 2) for x in sequence_logps(reference, batch["idx"], batch["completion_mask"])[0].tolist()}
-    del seen[1.0]    # the pair of ones with which the hyperparameters are tried
+    del seen[1.0]    # the pairs with which the hyperparameters are tried
     assert seen and all(min(abs(x - w) for w in want) < 0.02 for part in seen.values() for x in part)
     assert first_log(tmp_path / "run", "loss", "train")[-1] < math.log(2) - 0.01
 
