@@ -46,9 +46,9 @@ def get_tokenizer(data, n_vocab=None):
     try:
         gpt2 = tiktoken.get_encoding("gpt2")
     except Exception as e:    # requests' errors, a hash that does not fit, a folder that cannot be written
-        raise ValueError(f"GPT-2's BPE files could not be had ({type(e).__name__}); connect once, or set TIKTOKEN_CACHE_DIR "
-                         "to a folder where tiktoken has left them; without them, --bpe bytes of train_sft.py trains a small "
-                         "model from scratch on bytes") from None
+        raise ValueError(f"GPT-2's BPE files are missing and could not be downloaded ({type(e).__name__}): connect once, or "
+                         "set TIKTOKEN_CACHE_DIR to a folder where tiktoken has left them; without them, train_sft.py --bpe bytes "
+                         "trains a small model from scratch") from None
     # a model of fewer tokens than bytes, or of the toy world's, has another tokenizer: check_fits then says so
     if n_vocab is None or n_vocab >= gpt2.n_vocab or n_vocab < BYTES or n_vocab == toy.encoding().n_vocab:
         return gpt2
