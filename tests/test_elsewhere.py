@@ -391,6 +391,7 @@ def test_bytes_have_the_ids_of_gpt2s_first_tokens(gpt2_like):
     assert data.get_tokenizer("x.jsonl", 257)._mergeable_ranks == first
     assert [b[0] for b in sorted(first, key=first.get)][:3] == [33, 34, 35] and first[b"\n"] == 198 and first[b"\xad"] == 255
 
+BLANKS = " " * (bpe.LONGEST_BLANK + 1) + "x"
 SMALL = ("--batch_size", "8", "--max_steps", "4", "--eval_every", "2", "--max_len", "48")
 
 def test_own_pairs_train_and_are_measured_without_any_file(offline, tmp_path, monkeypatch, capsys):
@@ -410,6 +411,7 @@ def test_own_pairs_train_and_are_measured_without_any_file(offline, tmp_path, mo
     assert result["measures"]["after"]["accuracy"][0] > 0.5 and "café" in capsys.readouterr().out
     evaluation.main(["--run", "out/mine/dpo", "--prompt", "Is 3 café?", "--show", "1"])
     assert "Is 3 café?" in capsys.readouterr().out
+    stopped(capsys, evaluation.main, ["--run", "out/mine/dpo", "--prompt", BLANKS], "--prompt", "white space")
 
 @pytest.mark.parametrize("flags", [["--data", "toy"], ["--data", "x.jsonl", "--bpe_vocab", "300"],
                                    ["--data", "x.jsonl", "--init_from", "y"]])
@@ -419,8 +421,6 @@ def test_bytes_where_they_have_no_effect_are_refused(flags, capsys):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # texts that no tokenizer takes
-
-BLANKS = " " * (bpe.LONGEST_BLANK + 1) + "x"
 
 @pytest.mark.parametrize("field", ["prompt", "chosen", "rejected"])
 def test_a_row_of_blanks_is_refused_with_its_place(field, online, tmp_path, capsys, monkeypatch):
