@@ -18,6 +18,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from checkpoint import load_tensors, read_json, save_tensors, write_json
+from model import GPT, fingerprint
 
 MODES = ("sequential", "parallel", "replace")
 INITS = ("random", "neurons")
@@ -143,3 +144,12 @@ def load_adapter(model, folder, model_fingerprint):
     except (RuntimeError, AssertionError) as e:
         raise ValueError(f"{path}: damaged, or not this model's adapter ({type(e).__name__})") from None
     return model
+
+def load_model(name_or_dir, dropout=0.0):
+    """
+    (model, about): a plain model and None, or an adapter run's base with its adapter, and the content of adapter.json.
+    The base in it is always a plain model. Raises ValueError or OSError in one line.
+    """
+    about = read_about(name_or_dir)
+    model = GPT.from_pretrained(about["base"] if about else name_or_dir, dropout)
+    return (load_adapter(model, name_or_dir, fingerprint(model)) if about else model), about

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import bpe
 import cpu
 import loop
 import parallel
@@ -198,6 +199,8 @@ def check_fits(model, tokenizer, max_len, name):
                          f"{tokenizer.n_vocab:,}: it was made for other data")
     if model.config.block_size < max_len:
         raise ValueError(f"--max_len {max_len} is more than the {model.config.block_size} tokens that {name} can take")
+    if not is_run(name):
+        bpe.check_own(name, tokenizer)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # run directories
@@ -247,9 +250,18 @@ def claim_run_dir(args, script, name, **facts):
     parallel.wait()
     return args.out_dir
 
-def read_args(run):
+def args_path(run):
     """args.json of a run, or of the one that a folder step-N is in."""
-    path = (Path(run).parent if Path(run).name.startswith("step-") else Path(run)) / "args.json"
+    return (Path(run).parent if Path(run).name.startswith("step-") else Path(run)) / "args.json"
+
+def is_run(folder):
+    """Whether a folder is a run of ours, by its args.json."""
+    path = args_path(folder)
+    return path.is_file() and isinstance(facts := read_json(path), dict) and "script" in facts
+
+def read_args(run):
+    """The content of args.json."""
+    path = args_path(run)
     if not path.is_file():
         raise ValueError(f"{path}: no such file: {run} is not a run")
     facts = read_json(path)

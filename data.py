@@ -19,34 +19,17 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-import tiktoken
 import torch
 
+import bpe
 import parallel
 import toy
+from bpe import get_tokenizer
 from checkpoint import replacing
 from sources import PAIRLESS, check_source, load_examples, read_records
 
 # ---------------------------------------------------------------------------------------------------------------------
 # examples -> rows
-
-def get_tokenizer(data, n_vocab=None):
-    """
-    A tiktoken.Encoding: the toy world's own, else GPT-2's, or of its ranks the first n_vocab - 1: merges are ordered, so they are a BPE
-    of their own, whose matrix is the smaller for it. A model's vocabulary says which it was trained with.
-    """
-    if data == "toy":
-        return toy.encoding()
-    try:
-        gpt2 = tiktoken.get_encoding("gpt2")
-        if n_vocab is None or n_vocab >= gpt2.n_vocab or n_vocab == toy.encoding().n_vocab:    # which would be a model of the toy world
-            return gpt2
-        first = {token: rank for token, rank in gpt2._mergeable_ranks.items() if rank < n_vocab - 1}
-        return tiktoken.Encoding(f"gpt2-{n_vocab}", pat_str=gpt2._pat_str, mergeable_ranks=first,
-                                 special_tokens={"<|endoftext|>": n_vocab - 1})
-    except Exception as e:    # requests' errors, a hash that does not fit, a folder that cannot be written
-        raise ValueError(f"GPT-2's BPE files could not be had ({type(e).__name__}); connect once, or set TIKTOKEN_CACHE_DIR to a folder "
-                         "where tiktoken has left them") from None
 
 def make_rows(examples, tokenizer, max_len, max_prompt_len=None, labels=False):
     """
@@ -57,8 +40,8 @@ def make_rows(examples, tokenizer, max_len, max_prompt_len=None, labels=False):
     labels          whether rows keep their example's label, 1 for positive
     """
     sides = [s for s in ("chosen", "rejected") if examples and s in examples[0]]
-    # encode_ordinary: a literal "<|endoftext|>" in a text stays text
-    prompts, *completions = (tokenizer.encode_ordinary_batch([e[field] for e in examples]) for field in ["prompt", *sides])
+    encode = lambda side: bpe.encode(tokenizer, [e[side] for e in examples], f"field {side!r}")
+    prompts, *completions = map(encode, ["prompt", *sides])
     rows, dropped = [], Counter()
     for example, prompt, *answers in zip(examples, prompts, *completions):
         # GPT-2 has no BOS: a text without a prompt starts behind an EOS, so that its first token is predicted too
@@ -336,6 +319,7 @@ def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
     p.add_argument("--data", default="toy", help="a data set or a path, as for train_sft.py (default: %(default)s)")
     p.add_argument("--data_dir", help="folder with the data set's files, instead of the hub")
+    p.add_argument("--bpe", choices=("bytes",), help="a token a byte; needs no BPE files (default: GPT-2's BPE)")
     p.add_argument("--texts", action="store_true", help="as SFT takes it, one completion a row, where there are pairs too")
     p.add_argument("--max_prompt_len", type=int, help="tokens; a longer prompt loses its beginning (default: no cut)")
     p.add_argument("--max_len", type=int, default=1024, help="tokens of prompt and completion together (default: %(default)s)")
@@ -352,7 +336,9 @@ def main(argv=None):
     args = get_args(argv)
     try:
         check_source(args.data, args.data_dir)
-        tokenizer = get_tokenizer(args.data)
+        if args.bpe and args.data == "toy":
+            raise ValueError("--bpe has no effect on --data toy, which has its own words")
+        tokenizer = get_tokenizer(args.data, args.bpe and bpe.BYTES)
         splits, dropped = load_examples(args.data, args.data_dir, args.data not in ("toy", *PAIRLESS) and not args.texts)
     except (ValueError, OSError) as e:
         raise SystemExit(f"error: {' '.join(str(e).split())}") from None

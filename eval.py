@@ -31,12 +31,13 @@ from pathlib import Path
 import numpy as np
 
 import adapters
+import bpe
 import cli
 import data
 import toy
 from checkpoint import write_json
 from measures import HeldOut, best_of, bootstrap, measure, pair_measures, sample, wins
-from model import GPT, fingerprint
+from model import fingerprint
 from reward import Reward
 from sources import DIALOGUES, load_examples
 
@@ -64,16 +65,18 @@ def get_args(argv=None):
 # the models
 
 def load_policy(run, device):
-    """(policy, reference) of a run. reference is None if the run has none; for an adapter it is the policy with its adapters off."""
+    """
+    (args.json, policy, reference) of a run. reference is the model that training started from, or None if it was from
+    scratch. If training added an adapter, the reference is the policy itself, and as_reference turns the adapter off.
+    """
     facts = cli.read_args(run)
-    about, source = adapters.read_about(run), facts["args"]["init_from"]
-    if about:
-        policy = GPT.from_pretrained(about["base"])
-        policy = adapters.load_adapter(policy, run, fingerprint(policy)).to(device).eval()
+    source, load = facts["args"]["init_from"], lambda folder: adapters.load_model(folder)[0].to(device).eval()
+    policy, about = adapters.load_model(run)
+    policy = policy.to(device).eval()
+    want = facts.get("reference_fingerprint", facts.get("init_fingerprint") if about else None)
+    if about and want in (None, about["base_fingerprint"]):
         return facts, policy, policy
-    policy = GPT.from_pretrained(run).to(device).eval()
-    reference = GPT.from_pretrained(source).to(device).eval() if source else None
-    want = facts.get("reference_fingerprint")
+    reference = load(source) if source else None
     if reference is not None and want and fingerprint(reference) != want:
         raise ValueError(f"{source}, the reference of {run}, has changed since: its fingerprint is {fingerprint(reference)}, not {want}")
     return facts, policy, reference
@@ -98,7 +101,7 @@ def answer(loaded, args, autocast):
     text, tokenizer, room = args.prompt, data.get_tokenizer(facts["args"]["data"], policy.config.vocab_size), facts["args"]["max_len"]
     if facts["args"]["data"] in DIALOGUES and "\n\nHuman:" not in text:
         text = f"\n\nHuman: {text}\n\nAssistant:"
-    tokens = tokenizer.encode_ordinary(text) or [tokenizer.eot_token]
+    tokens = bpe.encode(tokenizer, [text], "--prompt")[0] or [tokenizer.eot_token]
     if (left := room - len(tokens)) < 1:
         raise ValueError(f"--prompt has {len(tokens)} tokens, and the run's models take {room} with the answer")
     with autocast:

@@ -17,8 +17,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from checkpoint import digest, load_tensors, read_json, save_tensors, write_json
+from checkpoint import digest, read_json, save_tensors, write_json
 from cpu import Linear    # nn.Linear, faster in float32 on a CPU
+from weights import WTE, check_tied, cut_vocabulary, plain_names, read_weights
 
 HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")   # stored (in, out) by Hugging Face
@@ -229,9 +230,9 @@ class GPT(nn.Module):
         folder = find_folder(name_or_dir)
         config, (path, state) = read_config(folder / "config.json"), read_weights(folder)
         config.dropout = dropout
-        state = {k if k.startswith(("transformer.", "lm_head.", "score.")) else f"transformer.{k}": v for k, v in state.items()}
-        # old files store the causal masks as buffers, and lm_head is tied to wte
-        state = {k: v for k, v in state.items() if not k.endswith((".attn.bias", ".attn.masked_bias")) and k != "lm_head.weight"}
+        state = plain_names(path, state)
+        config.vocab_size = cut_vocabulary(folder, config.vocab_size, state)
+        check_tied(path, state)
         layers = len({k.split(".")[2] for k in state if k.startswith("transformer.h.")})
         if layers != config.n_layer:
             raise ValueError(f"{path}: holds {layers} layers, but config.json says n_layer = {config.n_layer}")
@@ -247,7 +248,7 @@ class GPT(nn.Module):
             state.setdefault("score.weight", torch.zeros(want["score.weight"]))
         # a copy of each, or one tensor that is left as it is keeps the whole file mapped
         state = {k: (v.t() if k.endswith(CONV1D) else v).to(torch.float32, copy=True).contiguous() for k, v in state.items() if k in want}
-        model.load_state_dict(state | {"lm_head.weight": state["transformer.wte.weight"]}, assign=True)
+        model.load_state_dict(state | {"lm_head.weight": state[WTE]}, assign=True)
         model.lm_head.weight = model.transformer.wte.weight      # assigning has cut the tie
         return model.requires_grad_()
 
@@ -317,6 +318,9 @@ def find_folder(name_or_dir):
 def read_config(path):
     """Hugging Face's config.json -> GPTConfig; refuses, by name, whatever this model would compute differently."""
     if not path.is_file():
+        if (path.parent / "adapter.json").is_file():
+            raise ValueError(f"{path.parent}: is an adapter run, from which only train_sft.py and train_pref.py can "
+                             "start; give the base that its adapter.json names")
         raise ValueError(f"{path}: no such file: {path.parent} is not a model's folder")
     c = read_json(path)
     if not isinstance(c, dict) or c.get("model_type") != "gpt2":
@@ -335,19 +339,3 @@ def read_config(path):
         return GPTConfig(**sizes, n_inner=c.get("n_inner"))
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
-
-def read_weights(folder):
-    """(path, name -> tensor) from model.safetensors or pytorch_model.bin; never runs code from a file."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        path = folder / name
-        if path.is_file():
-            if name.endswith("safetensors"):
-                return path, load_tensors(path)
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-                if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
-                    raise ValueError("not a dict of tensors")
-                return path, state
-            except Exception as e:    # a damaged file can raise nearly anything
-                raise ValueError(f"{path}: damaged or cut short ({type(e).__name__}): fetch or copy it again") from None
-    raise ValueError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin")

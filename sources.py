@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import toy
+from bpe import check_text
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
 LINE = 2**26
@@ -252,5 +253,7 @@ def load_examples(data, data_dir=None, pairs=True):
         if isinstance(example, str):
             dropped[example] += 1
         else:
+            for field in (f for f in example if isinstance(example[f], str)):
+                check_text(example[field], f"{where}, field {field!r}")
             splits.setdefault(split, []).append(example)
     return splits, dropped

@@ -23,7 +23,7 @@ import sources
 import train_sft
 from logps import batch_logps, sequence_logps
 from losses import LOSSES, Pairs, try_out
-from model import GPT, fingerprint
+from model import fingerprint
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
@@ -40,6 +40,7 @@ def get_args(argv=None):
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "train_pref.py", args.loss)
+    take_adapter(p, args)
     if args.adam_epsilon is None:
         args.adam_epsilon = 1e-3 if args.data == "toy" and not args.adapter else 1e-8
     cli.resolve_loss_flags(p, args)
@@ -48,10 +49,22 @@ def get_args(argv=None):
                          ("adapter_init", args.adapter == "replace", "without --adapter replace")))
     return args
 
+def take_adapter(p, args):
+    """If the start is an adapter run, sets --adapter and --adapter_rank to its own; refuses flags that differ."""
+    start = args.init_from or train_sft.run_dir(args)
+    with cli.bad_input():
+        about = adapters.read_about(start)
+    for flag, own in (("adapter", about["mode"]), ("adapter_rank", about["rank"])) if about else ():
+        if getattr(args, flag) not in (None, own):
+            p.error(f"--{flag} {getattr(args, flag)}: {start} is an adapter run "
+                    f"({about['mode']}, rank {about['rank']}), and its adapter is trained further; leave the flag out")
+        setattr(args, flag, own)
+    cli.refuse(p, args, (("adapter_init", not about, "on an adapter run, whose adapter is trained further"),))
+
 @torch.no_grad()
-def add_reference(model, batches, autocast):
-    """Puts the reference's summed log-probs, nats, into every row. The reference is the model without the adapters it may have."""
-    device, off = next(model.parameters()).device, adapters.adapters_off if adapters.adapted(model) else nullcontext
+def add_reference(model, batches, autocast, off):
+    """Puts the reference's summed log-probs, nats, into every row. off: a context in which model is the reference."""
+    device = next(model.parameters()).device
     names = ("ref_chosen_logps", "ref_rejected_logps", "ref_kl_logps")[:3 if "mismatched" in batches.rows[0] else 2]
     groups, found = list(batches.groups()), []
     for rows in groups:
@@ -106,7 +119,8 @@ def main(argv=None):
         cli.check_out_dir(args)
         args.init_from = args.init_from or train_sft.policy_for(args)
         device, autocast = cli.set_up(args)
-        model = GPT.from_pretrained(args.init_from, args.dropout).to(device).eval()
+        model, start = adapters.load_model(args.init_from, args.dropout)    # start: adapter.json of an adapter run
+        model = model.to(device).eval()
         tokenizer = data.get_tokenizer(args.data, model.config.vocab_size)
         cli.check_fits(model, tokenizer, args.max_len, args.init_from)
         base, pairs = fingerprint(model), {}
@@ -116,7 +130,7 @@ def main(argv=None):
         else:
             rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, n_val=args.n_val)
         flipped = sum(data.flip_labels(part, args.label_noise, args.seed) for part in rows.values())
-        if args.adapter:
+        if args.adapter and not start:
             init = (args.adapter_init or "neurons") if args.adapter == "replace" else "random"
             adapters.add_adapters(model, args.adapter, args.adapter_rank or 16, init)
         out_dir = cli.claim_run_dir(args, "train_pref.py", args.loss, hparams=hparams, reference_fingerprint=base,
@@ -125,13 +139,15 @@ def main(argv=None):
     print(f"{args.loss} {' '.join(f'{k}={v}' for k, v in hparams.items())} on {len(rows['train']):,} pairs, {len(rows['val']):,} for "
           f"validation{f' ({flipped:,} of all swapped)' if flipped else ''}; {trained:,} parameters train, {frozen:,} are frozen; the "
           f"reference is {args.init_from} -> {out_dir}")
-    if args.adapter == "replace":
+    if args.adapter == "replace" and not start:
         print("adapter replace: policy and reference differ from the start, so the first loss and KL are not those of policy == reference")
     for part in rows.values() if loss.needs_kl else ():
         data.mismatch(part, args.max_len)
     batches = {split: data.Batches(rows[split], args.batch_size, args.seed, args.share_prefix) for split in ("train", "val")}
+    # what training starts from: the adapter of an adapter run is part of it, a new one is not
+    off = adapters.adapters_off if adapters.adapted(model) and not start else nullcontext
     for part in batches.values() if loss.needs_ref else ():
-        add_reference(model, part, autocast)
+        add_reference(model, part, autocast, off)
     if args.compile:
         model.features = torch.compile(model.features, dynamic=True)
 
@@ -139,7 +155,8 @@ def main(argv=None):
         step = batch["step"] if model.training else args.max_steps
         return preference_loss(model, batch, loss, hparams_at(step), args.mean_logps, args.sft_weight or 0.0)
 
-    save = (lambda folder: adapters.save_adapter(model, folder, args.init_from, base)) if args.adapter else model.save_pretrained
+    root = (start["base"], start["base_fingerprint"]) if start else (args.init_from, base)    # without any adapter
+    save = (lambda folder: adapters.save_adapter(model, folder, *root)) if args.adapter else model.save_pretrained
     result = loop.fit(model, compute_loss, batches["train"], batches["val"], save=save, autocast=autocast,
                       show=("rewards/accuracies", "rewards/margins"), go_on=cli.go_on("train_pref.py", args), **cli.fit_flags(args))
     print()

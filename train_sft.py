@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+import adapters
+import bpe
 import cli
 import data
 import loop
@@ -28,28 +30,33 @@ def get_args(argv=None):
     p.add_argument("--n_embd", type=cli.positive, help="width of a model from scratch (default: 128)")
     p.add_argument("--bpe_vocab", type=cli.positive, help="of GPT-2's 50,256 byte pairs the first so many, for a small model from scratch: "
                    "a smaller matrix, more tokens (default: all)")
+    p.add_argument("--bpe", choices=("bytes",), help="a token a byte, for a small model from scratch; needs no BPE "
+                   "files (default: GPT-2's BPE)")
     p.set_defaults(batch_size=24, lr=7e-3, warmup_steps=60, max_steps=600, eval_every=100)
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "train_sft.py", "sft")
-    sizes = [f for f in ("n_layer", "n_head", "n_embd", "bpe_vocab") if getattr(args, f)]
+    sizes = [f for f in ("n_layer", "n_head", "n_embd", "bpe_vocab", "bpe") if getattr(args, f)]
     if args.init_from and sizes:
         p.error(f"--{sizes[0]} has no effect with --init_from, which brings its own sizes")
-    cli.refuse(p, args, (("bpe_vocab", args.data != "toy", "on --data toy, which has its own words"),))
+    cli.refuse(p, args, (("bpe_vocab", args.data != "toy", "on --data toy, which has its own words"),
+                         ("bpe", args.data != "toy", "on --data toy, which has its own words"),
+                         ("bpe_vocab", not args.bpe, "with --bpe bytes, which is a vocabulary of 256")))
     if args.bpe_vocab and args.bpe_vocab < 256:
         p.error(f"--bpe_vocab {args.bpe_vocab}: the first 256 are the bytes, which any text may need")
     return args
 
 def make_model(args):
-    """(model to start from, its tokenizer), with what does not fit refused."""
+    """(model to start from, its tokenizer, adapter.json if it is an adapter run), with what does not fit refused."""
     if not args.init_from:
-        tokenizer = data.get_tokenizer(args.data, args.bpe_vocab and args.bpe_vocab + 1)    # and EOS
+        n_vocab = bpe.BYTES if args.bpe else args.bpe_vocab and args.bpe_vocab + 1    # and EOS
+        tokenizer = data.get_tokenizer(args.data, n_vocab)
         return GPT(GPTConfig(block_size=args.max_len, vocab_size=tokenizer.n_vocab, n_layer=args.n_layer or 2, n_head=args.n_head or 4,
-                             n_embd=args.n_embd or 128, dropout=args.dropout)), tokenizer
-    model = GPT.from_pretrained(args.init_from, args.dropout)
+                             n_embd=args.n_embd or 128, dropout=args.dropout)), tokenizer, None
+    model, about = adapters.load_model(args.init_from, args.dropout)
     tokenizer = data.get_tokenizer(args.data, model.config.vocab_size)
     cli.check_fits(model, tokenizer, args.max_len, args.init_from)
-    return model, tokenizer
+    return model, tokenizer, about
 
 def sft_loss(model, batch):
     """The mean negative log-prob of a batch's completion tokens, () in nats; its exponential is the perplexity. Nothing else is logged."""
@@ -63,23 +70,31 @@ def main(argv=None):
         sources.check_source(args.data, args.data_dir, training=True)
         cli.check_out_dir(args)
         device, autocast = cli.set_up(args)
-        model, tokenizer = make_model(args)
+        model, tokenizer, about = make_model(args)
         model = model.to(device)
         rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, False, args.n_val)
         start = {"init_fingerprint": fingerprint(model)} if args.init_from else {}
         out_dir = cli.claim_run_dir(args, "train_sft.py", "sft", data_fingerprint=data.fingerprint(rows), **start)
     n = sum(p.numel() for p in model.parameters())
-    print(f"SFT of a GPT with {n:,} parameters on {args.data} -> {out_dir}")
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"SFT of a GPT with {n:,} parameters on {args.data} -> {out_dir}"
+          + (f"; of them {trained:,} train, those of the adapter" if about else ""))
     if args.compile:
         model.features = torch.compile(model.features, dynamic=True)
 
     batches = {split: data.Batches(rows[split], args.batch_size, args.seed) for split in ("train", "val")}
-    return loop.fit(model, lambda batch: sft_loss(model, batch), batches["train"], batches["val"], save=model.save_pretrained,
+    save = model.save_pretrained
+    if about:
+        save = lambda folder: adapters.save_adapter(model, folder, about["base"], about["base_fingerprint"])
+    return loop.fit(model, lambda batch: sft_loss(model, batch), batches["train"], batches["val"], save=save,
                     autocast=autocast, go_on=cli.go_on("train_sft.py", args), **cli.fit_flags(args))
+
+def run_dir(args):
+    return Path("out") / cli.data_name(args.data) / "sft"
 
 def policy_for(args):
     """The SFT run that preference training starts from; on the toy world it is made, or finished, if need be."""
-    run = Path("out") / cli.data_name(args.data) / "sft"
+    run = run_dir(args)
     there, begun = (run / "result.json").exists(), (run / "args.json").exists()
     parallel.wait()    # until all have looked
     if args.data != "toy" and not (there and cli.read_args(run)["args"]["data"] == args.data):

@@ -57,7 +57,7 @@ FAULTS = {
     "reference with gradient": ("train_pref.py", 'Pairs(chosen, rejected, batch.get("ref_chosen_logps"), batch.get("ref_rejected_logps")',
                                 "Pairs(chosen, rejected, chosen * 1.0, rejected * 1.0",
                                 "test_runs.py::test_the_reference_is_fixed_and_without_gradient"),
-    "reference with adapters on": ("train_pref.py", "adapters.adapters_off if adapters.adapted(model) else nullcontext",
+    "reference with adapters on": ("train_pref.py", "adapters.adapters_off if adapters.adapted(model) and not start else nullcontext",
                                    "nullcontext", "test_runs.py::test_adapter_runs_train_save_the_adapter_alone_and_load_again"),
     "loss dispatched to another": ("train_pref.py", "loss, hparams = LOSSES[args.loss]", 'loss, hparams = LOSSES["dpo"]', "test_runs.py"),
     "hyperparameters not passed on": ("train_pref.py", "loss.fn(pairs, **hparams)", "loss.fn(pairs)", "test_runs.py"),
