@@ -40,8 +40,8 @@ def whole_lines(texts):
 def prompt_format(rows, tokenizer):
     """
     The form of the prompts of rows of tokens, read off 1,000 of them: {"kind", "before", "after"}. A question in this
-    form is before + question + after. Where rows are of several kinds, it is that of most. A system message, or lines, that
-    all rows of that kind share are part of it.
+    form is before + question + after. Where rows are of several kinds, it is that of most. A system message, or lines,
+    that all rows of that kind share are part of it.
     """
     prompts = [row["prompt"] for row in rows[::len(rows) // 1000 + 1]]
     texts = [data.decode(tokenizer, prompt) for prompt in prompts]
@@ -53,7 +53,8 @@ def prompt_format(rows, tokenizer):
     if kind == "plain":
         return {"kind": kind, **dict(zip(("before", "after"), whole_lines(texts)))}
     form = DIALOGUE if kind == "dialogue" else {"kind": kind, "before": INSTRUCTION[0], "after": INSTRUCTION[1]}
-    systems = {text.split("\n\nHuman:" if kind == "dialogue" else PREAMBLE)[0] for text in texts}
+    first = MARKS["dialogue"] if kind == "dialogue" else PREAMBLE
+    systems = {text.split(first)[0] if first in text else "" for text in texts}    # or it was cut
     return form | {"before": (systems.pop() if len(systems) == 1 else "") + form["before"]}
 
 def form_of(facts):
@@ -93,8 +94,8 @@ def prompt_of(turns, question, form):
 def chat(policy, tokenizer, facts, max_new_tokens=None, temperature=1.0, seed=0):
     """
     The policy answers questions from the terminal, until an empty line, Ctrl-D or Ctrl-C. The prompt of a run on
-    dialogues holds the earlier turns. The oldest are dropped when they leave the answer less than max_new_tokens, or than
-    a quarter of the tokens that the run takes.
+    dialogues holds the earlier turns. The oldest are dropped when they leave the answer less than max_new_tokens, or
+    than a quarter of the tokens that the run takes.
     """
     form, room, turns, n = form_of(facts), facts["args"]["max_len"], [], 0
     least = min(max_new_tokens or room // 4, room // 2)

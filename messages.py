@@ -54,7 +54,7 @@ def parsed(value, field, where):
         except (ValueError, RecursionError):
             if DAMAGED.search(value):
                 raise ValueError(f"{where}, field {field!r}: looks like a list of messages, but is not valid JSON "
-                                 "(Python prints single quotes): write the column with json.dumps, or a .jsonl file; got "
+                                 "(Python prints single quotes): write the column with json.dumps, or use .jsonl; got "
                                  f"{short(value)}") from None
     return [value] if is_message(value) else value
 
@@ -136,7 +136,7 @@ def split_system(messages):
 def joined(first, second, where, names):
     """
     Two lists of messages as one: the first, then what the second adds to it. The second may repeat the first or its
-    end, leave out its system message, or hold more before it. names: the two fields. Raises Conflict if they do not fit.
+    end, leave out its system message, or hold more before it. names: their fields. Raises Conflict if they do not fit.
     """
     (system, turns), (other, more) = split_system(first), split_system(second)
     if system and other and not same(system, other):
@@ -167,6 +167,11 @@ def prompt_of(record, where):
     prompt = parsed(record.get("prompt"), "prompt", where)
     return None if prompt == "" and record.get("instruction") else prompt
 
+def without_empty_end(messages):
+    """Messages without an empty turn of the assistant's at their end, which only asks for the answer."""
+    asks = messages and messages[-1]["role"] == "assistant" and not messages[-1]["content"].strip()
+    return messages[:-1] if asks else messages
+
 def asked_by(record, where):
     """(the text of an instruction, the text of its input or "")."""
     given = text_of(record, "input", where) if record.get("input") else ""
@@ -187,15 +192,14 @@ def dialogue(record, before, side, where):
         given = []
     else:
         given = messages_of_text(text_of(record, "prompt", where))
-    found = joined(given, before, where, (name, side))
+    given = without_empty_end(given)
+    found = joined(given, without_empty_end(before), where, (name, side))
     if not found and not (history and history[-1]["role"] == "user"):
         raise ValueError(f"{where}, field 'prompt': missing or empty, and no message stands before the answer")
     name = name if given else side
     found = joined(history, found, where, ("history", name))
     found = joined(system_of(record, where), found, where, ("system", name))
-    if found[-1]["role"] == "assistant" and not found[-1]["content"].strip():
-        found = found[:-1]    # an empty turn, which only asks for the answer
-    return found, found[-1]["content"] if found and found[-1]["role"] == "assistant" else ""
+    return found, found[-1]["content"] if found[-1]["role"] == "assistant" else ""
 
 def instruction(record, where):
     """Alpaca's template. The system message stands before it, and earlier turns inside it, in the same form."""
