@@ -79,7 +79,7 @@ def some(rows, n):
 
 def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=True, n_val=None, say=print):
     """{"train": rows, "val": rows, at most n_val}; says what was dropped and why. Raises ValueError or OSError in one line."""
-    splits, dropped = load_examples(data, data_dir, pairs)
+    splits, dropped = load_examples(data, data_dir, pairs, say)
     if "train" in splits:
         splits.pop("test", None)    # never for training; a sample of a data set may hold nothing else
     made = {split: make_rows(examples, tokenizer, max_len, max_prompt_len) for split, examples in splits.items()}

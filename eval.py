@@ -6,6 +6,7 @@ What runs have become: reward, KL, entropy, diversity, length, accuracy, win rat
     python eval.py --run out/toy/dpo --against out/toy/ipo --temperature 1 0.75 0.5 0.25 0 --best_of 64
     python eval.py --run out/imdb/dpo --gold out/imdb/gold
     python eval.py --run out/hh/dpo --prompt "How do I keep basil alive?"
+    python eval.py --run out/hh/dpo --chat
 
 Measures are means over prompts of the data's held-out part and over their samples, drawn without truncation, with 95% bootstrap
 intervals over prompts. "before" is the reference, "after" the run's best weights.
@@ -31,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 import adapters
-import bpe
+import chat
 import cli
 import data
 import toy
@@ -39,7 +40,7 @@ from checkpoint import write_json
 from measures import HeldOut, best_of, bootstrap, measure, pair_measures, sample, wins
 from model import fingerprint
 from reward import Reward
-from sources import DIALOGUES, load_examples
+from sources import load_examples
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
@@ -54,12 +55,15 @@ def get_args(argv=None):
     p.add_argument("--gold", help="another one, that nothing was trained on: what it says stands beside")
     p.add_argument("--data", help="measure on these prompts (default: those of the data that the run was trained on)")
     p.add_argument("--data_dir", help="folder with that data set's files, instead of the hub")
-    p.add_argument("--prompt", help="only print what reference and policy answer to this; of a run on dialogues it is the person's turn")
+    p.add_argument("--prompt", help="only print what reference and policy answer to this, in the form of the run's prompts")
+    p.add_argument("--chat", action="store_true", help="only answer questions from the terminal, by one run's policy")
     p.add_argument("--show", type=int, default=3, help="samples to print (default: %(default)s)")
     p.add_argument("--max_new_tokens", type=cli.positive,
                    help="tokens of a sample at most (default: what 3 prompts in 4 leave room for, up to 128)")
     cli.add_device_flags(p)
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    cli.refuse(p, args, (("chat", len(args.run) == 1 and args.prompt is None, "with several runs, or with --prompt"),))
+    return args
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the models
@@ -98,10 +102,10 @@ def answers(policy, reference, tokenizer, prompts, max_new_tokens, temperature, 
 def answer(loaded, args, autocast):
     """Prints args.show answers of the reference and of the policy to args.prompt. Raises ValueError if it leaves them no room."""
     facts, policy, reference = loaded
-    text, tokenizer, room = args.prompt, data.get_tokenizer(facts["args"]["data"], policy.config.vocab_size), facts["args"]["max_len"]
-    if facts["args"]["data"] in DIALOGUES and "\n\nHuman:" not in text:
-        text = f"\n\nHuman: {text}\n\nAssistant:"
-    tokens = bpe.encode(tokenizer, [text], "--prompt")[0] or [tokenizer.eot_token]
+    tokenizer, room = data.get_tokenizer(facts["args"]["data"], policy.config.vocab_size), facts["args"]["max_len"]
+    form = chat.form_of(facts)
+    text = chat.wrap(args.prompt, form)
+    tokens = chat.encode(text, form, tokenizer, "--prompt")
     if (left := room - len(tokens)) < 1:
         raise ValueError(f"--prompt has {len(tokens)} tokens, and the run's models take {room} with the answer")
     with autocast:
@@ -308,6 +312,11 @@ def main(argv=None, say=print):
         runs = {run: load_policy(run, device) for run in (*args.run, *([args.against] if args.against else []))}
         if args.prompt is not None:
             return [answer(loaded, args, autocast) for loaded in runs.values()]
+        if args.chat:
+            facts, policy, _ = runs[args.run[0]]
+            tokenizer = data.get_tokenizer(facts["args"]["data"], policy.config.vocab_size)
+            with autocast:
+                return chat.chat(policy, tokenizer, facts, args.max_new_tokens, args.temperature[0], args.seed)
         facts = runs[args.run[0]][0]
         for run, (theirs, *_) in runs.items():
             for flag, default in (("data", None), ("data_dir", None), ("max_len", None), ("max_prompt_len", None), ("prompt_tokens", "32")):

@@ -3,7 +3,7 @@ Where text comes from: files, folders and the hub -> examples, dicts of text wit
 
 Data sets: toy; imdb (film reviews with labels); hh (Anthropic's HH-RLHF, single-turn); ultrafeedback (instructions); tldr (summaries of
 Reddit posts); cnn_dailymail (news, for evaluation only); or a path to .json, .jsonl, .jsonl.gz, .csv or .parquet with prompt, chosen,
-rejected (strings or lists of messages), with instruction (and input) in the prompt's place, or with text. Read next: data.py
+rejected (strings or lists of messages), or the other layouts of messages.py. Read next: data.py
 """
 import csv
 import gzip
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import toy
 from bpe import check_text
+from messages import DIFFERENT, TURN, Remarks, example_of, short, text_of
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
 LINE = 2**26
@@ -61,70 +62,8 @@ def whole(line):
         raise ValueError(f"a line of more than {LINE:,} characters")
     return line
 
-def short(value):
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
 # ---------------------------------------------------------------------------------------------------------------------
 # records -> examples
-
-ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
-ALPACA = ("Below is an instruction that describes a task{}. Write a response that appropriately completes the request.\n\n"
-          "### Instruction:\n{}\n\n{}### Response:")    # Stanford Alpaca's template, github.com/tatsu-lab/stanford_alpaca
-
-def text_of(record, field, where):
-    if not isinstance(record.get(field), str):
-        got = short(record[field]) if field in record else f"a row with {', '.join(map(str, record)) or 'nothing'}"
-        raise ValueError(f"{where}, field {field!r}: expected text, got {got}")
-    return record[field]
-
-def render(messages, field, where):
-    """Messages as one dialogue in HH's format, \\n\\nHuman: ...\\n\\nAssistant: ...; a system message stands first, as it is."""
-    out = ""
-    for m in messages:
-        if not (isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") in (*ROLES, "system")):
-            raise ValueError(f"{where}, field {field!r}: expected messages of role (user, assistant, system) and content, got {short(m)}")
-        out += m["content"] if m["role"] == "system" else f"\n\n{ROLES[m['role']]}: {m['content']}"
-    return out
-
-def split_answer(record, field, where):
-    """(messages before the answer, the answer) of a list of messages; (None, the text) of a string."""
-    value = record.get(field)
-    if not isinstance(value, list):
-        return None, text_of(record, field, where)
-    if not render(value, field, where) or ROLES.get(value[-1]["role"]) != "Assistant":
-        raise ValueError(f"{where}, field {field!r}: expected messages that end with the assistant's, got {short(value)}")
-    return value[:-1], value[-1]["content"]
-
-def example_of(record, where, pairs):
-    """One row of a local file -> a dict with prompt, chosen and, if pairs, rejected; or the reason why it is dropped."""
-    # supervised data calls its one answer completion, output or text
-    sides = ("chosen", "rejected") if pairs else (next((f for f in ("chosen", "completion", "output", "text") if f in record), "chosen"),)
-    befores, answers = zip(*(split_answer(record, side, where) for side in sides))
-    messages, prompt = befores[0], record.get("prompt")
-    if any(b != messages for b in befores):
-        return "chosen and rejected have different prompts"
-    if isinstance(prompt, list):
-        messages = max(messages or [], prompt, key=len)    # the answers may repeat the prompt, or leave its system message out
-    elif messages == []:
-        messages = [{"role": "user", "content": text_of(record, "prompt", where)}]
-    if messages:
-        prompt = render(messages, "prompt", where) + "\n\nAssistant:"
-        answers = [" " + a for a in answers]
-    elif "prompt" in record:
-        prompt = text_of(record, "prompt", where)
-    elif "instruction" in record:
-        given = f"### Input:\n{text_of(record, 'input', where)}\n\n" if record.get("input") else ""
-        more = ", paired with an input that provides further context" if given else ""
-        prompt = ALPACA.format(more, text_of(record, "instruction", where), given)
-    elif sides == ("text",):
-        prompt = ""
-    else:
-        raise ValueError(f"{where}, field 'prompt': missing, as is 'instruction'; the row has {', '.join(map(str, record))}")
-    return {"prompt": prompt, **dict(zip(("chosen", "rejected"), answers))}
-
-# only with the line break and the colon: the bare words occur inside answers
-TURN = re.compile(r"\n\n(Human|Assistant):")
 
 def hh_example(record, where, pairs):
     """
@@ -138,7 +77,7 @@ def hh_example(record, where, pairs):
             return "not single-turn"
         prompt = f"\n\nHuman:{turns[1]}\n\nAssistant:"
         if out.setdefault("prompt", prompt) != prompt:
-            return "chosen and rejected have different prompts"
+            return DIFFERENT
         out[side] = turns[3]
     return out
 
@@ -232,18 +171,19 @@ def records_of(data, data_dir):
                 for row, record in enumerate(part, 1):
                     yield SPLITS.get(split.split("_")[0], "train"), f"{HUB[data][0]['path']} {split}, row {row}", record
 
-def load_examples(data, data_dir=None, pairs=True):
+def load_examples(data, data_dir=None, pairs=True, say=print):
     """
     ({split: examples} as the source has them, a Counter of what was dropped and why). Raises ValueError or OSError in one line.
 
     data      toy, a name of HUB, or a path to a file
     data_dir  a folder with the files of a HUB data set, instead of the hub
     pairs     whether `rejected` is needed
+    say       where a line goes about what the texts hold that is not used, or not as one might think
     """
     check_source(data, data_dir)
     if data == "toy":
         return {"train": toy.examples("train", 20_000), "val": toy.examples("val", 512)}, Counter()
-    splits, dropped, seen = {}, Counter(), set()
+    splits, dropped, seen, remarks = {}, Counter(), set(), Remarks(pairs)
     for split, where, record in records_of(data, data_dir):
         example = (HUB[data][1] if data in HUB else example_of)(record, where, pairs)
         if data == "imdb":    # some reviews stand there twice
@@ -256,4 +196,9 @@ def load_examples(data, data_dir=None, pairs=True):
             for field in (f for f in example if isinstance(example[f], str)):
                 check_text(example[field], f"{where}, field {field!r}")
             splits.setdefault(split, []).append(example)
+            remarks.note(split, example, *(() if data in HUB else (record, where)))
+    if n := remarks.drop_unwanted(splits):
+        dropped["labelled false"] = n
+    for line in remarks.lines():
+        say(f"data: {data}, {line}")
     return splits, dropped

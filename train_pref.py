@@ -13,6 +13,7 @@ from contextlib import nullcontext
 import torch
 
 import adapters
+import chat
 import cli
 import data
 import eval
@@ -134,7 +135,8 @@ def main(argv=None):
             init = (args.adapter_init or "neurons") if args.adapter == "replace" else "random"
             adapters.add_adapters(model, args.adapter, args.adapter_rank or 16, init)
         out_dir = cli.claim_run_dir(args, "train_pref.py", args.loss, hparams=hparams, reference_fingerprint=base,
-                                    data_fingerprint=data.fingerprint(rows), **pairs)
+                                    data_fingerprint=data.fingerprint(rows),
+                                    prompt_format=chat.prompt_format(rows["train"], tokenizer), **pairs)
     trained, frozen = (sum(p.numel() for p in model.parameters() if p.requires_grad == yes) for yes in (True, False))
     print(f"{args.loss} {' '.join(f'{k}={v}' for k, v in hparams.items())} on {len(rows['train']):,} pairs, {len(rows['val']):,} for "
           f"validation{f' ({flipped:,} of all swapped)' if flipped else ''}; {trained:,} parameters train, {frozen:,} are frozen; the "

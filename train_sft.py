@@ -14,6 +14,7 @@ import torch
 
 import adapters
 import bpe
+import chat
 import cli
 import data
 import loop
@@ -74,7 +75,8 @@ def main(argv=None):
         model = model.to(device)
         rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, False, args.n_val)
         start = {"init_fingerprint": fingerprint(model)} if args.init_from else {}
-        out_dir = cli.claim_run_dir(args, "train_sft.py", "sft", data_fingerprint=data.fingerprint(rows), **start)
+        out_dir = cli.claim_run_dir(args, "train_sft.py", "sft", data_fingerprint=data.fingerprint(rows),
+                                    prompt_format=chat.prompt_format(rows["train"], tokenizer), **start)
     n = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"SFT of a GPT with {n:,} parameters on {args.data} -> {out_dir}"

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
+import chat
 import cli
 import data
 import eval
@@ -263,9 +264,11 @@ def main(argv=None):
         prompts, room = data.prompts_for(args, tokenizer, args.n_prompts, n_val=256)
         if len(prompts["train"]) * args.k < args.rollout:
             raise ValueError(f"{len(prompts['train'])} prompts x {args.k} are fewer than --rollout {args.rollout}")
+        asking = [{"prompt": q} for q in prompts["train"]]
         asked = data.fingerprint({split: [{"prompt": q} for q in part] for split, part in prompts.items()})
         out_dir = cli.claim_run_dir(args, "rlhf/train_ppo.py", args.algo, reference_fingerprint=fingerprint(reference), reward=reward.name,
-                                    data_fingerprint=asked)
+                                    data_fingerprint=asked,
+                                    prompt_format=chat.prompt_format(asking, tokenizer))
     agent, reference = Agent(policy, args.beta).to(device), Agent(reference, 0.0).to(device)
     rollouts = Rollouts(agent, reference, tokenizer, prompts["train"], reward, room, args, autocast)
     print(f"{args.algo} by {args.reward or 'the true reward'}, beta {args.beta}: {args.rollout} samples every "
