@@ -58,7 +58,10 @@ def get_args(argv=None):
     p.add_argument("--max_new_tokens", type=cli.positive,
                    help="tokens of a sample at most (default: what 3 prompts in 4 leave room for, up to 128)")
     cli.add_device_flags(p)
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if any(0 < t < 1e-3 for t in args.temperature):
+        p.error("argument --temperature: is 0, for the likeliest token always, or at least 0.001, below which logits overflow")
+    return args
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the models
