@@ -2,6 +2,7 @@
 import argparse
 import importlib.metadata
 import inspect
+import math
 import os
 import shlex
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+import adapters
 import bpe
 import cpu
 import loop
@@ -29,6 +31,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
+    def parse_args(self, args=None, namespace=None):
+        """Refuses what no flag can mean: NaN and infinity, which no comparison finds later, and nothing, as of a shell variable not set."""
+        found = super().parse_args(args, namespace)
+        for flag, value in vars(found).items():
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, float) and not math.isfinite(one):
+                    self.error(f"argument --{flag}: must be a finite number, not {one}")
+                if isinstance(one, str) and not one.strip() and flag != "prompt":
+                    self.error(f"argument --{flag}: is empty")
+        return found
+
 @contextmanager
 def bad_input():
     """What a user can get wrong ends in one line on stderr and exit status 2, not in a traceback."""
@@ -37,9 +50,31 @@ def bad_input():
     except (ValueError, OSError) as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+
+RUNNING = []    # (script, its args, its argv) of each main that runs, a caller before those that it calls
+
+@contextmanager
+def interruptible(script, args, argv=None):
+    """Around a main's work: Ctrl-C ends in one line with the command that goes on, and exit status 130, not in a traceback."""
+    RUNNING.append((script, args, sys.argv[1:] if argv is None else argv))
+    try:
+        yield
     except KeyboardInterrupt:
-        print("interrupted; the same command starts again, or goes on with --resume where a run has begun", file=sys.stderr)
+        if parallel.rank() == 0:
+            print(f"\ninterrupted. To go on: {go_on()}", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        RUNNING.pop()
+
+def go_on():
+    """
+    The command that goes on with what was typed: --resume once that has a run, else the same again. What a script calls another
+    for, such as the SFT policy, is finished by it.
+    """
+    script, args, argv = RUNNING[0]
+    out_dir = getattr(args, "out_dir", None)
+    begun = out_dir and (Path(out_dir) / "args.json").is_file()
+    return shlex.join(["python", *script.split(), *(["--resume", "--out_dir", os.path.relpath(out_dir)] if begun else map(str, argv))])
 
 # ---------------------------------------------------------------------------------------------------------------------
 # flags
@@ -50,18 +85,43 @@ def positive(text):
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
 
-def not_negative(text):
-    value = float(text) if "." in text or "e" in text else int(text)
-    if not value >= 0:
+def count(text):
+    value = int(text)
+    if value < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
     return value
 
+def not_negative(text):
+    """A finite number; a whole one is an int unless it is written otherwise."""
+    value = int(text) if text.strip().isdecimal() and len(text) < 20 else float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a finite number, at least 0, not {text}")
+    return value
+
+def above_zero(text):
+    if not (value := not_negative(text)):
+        raise argparse.ArgumentTypeError("must be larger than 0")
+    return value
+
+def temperature(text):
+    if 0 < (value := not_negative(text)) < 1e-3:
+        raise argparse.ArgumentTypeError("is 0, for the likeliest token always, or at least 0.001, below which logits overflow")
+    return value
+
+def seed(text):
+    value = int(text)
+    if not 0 <= value < 2**63 - 1:    # what torch takes; some draws have the seed's successor
+        raise argparse.ArgumentTypeError(f"must be from 0 to 2^63 - 2, not {value}")
+    return value
+
 def add_device_flags(p):
-    p.add_argument("--seed", type=int, default=0, help="of weights, order and samples (default: %(default)s)")
+    p.add_argument("--seed", type=seed, default=0, help="of weights, order and samples (default: %(default)s)")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one (default: %(default)s)")
     p.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
                    help="of the matrix products; weights stay float32. auto: bfloat16 on a GPU, float16 on older ones, else float32")
     p.add_argument("--batch_size", type=positive, default=64, help="rows, or pairs, in one forward pass (default: %(default)s)")
+    p.add_argument("--threads", type=positive, help="of the CPU; sums depend on it (default: 1 on toy, where a second one makes nothing "
+                   "faster and a seed is to give the same numbers everywhere; else PyTorch's choice)")
 
 def add_common_flags(p):
     p.add_argument("--data", default="toy", help="toy, imdb, hh, ultrafeedback, tldr, or a path to .json .jsonl .jsonl.gz .csv .parquet "
@@ -73,12 +133,12 @@ def add_common_flags(p):
     p.add_argument("--grad_accum", type=positive, default=1, help="batches in one update (default: %(default)s)")
     p.add_argument("--lr", type=not_negative, help="learning rate at its highest (default: %(default)s)")
     p.add_argument("--min_lr", type=not_negative, default=0.0, help="learning rate at the end of the cosine (default: %(default)s)")
-    p.add_argument("--warmup_steps", type=not_negative, help="updates in which the learning rate rises in a line (default: %(default)s)")
+    p.add_argument("--warmup_steps", type=count, help="updates in which the learning rate rises in a line (default: %(default)s)")
     p.add_argument("--max_steps", type=positive, help="updates in all (default: %(default)s)")
     p.add_argument("--eval_every", type=positive, help="updates between evaluations on the validation rows (default: %(default)s)")
-    p.add_argument("--patience", type=not_negative, default=3, help="evaluations without a better one to stop (default: %(default)s)")
+    p.add_argument("--patience", type=count, default=3, help="evaluations without a better one to stop (default: %(default)s)")
     p.add_argument("--weight_decay", type=not_negative, default=0.0, help="AdamW's, on matrices only (default: %(default)s)")
-    p.add_argument("--adam_epsilon", type=not_negative, default=1e-8, help="AdamW's (default: 1e-8; 1e-3 for preferences and PPO on toy)")
+    p.add_argument("--adam_epsilon", type=above_zero, default=1e-8, help="AdamW's (default: 1e-8; 1e-3 for preferences and PPO on toy)")
     p.add_argument("--grad_clip", type=not_negative, default=1.0, help="largest norm of the gradient; 0: any (default: %(default)s)")
     p.add_argument("--on_nonfinite", default="stop", choices=("stop", "skip"),
                    help="what to do about an update whose loss or gradient is not finite, or a loss that is a spike (default: %(default)s)")
@@ -143,8 +203,20 @@ def refuse(p, args, rules):
         if getattr(args, flag) not in (None, False) and not effective:
             p.error(f"--{flag} has no effect {why}")
 
+def take_adapter(p, args, start):
+    """If the start is an adapter run, sets --adapter and --adapter_rank to its own; refuses flags that differ."""
+    with bad_input():
+        about = adapters.read_about(start)
+    for flag, own in (("adapter", about["mode"]), ("adapter_rank", about["rank"])) if about else ():
+        if getattr(args, flag) not in (None, own):
+            p.error(f"--{flag} {getattr(args, flag)}: {start} is an adapter run "
+                    f"({about['mode']}, rank {about['rank']}), and its adapter is trained further; leave the flag out")
+        setattr(args, flag, own)
+    refuse(p, args, (("adapter_init", not about, "on an adapter run, whose adapter is trained further"),))
+
 # may change when a run goes on
-FREE = ("max_steps", "eval_every", "patience", "on_nonfinite", "keep_all", "device", "compile", "resume", "out_dir", "n_show")
+FREE = ("max_steps", "eval_every", "patience", "on_nonfinite", "keep_all", "device", "threads", "compile", "resume",
+        "out_dir", "n_show")
 
 def resume(p, args, argv, script, name):
     """
@@ -172,9 +244,18 @@ def fit_flags(args):
     """The flags that loop.fit takes, by its names."""
     return {name: getattr(args, name) for name in inspect.signature(loop.fit).parameters if name in args}
 
-def set_up(args, say=print):
-    """Seeds torch; returns (device, autocast) and says them in one line. Raises ValueError for a device that is not there."""
+def pass_on(args, *flags):
+    """The flags of these names that have been given, for the main of another script."""
+    return [word for flag in flags if getattr(args, flag) is not None for word in (f"--{flag}", str(getattr(args, flag)))]
+
+def set_up(args, say=print, data=None):
+    """
+    Seeds torch, sets its threads; returns (device, autocast) and says them in one line. data: what the run is on, if args do not say.
+    Raises ValueError for a device that is not there.
+    """
     torch.manual_seed(args.seed)
+    if threads := getattr(args, "threads", None) or (1 if (data or getattr(args, "data", None)) == "toy" else None):
+        torch.set_num_threads(threads)
     name = args.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -188,7 +269,8 @@ def set_up(args, say=print):
         dtype = "float32" if not cuda else "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
     if device.type == "cpu":
         cpu.keep_memory()
-    say(f"device {device} ({torch.cuda.get_device_name(device) if cuda else f'{torch.get_num_threads()} threads'}), {dtype}"
+    n = torch.get_num_threads()
+    say(f"device {device} ({torch.cuda.get_device_name(device) if cuda else f'{n} threads' if n > 1 else '1 thread'}), {dtype}"
         + (f", {parallel.world()} processes" if parallel.world() > 1 else ""))
     return device, torch.autocast(device.type, dtype=getattr(torch, dtype), enabled=dtype != "float32")
 
@@ -269,7 +351,3 @@ def read_args(run):
         return facts | {"args": dict(facts["args"]), "script": facts["script"]}
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path}: damaged ({type(e).__name__}: {e})") from None
-
-def go_on(script, args):
-    """The command that goes on with a run."""
-    return shlex.join(["python", *script.split(), "--resume", "--out_dir", os.path.relpath(args.out_dir)])

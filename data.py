@@ -295,8 +295,8 @@ def prompts_for(args, tokenizer, n_train, n_val=100):
 def sampled_pairs(model, tokenizer, args, weights, reward):
     """(file, {"train", "val"}: rows) of pairs sampled from args.init_from, ranked by a Reward; no prompt is in both. For toy and imdb."""
     prompts, room = prompts_for(args, tokenizer, args.n_prompts or 1200)
-    recipe = {"weights": weights, "reward": reward.name}
-    path = make_pairs(model, tokenizer, prompts, reward, args.init_from, recipe, max_new_tokens=room, seed=args.seed)
+    path = make_pairs(model, tokenizer, prompts, reward, args.init_from, {"weights": weights, "reward": reward.name},
+                      max_new_tokens=room, seed=args.seed)
     return str(path), read_pairs(path, tokenizer.n_vocab)
 
 def read_pairs(path, n_vocab=float("inf")):
@@ -317,6 +317,7 @@ def read_pairs(path, n_vocab=float("inf")):
 
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
+    p.error = lambda message: p.exit(2, f"{p.prog}: error: {message} (--help lists the flags)\n")    # as cli.Parser, which comes later
     p.add_argument("--data", default="toy", help="a data set or a path, as for train_sft.py (default: %(default)s)")
     p.add_argument("--data_dir", help="folder with the data set's files, instead of the hub")
     p.add_argument("--bpe", choices=("bytes",), help="a token a byte; needs no BPE files (default: GPT-2's BPE)")
@@ -324,16 +325,24 @@ def get_args(argv=None):
     p.add_argument("--max_prompt_len", type=int, help="tokens; a longer prompt loses its beginning (default: no cut)")
     p.add_argument("--max_len", type=int, default=1024, help="tokens of prompt and completion together (default: %(default)s)")
     p.add_argument("--show", type=int, default=3, help="rows to print (default: %(default)s)")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    fine = min(args.max_len, args.show + 1, 1 if args.max_prompt_len is None else args.max_prompt_len) > 0
+    return args if fine else p.error("--max_len and --max_prompt_len must be at least 1, --show at least 0")
 
 def histogram(lengths, width=50):
     """Lines: how many are at most 16, 32, 64, ... long, and longer than the one before."""
     bins = Counter(max(4, (n - 1).bit_length()) for n in lengths)
-    most = max(bins.values(), default=1)
-    return [f"  <= {2**b:6,}  {bins[b]:8,}  {'#' * -(-bins[b] * width // most)}" for b in range(min(bins), max(bins) + 1)] if bins else []
+    line = lambda b: f"  <= {2**b:6,}  {bins[b]:8,}  {'#' * -(-bins[b] * width // max(bins.values()))}"
+    return [line(b) for b in range(min(bins), max(bins) + 1)] if bins else []
 
 def main(argv=None):
     args = get_args(argv)
+    try:
+        look(args)
+    except KeyboardInterrupt:
+        argparse.ArgumentParser().exit(130, "\ninterrupted; nothing was written: type the same command again\n")
+
+def look(args):
     try:
         check_source(args.data, args.data_dir)
         if args.bpe and args.data == "toy":
@@ -341,7 +350,7 @@ def main(argv=None):
         tokenizer = get_tokenizer(args.data, args.bpe and bpe.BYTES)
         splits, dropped = load_examples(args.data, args.data_dir, args.data not in ("toy", *PAIRLESS) and not args.texts)
     except (ValueError, OSError) as e:
-        raise SystemExit(f"error: {' '.join(str(e).split())}") from None
+        argparse.ArgumentParser().exit(2, f"error: {' '.join(str(e).split())}\n")
     print(f"{args.data}: dropped as it was read: {', '.join(f'{n:,} {why}' for why, n in dropped.most_common()) or 'none'}")
     for split, examples in splits.items():
         rows, dropped = make_rows(examples, tokenizer, args.max_len, args.max_prompt_len)

@@ -37,7 +37,7 @@ import cli
 import data
 import toy
 from checkpoint import write_json
-from measures import HeldOut, best_of, bootstrap, measure, pair_measures, sample, wins
+from measures import HeldOut, best_of, bootstrap, measure, notes_on, pair_measures, sample, wins
 from model import fingerprint
 from reward import Reward
 from sources import load_examples
@@ -48,7 +48,7 @@ def get_args(argv=None):
     p.add_argument("--against", help="another run, to count wins against")
     p.add_argument("--n_prompts", type=cli.positive, default=256, help="held-out prompts, if there are so many (default: %(default)s)")
     p.add_argument("--n_samples", type=cli.positive, default=4, help="completions of each prompt (default: %(default)s)")
-    p.add_argument("--temperature", type=cli.not_negative, nargs="+", default=[1],
+    p.add_argument("--temperature", type=cli.temperature, nargs="+", default=[1],
                    help="of sampling; at those after the first, up to 4 samples and no table of their own (default: 1)")
     p.add_argument("--best_of", type=cli.positive, help="samples of the reference to choose the best of 1, 2, 4, ... from (default: none)")
     p.add_argument("--reward", help="a reward model, a run of rlhf.train_reward, to measure by (default: that of the run's pairs)")
@@ -57,7 +57,7 @@ def get_args(argv=None):
     p.add_argument("--data_dir", help="folder with that data set's files, instead of the hub")
     p.add_argument("--prompt", help="only print what reference and policy answer to this, in the form of the run's prompts")
     p.add_argument("--chat", action="store_true", help="only answer questions from the terminal, by one run's policy")
-    p.add_argument("--show", type=int, default=3, help="samples to print (default: %(default)s)")
+    p.add_argument("--show", type=cli.count, default=3, help="samples to print (default: %(default)s)")
     p.add_argument("--max_new_tokens", type=cli.positive,
                    help="tokens of a sample at most (default: what 3 prompts in 4 leave room for, up to 128)")
     cli.add_device_flags(p)
@@ -306,9 +306,15 @@ def main(argv=None, say=print):
     Returns what eval.json holds, without the samples; of several runs as {run: ...}. say: where the lines about device and data go;
     train_pref has said them.
     """
-    args, others, known = get_args(argv), None, {}
+    args = get_args(argv)
+    with cli.interruptible("eval.py", args, argv):
+        return report(args, say)
+
+def report(args, say):
+    """All of main, of flags that are known."""
+    others, known = None, {}
     with cli.bad_input():
-        device, autocast = cli.set_up(args, say)
+        device, autocast = cli.set_up(args, say, cli.read_args(args.run[0])["args"].get("data"))
         runs = {run: load_policy(run, device) for run in (*args.run, *([args.against] if args.against else []))}
         if args.prompt is not None:
             return [answer(loaded, args, autocast) for loaded in runs.values()]
@@ -342,12 +348,14 @@ def main(argv=None, say=print):
                    ((runs[run][0]["args"]["init_from"], r["measures"].get("before")), (run, r["measures"]["after"])) if part}
     print(f"{', '.join(args.run)} on {len(held.prompts)} held-out prompts, {args.n_samples} samples each at temperature "
           f"{args.temperature[0]}; [95% interval]\n\n{table(columns)}\n")
+    told = [f"note: {n}" for r in results.values() for n in notes_on(r, facts["args"]["data"] == "toy" and not args.max_new_tokens)]
     for run, result in results.items():
         more, name = more_tables(result), f"{run}\n\n" if len(results) > 1 and (args.show or args.temperature[1:]) else ""
         print(name + "".join(line + "\n" for line in [*more, *[""][:len(more)]]), end="")
         for one in result.pop("samples")[:args.show]:
             print("\n".join(sample_lines(one)) + "\n")
     print(f"in {', '.join(args.run)}: eval.json (measures, all samples), eval.png and curves.png (pictures), log.csv")
+    print("".join(line + "\n" for line in dict.fromkeys(told)), end="")
     return results if len(results) > 1 else results[args.run[0]]
 
 if __name__ == "__main__":

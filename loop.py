@@ -200,13 +200,17 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
                     what = f"step {step}, update {step + 1}: {e}" + (f" in rows {rows}" if rows else "")
                     if on_nonfinite == "stop" or skipped[-9:] == list(range(step - 8, step + 1)):
                         tenth = ", the tenth in a row" if on_nonfinite == "skip" else ""
-                        raise SystemExit(f"{what}{tenth}. The weights of step {stopper.best_step} are in {out_dir}. Try a lower --lr, more "
+                        kept = f"The weights of step {stopper.best_step} are" if stopper.best_step is not None else "No weights are"
+                        raise SystemExit(f"{what}{tenth}. {kept} in {out_dir}. Try a lower --lr, more "
                                          "--warmup_steps, --dtype float32 or --on_nonfinite skip") from None
                     skipped, metrics = [*skipped, step + 1], {"skipped": len(skipped) + 1}
                     bar.write(f"{what}: skipped ({len(skipped)} so far)")
                 step, evaluated = step + 1, False
                 note("train", metrics | {"lr": optimizer.param_groups[0]["lr"]})
                 bar.update()
+        if stopper.best_step is None:
+            raise SystemExit(f"the validation loss was not finite at any evaluation: no weights are in {out_dir}. Try a lower --lr, more "
+                             "--warmup_steps or --dtype float32")
         seconds = round(seconds + time.time() - start, 1)
         result = {"step": step, "best_step": stopper.best_step, "best_val_loss": stopper.best, "skipped": len(skipped), "seconds": seconds}
         if first:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import data
+import toy
 from logps import sequence_logps
 
 @dataclass
@@ -40,6 +41,35 @@ def bootstrap(values, n=2000, seed=0):
     picks = np.random.default_rng(seed).integers(0, len(values), (n, len(values)))
     low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
     return [float(values.mean()), float(low), float(high)]
+
+def notes(*, val_loss=None, n_vocab=None, pairs=None, accuracy=None, same=None, whole=None):
+    """
+    Sentences about a run whose numbers mean little, by what is known of it. val_loss: SFT's best, nats a token; pairs: how many chose
+    the best weights; same: the share of samples that are the reference's, word for word; whole: that of sentences of the toy grammar.
+    """
+    found = []
+    if val_loss is not None and not val_loss < 0.98 * math.log(n_vocab):
+        found.append(f"the best validation loss, {val_loss:.2f} nats a token, is about that of guessing among {n_vocab:,} tokens "
+                     f"({math.log(n_vocab):.2f}): nothing was learned, so train longer or with another --lr")
+    if pairs and pairs < 32:
+        found.append(f"{pairs} validation pair{'s are' if pairs > 1 else ' is'} too few: which step was best, and the accuracy, are mostly "
+                     "chance; have 32 at least")
+    if accuracy is not None and same is not None and accuracy >= 0.95 and same >= 0.95:
+        found.append(f"the accuracy is {accuracy:.3f}, yet {same:.0%} of the samples are the reference's, word for word: the policy has "
+                     "hardly moved, so train longer or with a higher --lr")
+    if whole is not None and whole < 0.5:
+        found.append(f"only {whole:.0%} of the sampled sentences are whole ones of the toy grammar, and the reward counts no others: the "
+                     "policy is broken, so train SFT longer, or preferences with a lower --lr or a larger --beta")
+    return found
+
+def notes_on(result, toy_texts):
+    """The notes on what eval.json holds; toy_texts: whether its samples are of the toy world, and were given room to end."""
+    samples, after = result["samples"], result["measures"]["after"]
+    return notes(
+        pairs=result["pairs"], accuracy=after.get("accuracy", [None])[0],
+        same=np.mean([s["before"] == s["after"] for s in samples]) if "before" in samples[0] else None,
+        # from the sentence on that the policy has a part in
+        whole=np.mean([toy.whole_sentences(s["prompt"].rpartition(".")[2] + s["after"]) for s in samples]) if toy_texts else None)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # samples, and what can be read off them

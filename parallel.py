@@ -7,12 +7,20 @@ Read next: data.py
 """
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+
+@contextmanager
+def together():
+    """Where processes wait for one another: if one of them has gone, the others end in one line, which leaves it to that one to say why."""
+    try:
+        yield
+    except RuntimeError as e:
+        raise explained(e) from None
 
 def join(device="auto"):
     """Meets the other processes, if torchrun has started this one; a process other than the first prints nothing from here on."""
@@ -20,7 +28,9 @@ def join(device="auto"):
         gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
         if gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(days=1))    # while the first one samples, the others wait
+        with together():
+            dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(days=1))    # while the first one samples, the others wait
+        wait()    # the first one holds the store by which they meet: should it end at once, by a user's error, the others would fail there
         if rank():
             sys.stdout = open(os.devnull, "w")
 
@@ -43,14 +53,16 @@ def world():
 def wait():
     """Until all processes are here: before and after what one of them does for all."""
     if world() > 1:
-        dist.barrier()
+        with together():
+            dist.barrier()
 
 def totals(numbers):
     """Each of a list of numbers, summed over all processes; the same bits on each."""
     if world() == 1:
         return numbers
     x = torch.tensor(numbers, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(x)
+    with together():
+        dist.all_reduce(x)
     return x.tolist()
 
 def mean(x, weight):
@@ -62,7 +74,8 @@ def mean(x, weight):
 
 def explained(error):
     """The error itself; of one that only says that another process has gone, a line that says so."""
-    gone = world() > 1 and any(word in str(error) for word in ("peer", "Connection", "NCCL", "socket"))
+    words = ("peer", "onnection", "NCCL", "socket", "store", "Broken pipe")
+    gone = int(os.environ.get("WORLD_SIZE", 1)) > 1 and any(word in str(error) for word in words)
     return SystemExit("another process of this run has stopped: its own message says why") if gone else error
 
 class Step(nn.Module):
@@ -78,7 +91,8 @@ def shared(model, compute_loss):
     """compute_loss, whose backward leaves the mean of all processes' gradients in the model."""
     if world() == 1:
         return compute_loss
-    return nn.parallel.DistributedDataParallel(Step(model, compute_loss), gradient_as_bucket_view=True)
+    with together():
+        return nn.parallel.DistributedDataParallel(Step(model, compute_loss), gradient_as_bucket_view=True)
 
 def alone(compute_loss):
     """Inside it backward adds to this process's gradients only: for all but the last batch of an update."""

@@ -75,6 +75,7 @@ def any_of(words):
 
 OPINION = re.compile(any_of(f.format(any_of(ASPECT)) for f in FRAME) + rf"( not)?(?: {any_of(HOW)})? ({any_of(GOOD + BAD)})")
 SUMMARY = re.compile(rf"{any_of(VERDICT)} ({any_of(GEM + BORE)})")
+OPENING = re.compile(" ".join(map(any_of, (WHO, SAW, WHAT, WHERE))))
 
 def log_odds(text):
     """
@@ -94,6 +95,12 @@ def log_odds(text):
 def reward(text):
     """P(positive | text), in (0, 1)."""
     return 1 / (1 + math.exp(-log_odds(text)))
+
+def whole_sentences(text):
+    """The share of a text's sentences that the grammar can make, 0 if it has none; one without its full stop is not whole."""
+    *ended, rest = (" ".join(part.split()) for part in text.split("."))
+    whole = sum(any(p.fullmatch(s) for p in (OPENING, OPINION, SUMMARY)) for s in ended)
+    return whole / max(1, len(ended) + bool(rest))
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the tokenizer and the splits

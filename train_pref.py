@@ -8,6 +8,7 @@ Preference optimization: one loop for every loss in losses.py.
 The reference is the model that training starts from. Its log-probs are computed once, before the first update, and kept with the
 rows, so no second model is in memory. Writes out/<data>/<loss>, and ends with what changed. Read first: losses.py, loop.py, train_sft.py
 """
+import os
 from contextlib import nullcontext
 
 import torch
@@ -33,15 +34,16 @@ def get_args(argv=None):
     p.add_argument("--adapter_rank", type=cli.positive, help="hidden units of an adapter (default: 16)")
     p.add_argument("--adapter_init", choices=adapters.INITS, help="for replace: random, or the MLP's best neurons (default: neurons)")
     p.add_argument("--share_prefix", action="store_true", help="a pair's prompt once, for both completions: the same numbers, fewer tokens")
-    p.add_argument("--label_noise", type=float, default=0.0, help="share of pairs, in training and validation, whose labels are swapped")
+    p.add_argument("--label_noise", type=cli.not_negative, default=0.0,
+                   help="share of pairs, in training and validation, whose labels are swapped")
     reward.add_flags(p)
-    p.add_argument("--n_show", type=int, default=3, help="samples to print at the end (default: %(default)s)")
+    p.add_argument("--n_show", type=cli.count, default=3, help="samples to print at the end (default: %(default)s)")
     cli.add_loss_flags(p)
     p.set_defaults(lr=1e-3, warmup_steps=10, max_steps=180, eval_every=20, adam_epsilon=None)
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "train_pref.py", args.loss)
-    take_adapter(p, args)
+    cli.take_adapter(p, args, args.init_from or train_sft.run_dir(args))
     if args.adam_epsilon is None:
         args.adam_epsilon = 1e-3 if args.data == "toy" and not args.adapter else 1e-8
     cli.resolve_loss_flags(p, args)
@@ -49,18 +51,6 @@ def get_args(argv=None):
     cli.refuse(p, args, (("adapter_rank", args.adapter, "without --adapter"),
                          ("adapter_init", args.adapter == "replace", "without --adapter replace")))
     return args
-
-def take_adapter(p, args):
-    """If the start is an adapter run, sets --adapter and --adapter_rank to its own; refuses flags that differ."""
-    start = args.init_from or train_sft.run_dir(args)
-    with cli.bad_input():
-        about = adapters.read_about(start)
-    for flag, own in (("adapter", about["mode"]), ("adapter_rank", about["rank"])) if about else ():
-        if getattr(args, flag) not in (None, own):
-            p.error(f"--{flag} {getattr(args, flag)}: {start} is an adapter run "
-                    f"({about['mode']}, rank {about['rank']}), and its adapter is trained further; leave the flag out")
-        setattr(args, flag, own)
-    cli.refuse(p, args, (("adapter_init", not about, "on an adapter run, whose adapter is trained further"),))
 
 @torch.no_grad()
 def add_reference(model, batches, autocast, off):
@@ -103,7 +93,15 @@ def preference_loss(model, batch, loss, hparams, mean_logps=False, sft_weight=0.
 
 def main(argv=None):
     args = get_args(argv)
+    with cli.interruptible("train_pref.py", args, argv):
+        return train(args)
+
+def train(args):
+    """Returns fit's result and, in the first process, what eval.json holds."""
     loss, hparams = LOSSES[args.loss], {h: getattr(args, h) for h in LOSSES[args.loss].hparams}
+    if loss.whole_batch and int(os.environ.get("WORLD_SIZE", 1)) > 1:    # before the processes meet, as each of them knows it
+        with cli.bad_input():
+            raise ValueError(f"--loss {args.loss} sorts all pairs of a batch, which no process has by itself: run it in one process")
     parallel.join(args.device)
 
     def hparams_at(step):
@@ -114,8 +112,6 @@ def main(argv=None):
     with cli.bad_input():
         for step in (1, args.max_steps):
             try_out(args.loss, hparams_at(step))    # a hyperparameter out of its range shows here, not after an hour
-        if loss.whole_batch and parallel.world() > 1:
-            raise ValueError(f"--loss {args.loss} sorts all pairs of a batch, which no process has by itself: run it in one process")
         sources.check_source(args.data, args.data_dir, training=True)
         cli.check_out_dir(args)
         args.init_from = args.init_from or train_sft.policy_for(args)
@@ -160,9 +156,9 @@ def main(argv=None):
     root = (start["base"], start["base_fingerprint"]) if start else (args.init_from, base)    # without any adapter
     save = (lambda folder: adapters.save_adapter(model, folder, *root)) if args.adapter else model.save_pretrained
     result = loop.fit(model, compute_loss, batches["train"], batches["val"], save=save, autocast=autocast,
-                      show=("rewards/accuracies", "rewards/margins"), go_on=cli.go_on("train_pref.py", args), **cli.fit_flags(args))
+                      show=("rewards/accuracies", "rewards/margins"), go_on=cli.go_on(), **cli.fit_flags(args))
     print()
-    look = ["--run", str(out_dir), "--device", args.device, "--dtype", args.dtype, "--show", str(args.n_show)]
+    look = ["--run", str(out_dir), "--show", str(args.n_show), *cli.pass_on(args, "device", "dtype", "threads")]
     return result | (eval.main(look, say=lambda line: None) if parallel.leave() else {})
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import chat
 import cli
 import data
 import loop
+import measures
 import parallel
 import sources
 from logps import sequence_logps
@@ -66,6 +67,11 @@ def sft_loss(model, batch):
 
 def main(argv=None):
     args = get_args(argv)
+    with cli.interruptible("train_sft.py", args, argv):
+        return train(args)
+
+def train(args):
+    """Returns fit's result."""
     parallel.join(args.device)
     with cli.bad_input():
         sources.check_source(args.data, args.data_dir, training=True)
@@ -88,8 +94,11 @@ def main(argv=None):
     save = model.save_pretrained
     if about:
         save = lambda folder: adapters.save_adapter(model, folder, about["base"], about["base_fingerprint"])
-    return loop.fit(model, lambda batch: sft_loss(model, batch), batches["train"], batches["val"], save=save,
-                    autocast=autocast, go_on=cli.go_on("train_sft.py", args), **cli.fit_flags(args))
+    result = loop.fit(model, lambda batch: sft_loss(model, batch), batches["train"], batches["val"], save=save,
+                      autocast=autocast, go_on=cli.go_on(), **cli.fit_flags(args))
+    for line in measures.notes(val_loss=result["best_val_loss"], n_vocab=tokenizer.n_vocab):
+        print(f"note: {line}")
+    return result
 
 def run_dir(args):
     return Path("out") / cli.data_name(args.data) / "sft"
@@ -103,8 +112,8 @@ def policy_for(args):
         raise ValueError(f"there is no finished SFT run on {args.data} at {run}: train one with train_sft.py, or use --init_from")
     if not there:
         print(f"no SFT policy at {run} yet: training it first\n")
-        going_on = ["--resume"] if begun else ["--max_len", str(args.max_len), "--dtype", args.dtype]
-        main(["--out_dir", str(run), "--device", args.device, *going_on])
+        going_on = ["--resume"] if begun else cli.pass_on(args, "max_len", "dtype")
+        main(["--out_dir", str(run), *cli.pass_on(args, "device", "threads"), *going_on])
         print()
     return str(run)
 

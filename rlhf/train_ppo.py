@@ -56,7 +56,7 @@ def get_args(argv=None):
     p.add_argument("--vf_coef", type=cli.not_negative, help="for ppo: weight of the value loss (default: 0.1)")
     p.add_argument("--eos_penalty", type=cli.not_negative, help="reward lost without an EOS at the end (default: 1; on imdb 0, as few "
                    "reviews end within a completion)")
-    p.add_argument("--n_show", type=int, default=3, help="samples to print at the end (default: %(default)s)")
+    p.add_argument("--n_show", type=cli.count, default=3, help="samples to print at the end (default: %(default)s)")
     p.set_defaults(lr=3e-3, warmup_steps=10, max_steps=240, eval_every=40, patience=0, adam_epsilon=None)
     args = p.parse_args(argv)
     if args.resume:
@@ -250,6 +250,11 @@ def ppo_loss(agent, batch, args):
 def main(argv=None):
     """Returns fit's result and what eval.json holds."""
     args = get_args(argv)
+    with cli.interruptible("-m rlhf.train_ppo", args, argv):
+        return train(args)
+
+def train(args):
+    """All of main, of flags that are known."""
     with cli.bad_input():
         sources.check_source(args.data, args.data_dir, training=True)
         cli.check_out_dir(args)
@@ -276,9 +281,9 @@ def main(argv=None):
           f"reference is {args.init_from} -> {out_dir}")
     result = loop.fit(agent, lambda batch: ppo_loss(agent, batch, args), rollouts, HeldOut(rollouts, prompts["val"]),
                       save=agent.policy.save_pretrained, autocast=autocast, show=("objective/scores", "objective/kl"),
-                      go_on=cli.go_on("-m rlhf.train_ppo", args), **cli.fit_flags(args))
+                      go_on=cli.go_on(), **cli.fit_flags(args))
     print()
-    look = ["--run", str(out_dir), "--device", args.device, "--dtype", args.dtype, "--show", str(args.n_show)]
+    look = ["--run", str(out_dir), "--show", str(args.n_show), *cli.pass_on(args, "device", "dtype", "threads")]
     return result | eval.main(look, say=lambda line: None)
 
 def reward_for(args):
@@ -288,8 +293,8 @@ def reward_for(args):
         if args.data != "toy":
             raise ValueError(f"there is no finished reward model at {run}: train one with rlhf.train_reward, or use --reward")
         print(f"no reward model at {run} yet: training it first\n")
-        going_on = ["--resume"] if (run / "args.json").exists() else ["--max_len", str(args.max_len), "--init_from", args.init_from]
-        train_reward.main(["--out_dir", str(run), "--device", args.device, "--dtype", args.dtype, *going_on])
+        going_on = ["--resume"] if (run / "args.json").exists() else cli.pass_on(args, "max_len", "init_from")
+        train_reward.main(["--out_dir", str(run), *cli.pass_on(args, "device", "dtype", "threads"), *going_on])
         print()
     return str(run)
 

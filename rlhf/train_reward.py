@@ -130,6 +130,11 @@ def right(scores, rows):
 def main(argv=None):
     """Returns fit's result and what reward.json holds."""
     args = get_args(argv)
+    with cli.interruptible("-m rlhf.train_reward", args, argv):
+        return train(args)
+
+def train(args):
+    """All of main, of flags that are known."""
     parallel.join(args.device)
     with cli.bad_input():
         sources.check_source(args.data, args.data_dir, training=True)
@@ -154,7 +159,7 @@ def main(argv=None):
     print(f"reward model with {sum(p.numel() for p in model.parameters()):,} parameters, from {args.init_from} -> {out_dir}")
     batches = {split: data.Batches(rows[split], args.batch_size, args.seed) for split in ("train", "val")}
     result = loop.fit(model, lambda batch: compute(model, batch), batches["train"], batches["val"], save=model.save_pretrained,
-                      autocast=autocast, show=("accuracy",), go_on=cli.go_on("-m rlhf.train_reward", args), **cli.fit_flags(args))
+                      autocast=autocast, show=("accuracy",), go_on=cli.go_on(), **cli.fit_flags(args))
     if not parallel.leave():
         return result
     best = ScalarGPT.from_pretrained(out_dir).to(device).eval()
@@ -167,6 +172,8 @@ def main(argv=None):
           f"{found['calibration_error']:.3f}")
     if "agreement" in found:
         print(f"rank correlation with the true reward {found['agreement']:.3f}")
+    for line in measures.notes(pairs=len(rows["val"]) if compute is pair_loss else None):
+        print(f"note: {line}")
     return result | found
 
 def fresh_pairs(policy, tokenizer, max_len, seed):

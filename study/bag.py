@@ -4,7 +4,6 @@ tokens of a review, whatever their order and number.
 
     python -m study.bag --data imdb --data_dir reviews --half first    # a minute; writes reward.json as rlhf/train_reward.py does
 """
-import argparse
 import copy
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import cli
 import data
 from checkpoint import write_json
 from rlhf.train_reward import judge_scores, labelled, right
@@ -20,14 +20,15 @@ from rlhf.train_reward import judge_scores, labelled, right
 EPOCHS, BATCH, LR = 12, 64, 1e-2    # what is best on the validation reviews is kept, of equals the last
 
 def get_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.strip().split("\n\n")[0], allow_abbrev=False)
+    p = cli.Parser(__doc__)
     p.add_argument("--data", choices=["imdb"], default="imdb")
     p.add_argument("--data_dir", help="folder with its files, instead of the hub")
     p.add_argument("--half", choices=("first", "second"), help="learn from this half of the labels alone (default: from all)")
-    p.add_argument("--max_len", type=int, default=4096, help="tokens of a review that are read, from its beginning (default: %(default)s)")
-    p.add_argument("--bpe_vocab", type=int, default=8192, help="the first so many of GPT-2's byte pairs (default: %(default)s)")
+    p.add_argument("--max_len", type=cli.positive, default=4096,
+                   help="tokens of a review that are read, from its beginning (default: %(default)s)")
+    p.add_argument("--bpe_vocab", type=cli.positive, default=8192, help="the first so many of GPT-2's byte pairs (default: %(default)s)")
     p.add_argument("--out_dir", default="out/imdb/bag")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=cli.seed, default=0)
     return p.parse_args(argv)
 
 class Bag(torch.nn.Module):
@@ -47,7 +48,13 @@ def scores(model, bags):
 
 def main(argv=None):
     """Returns what reward.json holds."""
-    args, begin = get_args(argv), time.time()
+    args = get_args(argv)
+    with cli.interruptible("-m study.bag", args, argv), cli.bad_input():
+        return train(args)
+
+def train(args):
+    """All of main, of flags that are known."""
+    begin = time.time()
     tokenizer = data.get_tokenizer(args.data, args.bpe_vocab + 1)
     rows = labelled(args.data_dir, tokenizer, args.max_len, args.half)
     bags = {split: [sorted(set(r["prompt"] + r["chosen"])) for r in part] for split, part in rows.items()}

@@ -13,12 +13,12 @@ the expected loss over all pairs, the best policy for every KL, and each method'
 
 Prints a table, writes bandit.csv and draws bandit.png. Read first: losses.py
 """
-import argparse
 import csv
 from pathlib import Path
 
 import torch
 
+import cli
 from losses import LOSSES, Pairs
 
 ROOT = Path(__file__).resolve().parent
@@ -181,27 +181,33 @@ def draw(table, path, seed=0):
     plt.close(fig)
 
 def get_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
-    p.add_argument("--seed", type=int, default=0, help="of the reference and the rewards (default: %(default)s)")
-    p.add_argument("--beta", type=float, default=1.0, help="of every loss that has one (default: %(default)s)")
+    p = cli.Parser(__doc__)
+    p.add_argument("--seed", type=cli.seed, default=0, help="of the reference and the rewards (default: %(default)s)")
+    p.add_argument("--beta", type=cli.above_zero, default=1.0, help="of every loss that has one (default: %(default)s)")
+    p.add_argument("--threads", type=cli.positive, default=1, help="of the CPU; the last digits depend on it (default: %(default)s)")
     p.add_argument("--update", action="store_true", help="overwrite the files of the README, study/results and study/figures")
     return p.parse_args(argv)
 
 def main(argv=None):
     args = get_args(argv)
-    table = rows(args.seed, args.beta)
+    torch.set_num_threads(args.threads)
+    with cli.interruptible("-m study.bandit", args, argv):
+        show(rows(args.seed, args.beta), args.seed, args.update)
+
+def show(table, seed, update=False):
+    """Prints, writes and draws the table: into out/bandit, or, to update the project's own, into study/."""
     print(f"{'loss':14}{'reward':>8}{'KL':>9}{'below the frontier':>20}{'mass on unseen answers':>30}")
     for r in table:
         print(f"{r['loss']:14}{r['reward']:8.3f}{r['kl']:9.3f}{r['below the frontier']:20.4f}"
               f"{r['unseen before']:18.3f} -> {r['unseen after']:.3f}")
-    results, figures = (ROOT / "results", ROOT / "figures") if args.update else (Path("out/bandit"),) * 2
+    results, figures = (ROOT / "results", ROOT / "figures") if update else (Path("out/bandit"),) * 2
     for folder in (results, figures):
         folder.mkdir(parents=True, exist_ok=True)
     with open(results / "bandit.csv", "w", newline="") as f:
         out = csv.DictWriter(f, list(table[0]), lineterminator="\n")
         out.writeheader()
         out.writerows({k: v if isinstance(v, str) else f"{v:.5g}" for k, v in r.items()} for r in table)
-    draw(table, figures / "bandit.png", args.seed)
+    draw(table, figures / "bandit.png", seed)
     print(f"written: {results / 'bandit.csv'}, {figures / 'bandit.png'}")
 
 if __name__ == "__main__":

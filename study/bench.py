@@ -49,16 +49,16 @@ MODELS = {"toy": GPTConfig(64, 356, 2, 4, 128), "10M": GPTConfig(256, 356, 6, 6,
 LENGTHS = {"toy": (12, 8, 32), "10M": (32, 16, 128), "gpt2": (46, 4, 28)}    # prompt, and a completion's fewest and most tokens
 
 def get_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
+    p = cli.Parser(__doc__)
     p.add_argument("--vs", choices=("trl", "transformers"), help="measure beside another library")
     p.add_argument("--growth", action="store_true", help="measure how the cost grows")
     p.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), help="(default: all)")
     p.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="(default: %(default)s)")
     p.add_argument("--data", help="real pairs for GPT-2, as for train_pref.py (default: made up, of like length)")
     p.add_argument("--data_dir", help="folder with the data set's files")
-    p.add_argument("--batch_size", type=int, default=8, help="pairs in an update of GPT-2 (default: %(default)s)")
-    p.add_argument("--updates", type=int, default=6, help="by the clock, in each process (default: %(default)s)")
-    p.add_argument("--rounds", type=int, default=3, help="of a comparison (default: %(default)s)")
+    p.add_argument("--batch_size", type=cli.positive, default=8, help="pairs in an update of GPT-2 (default: %(default)s)")
+    p.add_argument("--updates", type=cli.positive, default=6, help="by the clock, in each process (default: %(default)s)")
+    p.add_argument("--rounds", type=cli.positive, default=3, help="of a comparison (default: %(default)s)")
     p.add_argument("--job", help=argparse.SUPPRESS)    # one measurement, JSON: what the other processes are started with
     return p.parse_args(argv)
 
@@ -310,18 +310,23 @@ def growth(args, scratch):
 
 def main(argv=None):
     args = get_args(argv)
+    with cli.interruptible("-m study.bench", args, argv):
+        work(args)
+
+def work(args):
+    """Measures, and writes a row as soon as it has one."""
     if args.job:
         job = json.loads(args.job)
         print(json.dumps({"ours": ours, "trl": trl, "transformers": transformers, "one_loss": one_loss}[job["kind"]](job)))
         return
     data_name = cli.data_name(args.data or "made-up").split("-")[0]
-    name, work = {"trl": (f"trl_{data_name}", against_trl), "transformers": ("transformers", against_transformers)}.get(
+    name, rows = {"trl": (f"trl_{data_name}", against_trl), "transformers": ("transformers", against_transformers)}.get(
         args.vs, ("growth", growth) if args.growth else ("parts", parts))
     RESULTS.mkdir(exist_ok=True)
     about = {"machine": machine()}
     # a row is written as soon as it is measured
     with tempfile.TemporaryDirectory() as scratch, open(RESULTS / f"bench_{name}.csv", "w", newline="") as f:
-        for i, row in enumerate(work(args, scratch)):
+        for i, row in enumerate(rows(args, scratch)):
             row = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in (about | row).items()}
             out = csv.DictWriter(f, list(row), lineterminator="\n")
             out.writeheader() if i == 0 else None

@@ -8,7 +8,6 @@ The pipelines on real text, end to end, every step one of nanoPref's commands: S
 Runs go to out/real/<data>. What is finished is skipped, and what was stopped goes on. A seed is that of the sampled pairs and their order;
 all seeds share the SFT policy and the reward models. Read first: train_pref.py, rlhf/train_reward.py
 """
-import argparse
 import csv
 import json
 import math
@@ -16,6 +15,7 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
+import cli
 import data
 import eval
 import train_pref
@@ -51,7 +51,7 @@ MEASURES = ("reward", "gold", "win", "gold_win", "kl", "entropy", "length", "dis
             "reward_positive", "reward_negative")
 
 def get_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
+    p = cli.Parser(__doc__)
     p.add_argument("--data", choices=list(STEPS), nargs="+", default=list(STEPS), help="(default: all)")
     p.add_argument("--data_dir", help="folder with its files, instead of the hub")
     p.add_argument("--dtype", default="bfloat16", help="of the matrix products (default: %(default)s)")
@@ -133,10 +133,11 @@ def collect():
 
 def main(argv=None):
     args = get_args(argv)
-    for corpus in args.data if not args.collect else ():
-        for _, seed, script, flags, folder in runs(corpus):
-            run(corpus, seed, script, flags, folder, args)
-    collect()
+    with cli.interruptible("-m study.real", args, argv):
+        for corpus in args.data if not args.collect else ():
+            for _, seed, script, flags, folder in runs(corpus):
+                run(corpus, seed, script, flags, folder, args)
+        collect()
 
 if __name__ == "__main__":
     main()

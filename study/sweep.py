@@ -9,16 +9,17 @@ A seed is that of a whole pipeline: the SFT policy, the pairs sampled from it, t
 thread each; what is done already is skipped, so that a sweep that was killed loses the runs in progress. Writes study/results/sweep.csv
 (all measures), curves.csv (some of the logs), claims.csv (the verdicts), study/figures and the tables of README.md.
 """
-import argparse
 import contextlib
 import csv
 import json
 import multiprocessing
+import os
 import shutil
 from pathlib import Path
 
 from tqdm import tqdm
 
+import cli
 import eval
 import train_pref
 import train_sft
@@ -79,11 +80,12 @@ QUICK = ("sft", "dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "ipo beta=1", 
 CURVES = ("dpo beta=0.1", "dpo beta=0.3", "ipo beta=0.1", "preferred_ft", "noisy_dpo", "along_dpo", "along_ipo", "too_fast")
 
 def get_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
+    p = cli.Parser(__doc__)
     p.add_argument("--quick", action="store_true", help="a few recipes, into out/quick; the README stays as it is")
     p.add_argument("--draw", action="store_true", help="only draw and write what study/results gives")
-    p.add_argument("--seeds", nargs="+", type=int, help="(default: 0 1 2; with --quick 0 1)")
-    p.add_argument("--jobs", type=int, default=multiprocessing.cpu_count(), help="runs at a time (default: one a core, %(default)s here)")
+    p.add_argument("--seeds", nargs="+", type=cli.seed, help="(default: 0 1 2; with --quick 0 1)")
+    p.add_argument("--jobs", type=cli.positive, default=multiprocessing.cpu_count(),
+                   help="runs at a time (default: one a core, %(default)s here)")
     return p.parse_args(argv)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -123,9 +125,12 @@ def measure(root, recipes, seed, flags=MEASURE):
         for r in runs:
             (r / "measured").write_text(how)
 
-def one_thread():
+def alone():
+    """For a worker: one thread; and Ctrl-C is the first process's, which ends its workers itself."""
     import torch
     torch.set_num_threads(1)
+    if hasattr(os, "setsid"):
+        os.setsid()
 
 def quietly(task):
     """Runs a (job, *its arguments) with what it prints in a file. Returns the reason if it did not end well."""
@@ -136,6 +141,8 @@ def quietly(task):
         try:
             job(*args)
         except (Exception, SystemExit) as e:
+            if getattr(e, "code", None) == 130:    # the sweep is being ended: no further task
+                os._exit(130)
             return f"{args[1:3]}: {e!r}; see {log}"
 
 def run(root, recipes, seeds, jobs, flags=MEASURE):
@@ -147,7 +154,7 @@ def run(root, recipes, seeds, jobs, flags=MEASURE):
     phases = [*phases, [(measure, root, main, s, flags) for s in seeds if (main := [r for r in MAIN if r in recipes])]]
     failed = []
     # a new process every few runs: freed memory that is kept is in pieces, and a process of many runs ends up with gigabytes of them
-    with multiprocessing.get_context("spawn").Pool(jobs, one_thread, maxtasksperchild=4) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, alone, maxtasksperchild=4) as pool:
         with tqdm(total=sum(map(len, phases)), unit="run") as bar:
             for reason in (r for phase in phases for r in pool.imap_unordered(quietly, phase)):
                 failed += [reason] if reason else []
@@ -209,6 +216,11 @@ def samples(folder, step):
 
 def main(argv=None):
     args = get_args(argv)
+    with cli.interruptible("-m study.sweep", args, argv):
+        work(args)
+
+def work(args):
+    """Runs what is not there yet, and writes what was found."""
     root, results, figures = (Path("out/quick"),) * 3 if args.quick else (Path("out/study"), table.RESULTS, table.FIGURES)
     recipes = {r: RECIPES[r] if r == "sft" else f"{RECIPES[r]} --max_steps 90" for r in QUICK} if args.quick else RECIPES
     failed = []

@@ -24,8 +24,8 @@ PARSERS |= {m.__name__: m.get_args for m in (table, sweep, bandit, bench, real, 
 PARSERS["tests.robust"] = robust.get_args
 CEILINGS = {"model.py": 380, "weights.py": 100, "bpe.py": 130,
             "losses.py": 580, "data.py": 380, "train_sft.py": 160, "train_pref.py": 170, "loop.py": 290,
-            "adapters.py": 180, "eval.py": 360, "measures.py": 200, "toy.py": 170, "cli.py": 300, "sources.py": 260, "judge.py": 220,
-            "cpu.py": 80, "reward.py": 80, "logps.py": 120, "checkpoint.py": 190, "parallel.py": 100, "messages.py": 360,
+            "adapters.py": 180, "eval.py": 360, "measures.py": 230, "toy.py": 170, "cli.py": 380, "sources.py": 260, "judge.py": 220,
+            "cpu.py": 80, "reward.py": 80, "logps.py": 120, "checkpoint.py": 190, "parallel.py": 110, "messages.py": 360,
             "chat.py": 130}
 CORE = [ROOT / name for name in CEILINGS]
 

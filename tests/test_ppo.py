@@ -307,12 +307,10 @@ def test_what_makes_no_sense_is_refused(flags, words, capsys):
 
 @pytest.fixture(scope="module")
 def sft(tmp_path_factory):
-    """The main job's SFT policy; on two cores, as whole jobs are."""
+    """The main job's SFT policy."""
     folder = tmp_path_factory.mktemp("policy") / "sft"
-    torch.set_num_threads(2)
     train_sft.main(["--out_dir", str(folder)])
-    yield folder
-    torch.set_num_threads(1)
+    return folder
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["ppo", "rloo"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import cli
 import data
 import eval
 import reward
@@ -189,5 +190,6 @@ def test_a_reward_run_goes_on(here, tmp_path, capsys):    # noqa: F811
     train_reward.main(["--resume", "--out_dir", str(tmp_path / "cut"), "--max_steps", "8"])
     for name in ("model.safetensors", "log.csv", "reward.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
-    import cli
-    assert cli.go_on("-m rlhf.train_reward", SimpleNamespace(out_dir="x")) == "python -m rlhf.train_reward --resume --out_dir x"
+    args = SimpleNamespace(out_dir=str(tmp_path / "cut"))
+    with cli.interruptible("-m rlhf.train_reward", args, []):
+        assert cli.go_on().startswith("python -m rlhf.train_reward --resume --out_dir ")

@@ -432,10 +432,8 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(here, tmp_path):
 
 @pytest.fixture(scope="module")
 def nothing(tmp_path_factory):
-    """A folder for a whole job, on the two cores that it is meant for."""
-    torch.set_num_threads(2)
-    yield tmp_path_factory.mktemp("nothing")
-    torch.set_num_threads(1)
+    """A folder for whole jobs."""
+    return tmp_path_factory.mktemp("nothing")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -448,5 +446,5 @@ def test_the_main_job_aligns_the_policy(seed, nothing, monkeypatch):
     samples = json.loads(Path(f"{seed}/eval.json").read_text())["samples"]
     known = [bool(toy.OPINION.fullmatch(s) or toy.SUMMARY.fullmatch(s)) for x in samples
              for s in (" ".join(part.split()) for part in (x["prompt"] + x["after"]).split(".")[1:]) if s]
-    assert sum(known) / len(known) > 0.85    # of the SFT policy 0.99; after DPO 0.89 to 0.99, by seed and number of threads
+    assert sum(known) / len(known) > 0.85    # of the SFT policy 0.99; after DPO 0.89 to 0.99, by the seed
     assert len({x["after"] for x in samples}) > 0.95 * len(samples)
