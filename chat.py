@@ -10,7 +10,7 @@ from collections import Counter
 
 import bpe
 import data
-from messages import ALPACA, TURN
+from messages import ALPACA, TURN, short
 from sources import DIALOGUES
 
 PLAIN = {"kind": "plain", "before": "", "after": ""}
@@ -60,7 +60,10 @@ def prompt_format(rows, tokenizer):
 
 def form_of(facts):
     """The prompt format of a run; a run from before it was recorded has that of its data set."""
-    return facts.get("prompt_format") or (DIALOGUE if facts["args"]["data"] in DIALOGUES else PLAIN)
+    form = facts.get("prompt_format", DIALOGUE if facts["args"]["data"] in DIALOGUES else PLAIN)
+    if not (isinstance(form, dict) and all(isinstance(form.get(key), str) for key in PLAIN)):
+        raise ValueError(f"args.json: prompt_format is damaged: expected texts {', '.join(PLAIN)}, got {short(form)}")
+    return form
 
 def wrap(text, form):
     """A question in a run's form, unless it is in that form already."""

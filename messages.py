@@ -54,8 +54,8 @@ def parsed(value, field, where):
         except (ValueError, RecursionError):
             if DAMAGED.search(value):
                 raise ValueError(f"{where}, field {field!r}: looks like a list of messages, but is not valid JSON "
-                                 "(Python prints single quotes): write the column with json.dumps, or use .jsonl; got "
-                                 f"{short(value)}") from None
+                                 "(cut short, or Python's single quotes): write the column with json.dumps, or use "
+                                 f".jsonl; got {short(value)}") from None
     return [value] if is_message(value) else value
 
 def read_messages(value, field, where):
@@ -216,6 +216,9 @@ def instruction(record, where):
 
 def answer_fields(record, pairs, where):
     """The columns that a row's answers stand in."""
+    if pairs and not record.keys() & {"chosen", "rejected"}:
+        raise ValueError(f"{where}, field 'chosen': missing, as is 'rejected', and pairs need both (texts alone are "
+                         f"for train_sft.py, and data.py --texts); the row has {', '.join(map(str, record)) or 'nothing'}")
     if pairs:
         return ("chosen", "rejected")
     there = [field for field in ANSWERS if field in record]

@@ -96,6 +96,10 @@ def imdb_example(record, where, pairs):
 
 BREAK = re.compile(r"\s*(?:<br\s*/?>\s*)+")    # in 59% of the reviews
 
+def ultrafeedback_example(record, where, pairs):
+    """Messages on both sides. The column prompt repeats the first of them, and is not read."""
+    return example_of({name: value for name, value in record.items() if name != "prompt"}, where, pairs)
+
 def field_of(record, field, kind, where):
     if not isinstance(record.get(field), kind):
         raise ValueError(f"{where}, field {field!r}: expected {kind.__name__}, got {short(record.get(field))}")
@@ -131,7 +135,7 @@ PAIRLESS, DIALOGUES = ("imdb", "cnn_dailymail"), ("hh", "ultrafeedback")
 
 # name -> (what datasets.load_dataset takes, function from a record to an example or to the reason why it is dropped)
 HUB = {"imdb": ({"path": "stanfordnlp/imdb"}, imdb_example), "hh": ({"path": "Anthropic/hh-rlhf"}, hh_example),
-       "ultrafeedback": ({"path": "HuggingFaceH4/ultrafeedback_binarized"}, example_of),
+       "ultrafeedback": ({"path": "HuggingFaceH4/ultrafeedback_binarized"}, ultrafeedback_example),
        # a data set with a loading script, which `datasets` no longer runs: the hub's own conversion of it
        "tldr": ({"path": "openai/summarize_from_feedback", "name": "comparisons", "revision": "refs/convert/parquet"}, tldr_example),
        "cnn_dailymail": ({"path": "abisee/cnn_dailymail", "name": "3.0.0"}, cnn_example)}

@@ -278,6 +278,17 @@ def test_a_conversation_that_cannot_be_learned_is_refused(tmp_path, turns, words
     path = write_jsonl(tmp_path / "r.jsonl", [{"messages": [HI, HELLO]}, {"messages": turns}])
     refused(path, "r.jsonl, row 2", *words, pairs=False)
 
+def test_texts_given_as_pairs_are_told_where_they_belong(tmp_path):
+    """The likeliest mistake with a file of chats."""
+    path = write_jsonl(tmp_path / "r.jsonl", [{"messages": [HI, HELLO]}])
+    refused(path, "row 1", "'chosen'", "'rejected'", "train_sft.py", "messages")
+
+def test_ultrafeedbacks_prompt_is_that_of_its_messages(tmp_path):
+    """Its column prompt repeats the first message; a row where it does not, of 60,000, must not stop the run."""
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": "H", "messages": [HI, HELLO]} | sides([HI])])
+    splits, dropped = sources.load_examples("ultrafeedback", str(tmp_path))
+    assert splits["train"][0]["prompt"] == "\n\nHuman: Hi\n\nAssistant:" and not dropped
+
 def test_what_is_said_after_the_last_answer_is_counted(tmp_path):
     """A person's thanks are no answer; left out, they are text lost."""
     rows = [{"messages": [HI, HELLO, AND]}, {"messages": [HI, HELLO]}]
@@ -340,6 +351,12 @@ def test_a_run_on_texts_is_asked_behind_an_eos(tokenizer):
 def test_a_run_from_before_the_form_was_recorded_is_asked_as_before(name, wrapped):
     """Its args.json knows the data set alone."""
     assert chat.wrap("X", chat.form_of({"args": {"data": name}})) == wrapped
+
+@pytest.mark.parametrize("form", [None, "dialogue", {"kind": "plain"}, {"kind": "plain", "before": 1, "after": ""}])
+def test_a_damaged_form_is_refused_in_one_line(form):
+    """args.json is edited by hand."""
+    with pytest.raises(ValueError, match="prompt_format is damaged"):
+        chat.form_of({"args": {"data": "x"}, "prompt_format": form})
 
 @pytest.fixture(scope="module")
 def dialogue_run(tmp_path_factory, tokenizer):
