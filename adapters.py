@@ -10,7 +10,7 @@ The adapter that replaces GPT-2's MLP: a small trained part in every block, arou
 
 `up` starts at zero in the first two, so the policy *is* the reference at step 0. In `replace` it cannot, and they differ from the start.
 """
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -96,6 +96,12 @@ def adapters_off(model):
     finally:
         for part, on in zip(parts, before):
             part.on = on
+
+@contextmanager
+def as_reference(policy, reference):
+    """Inside it the reference that it gives computes: another model, or the policy itself with its adapters off."""
+    with adapters_off(policy) if reference is policy else nullcontext():
+        yield reference
 
 # ---------------------------------------------------------------------------------------------------------------------
 # in and out: the adapter alone, and what it stands on

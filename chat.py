@@ -1,5 +1,5 @@
 """
-The form of a run's prompts, as args.json records it, and a chat with a run on the terminal.
+The form of a run's prompts, as args.json records it, answers to one prompt, and a chat with a run on the terminal.
 
     python eval.py --run out/hh/dpo --chat
 
@@ -7,9 +7,11 @@ Read next: eval.py
 """
 import os
 from collections import Counter
+from contextlib import nullcontext
 
 import bpe
 import data
+from adapters import as_reference
 from messages import ALPACA, TURN, short
 from sources import DIALOGUES
 
@@ -76,6 +78,42 @@ def encode(text, form, tokenizer, where="the prompt"):
     """The tokens of a prompt: as in training, a text without a prompt starts behind an EOS."""
     tokens = bpe.encode(tokenizer, [text], where)[0]
     return [tokenizer.eot_token] * (form["kind"] == "text" or not tokens) + tokens
+
+# ---------------------------------------------------------------------------------------------------------------------
+# answers beside the reference's
+
+def answers(policy, reference, tokenizer, prompts, max_new_tokens, temperature, seed):
+    """{"before", "after"}: a completion of each prompt, all token lists, by the reference, if there is one, and by the policy."""
+    found = {}
+    for name, model in (("before", as_reference(policy, reference)), ("after", nullcontext(policy))):
+        with model as m:
+            if m is not None:
+                found[name] = data.sample_completions(m, tokenizer, prompts, max_new_tokens, temperature=temperature, seed=seed)
+    return found
+
+def answer(loaded, args, autocast):
+    """Prints args.show answers of the reference and of the policy to args.prompt. Raises ValueError if it leaves them no room."""
+    facts, policy, reference = loaded
+    tokenizer, room = data.get_tokenizer(facts["args"]["data"], policy.config.vocab_size), facts["args"]["max_len"]
+    form = form_of(facts)
+    text = wrap(args.prompt, form)
+    tokens = encode(text, form, tokenizer, "--prompt")
+    if (left := room - len(tokens)) < 1:
+        raise ValueError(f"--prompt has {len(tokens)} tokens, and the run's models take {room} with the answer")
+    with autocast:
+        found = answers(policy, reference, tokenizer, [tokens] * args.show, min(left, args.max_new_tokens or left), args.temperature[0],
+                        args.seed)
+    for i in range(args.show):
+        one = {"prompt": text} | {name: data.decode(tokenizer, several[i]) for name, several in found.items()}
+        print("\n".join(sample_lines(one)) + "\n")
+
+def sample_lines(sample):
+    """A prompt and its completions before and after, one under the other, with their rewards, where there are any."""
+    lines = ["prompt   " + sample["prompt"].strip()]
+    for name in (n for n in ("before", "after") if n in sample):
+        rewards = ", ".join(f"{key} {value:.3f}" for key, value in sample.get("rewards", {}).get(name, {}).items())
+        lines.append(f"{name:9}{sample[name].strip()}" + (f"   ({rewards})" if rewards else ""))
+    return lines
 
 # ---------------------------------------------------------------------------------------------------------------------
 # turn by turn

@@ -26,7 +26,7 @@ A temperature other than 1 makes another policy: its KL and entropy are those of
 Writes eval.json and eval.png into each run. Read first: measures.py
 """
 import math
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,8 @@ import chat
 import cli
 import data
 import toy
+from adapters import as_reference
+from chat import answer, sample_lines
 from checkpoint import write_json
 from measures import HeldOut, best_of, bootstrap, measure, notes_on, pair_measures, sample, wins
 from model import fingerprint
@@ -84,36 +86,6 @@ def load_policy(run, device):
     if reference is not None and want and fingerprint(reference) != want:
         raise ValueError(f"{source}, the reference of {run}, has changed since: its fingerprint is {fingerprint(reference)}, not {want}")
     return facts, policy, reference
-
-@contextmanager
-def as_reference(policy, reference):
-    with adapters.adapters_off(policy) if reference is policy else nullcontext():
-        yield reference
-
-def answers(policy, reference, tokenizer, prompts, max_new_tokens, temperature, seed):
-    """{"before", "after"}: a completion of each prompt, all token lists, by the reference, if there is one, and by the policy."""
-    found = {}
-    for name, model in (("before", as_reference(policy, reference)), ("after", nullcontext(policy))):
-        with model as m:
-            if m is not None:
-                found[name] = data.sample_completions(m, tokenizer, prompts, max_new_tokens, temperature=temperature, seed=seed)
-    return found
-
-def answer(loaded, args, autocast):
-    """Prints args.show answers of the reference and of the policy to args.prompt. Raises ValueError if it leaves them no room."""
-    facts, policy, reference = loaded
-    tokenizer, room = data.get_tokenizer(facts["args"]["data"], policy.config.vocab_size), facts["args"]["max_len"]
-    form = chat.form_of(facts)
-    text = chat.wrap(args.prompt, form)
-    tokens = chat.encode(text, form, tokenizer, "--prompt")
-    if (left := room - len(tokens)) < 1:
-        raise ValueError(f"--prompt has {len(tokens)} tokens, and the run's models take {room} with the answer")
-    with autocast:
-        found = answers(policy, reference, tokenizer, [tokens] * args.show, min(left, args.max_new_tokens or left), args.temperature[0],
-                        args.seed)
-    for i in range(args.show):
-        one = {"prompt": text} | {name: data.decode(tokenizer, several[i]) for name, several in found.items()}
-        print("\n".join(sample_lines(one)) + "\n")
 
 def held_out(run, facts, policy, ranked, args, device, autocast, say):
     """
@@ -262,14 +234,6 @@ def more_tables(result):
             lines.append(f"temperature {row['temperature']:<5} {name:7}{cells}")
     lines += [f"best of {r['n']:<3} of the reference, KL at most {r['kl']:.2f}   reward {cell(r['reward'], '.3f')}"
               for r in result.get("best_of", ())]
-    return lines
-
-def sample_lines(sample):
-    """A prompt and its completions before and after, one under the other, with their rewards, where there are any."""
-    lines = ["prompt   " + sample["prompt"].strip()]
-    for name in (n for n in ("before", "after") if n in sample):
-        rewards = ", ".join(f"{key} {value:.3f}" for key, value in sample.get("rewards", {}).get(name, {}).items())
-        lines.append(f"{name:9}{sample[name].strip()}" + (f"   ({rewards})" if rewards else ""))
     return lines
 
 def draw(path, found):

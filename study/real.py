@@ -15,6 +15,7 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
+import chat
 import cli
 import data
 import eval
@@ -91,7 +92,7 @@ def own_samples(name, folder):
     prompts, samples = tokenizer.encode_ordinary_batch(PROMPTS[name]), [{"prompt": p, "rewards": {}} for p in PROMPTS[name]]
     by = {key: Reward(ROOT / name / key, tokenizer, max_len, "cpu", 32, nullcontext()) for key in ("reward", "gold") if name == "imdb"}
     room = min(64, max_len - max(map(len, prompts)))
-    for when, answers in eval.answers(policy, reference, tokenizer, prompts, room, temperature=0.7, seed=0).items():
+    for when, answers in chat.answers(policy, reference, tokenizer, prompts, room, temperature=0.7, seed=0).items():
         for sample, prompt, answer in zip(samples, prompts, answers):
             sample[when] = data.decode(tokenizer, answer)
             sample["rewards"][when] = {key: round(float(r([prompt + answer])[0]), 3) for key, r in by.items()}

@@ -26,7 +26,7 @@ CEILINGS = {"model.py": 380, "weights.py": 100, "bpe.py": 130,
             "losses.py": 580, "data.py": 380, "train_sft.py": 160, "train_pref.py": 170, "loop.py": 290,
             "adapters.py": 180, "eval.py": 360, "measures.py": 230, "toy.py": 170, "cli.py": 380, "sources.py": 260, "judge.py": 220,
             "cpu.py": 80, "reward.py": 80, "logps.py": 120, "checkpoint.py": 190, "parallel.py": 110, "messages.py": 360,
-            "chat.py": 130}
+            "chat.py": 180}
 CORE = [ROOT / name for name in CEILINGS]
 
 def commands():
