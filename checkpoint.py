@@ -9,6 +9,7 @@ Read next: loop.py
 import csv
 import hashlib
 import json
+import math
 import os
 import zipfile
 from contextlib import contextmanager, suppress
@@ -36,9 +37,17 @@ def replacing(path):
         with suppress(OSError):
             part.unlink()    # on a full disk half a file takes the room of the next
 
+def finite(content):
+    """The same with None in the place of NaN and infinities, which are no JSON."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
 def write_json(path, content):
     with replacing(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n")
+        part.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
 
 def read_json(path):
     """The content of a JSON file. Raises ValueError in one line."""

@@ -7,21 +7,22 @@ An LLM as the judge: which of two answers is better? Over any OpenAI-compatible 
 
 Judges the samples in the run's eval.json against the reference's, or against the answers that the data set chose. Every pair is asked in
 both orders, since judges prefer what stands first: where they disagree it is a tie, counted as a flip; a verdict that cannot be read is
-counted as invalid. Answers are kept in RUN/judge.jsonl as they come, so nothing is asked twice. Writes RUN/judge.json. Read first: eval.py
+counted as invalid. Answers are kept in RUN/judge.jsonl as they come, so nothing is asked twice. An answer that is empty or cut is not
+kept. Writes RUN/judge.json. docs/judge.md explains it. Read first: eval.py, endpoint.py
 """
+import asyncio
 import hashlib
 import json
 import os
 import re
+import shlex
+import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
-
-from tqdm import tqdm
 
 import cli
-from checkpoint import read_json, write_json
+from checkpoint import finite, read_json, write_json
+from endpoint import after_thinking, ask_all
 from measures import wilson
 
 ASK = {
@@ -44,14 +45,29 @@ def get_args(argv=None):
     p.add_argument("--judge_key", default="OPENAI_API_KEY", help="NAME of the environment variable with the key (default: %(default)s)")
     p.add_argument("--judge_workers", type=cli.positive, default=4, help="questions at a time (default: %(default)s)")
     p.add_argument("--judge_limit", type=cli.positive, help="pairs to judge at most (default: all)")
-    p.add_argument("--judge_price", type=float, nargs=2, metavar=("IN", "OUT"), help="dollars a million tokens, for the estimate")
+    p.add_argument("--judge_timeout", type=cli.not_negative, default=120,
+                   help="seconds that a question may take, its retries included (default: %(default)s)")
+    p.add_argument("--judge_max_tokens", type=cli.positive, default=2048,
+                   help="tokens of an answer at most; a reasoning model needs about 1,000 (default: %(default)s)")
+    p.add_argument("--judge_price", type=cli.not_negative, nargs=2, metavar=("IN", "OUT"),
+                   help="dollars a million tokens, for the estimate")
     return p.parse_args(argv)
 
+MARKS = r"[ \t*_`\"'“”‘’()\[\]<>{}$\\~-]*"    # **A**, "A", [[A]], \boxed{A}
+WORDS = rf"(?:(?i:answer|summary|response|option|boxed|text){MARKS})*"
+CHOICE = rf"{MARKS}{WORDS}(A|B|(?i:neither|tie))\b"    # "a" would be an article
+# nor may an A be the article of "Better: A full reply", or part of "A/B"
+ENDS = r"(?![+]|['’.-]\w|[ \t]*[/|&][ \t]*[AB]\b|[ \t]+(?!(?i:is|because|since|as|over|by|due|for)\b)\w)"
+VERDICTS = re.compile(rf"\b(?i:better|verdict|winner)\b(?: (?i:answer|summary|response|one)\b)?"
+                      rf"(?:{MARKS}(?:(?i:is\b){MARKS}:?|:){CHOICE}(?:(?<![AB])|{ENDS})"
+                      rf"|[^\w\n]*\n\s*{CHOICE}[^\w\n]*$)", re.M)    # the choice may be alone on the next line
+
 def read_verdict(answer):
-    """A, B or neither; None if there is no verdict in the answer, or there are two different ones."""
-    found = {v.lower() for v in re.findall(r"\bbetter\b[\s*_\"']*(?:is|:)[\s*_\"']*(?:answer\s+)?[\"'(]*(A|B|neither|tie)\b", answer, re.I)}
-    found = {"neither" if v in ("neither", "tie") else v.upper() for v in found}
-    return found.pop() if len(found) == 1 else None
+    """A, B or neither, by the last line with a verdict; None if there is none, or two different ones in that line."""
+    text = after_thinking(answer)
+    found = [(text.count("\n", 0, m.end()), m[1] or m[2]) for m in VERDICTS.finditer(text)]
+    last = {choice if choice in "AB" else "neither" for line, choice in found if line == found[-1][0]}
+    return last.pop() if len(last) == 1 else None
 
 def questions(samples, args):
     """[(pair, swapped, key, text)]: every pair in both orders. The key says what was asked of whom, so that it is asked once."""
@@ -64,7 +80,7 @@ def questions(samples, args):
     return out
 
 def known_answers(path):
-    """{key: answer} of a file of answers; a last line that was cut is cut off, so that it is asked again."""
+    """{key: answer} of a file of answers. Without what is asked again: empty answers, and a last line that was cut."""
     known, whole = {}, 0
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         try:
@@ -74,33 +90,7 @@ def known_answers(path):
             if whole + len(line) < path.stat().st_size:
                 raise ValueError(f"{path}: the line after byte {whole:,} is not an answer; delete it") from None
             os.truncate(path, whole)
-    return known
-
-def ask_all(todo, path, args):
-    """Asks what is not known yet, some at a time; every answer is on the disk before it counts. Returns (answers, failures)."""
-    try:
-        import openai
-    except ImportError:
-        raise ValueError("judge.py needs the openai client: pip install openai") from None
-    # it waits and asks again after 429, 5xx and cut connections, as long as Retry-After says
-    client = openai.OpenAI(base_url=args.judge_url, api_key=os.environ.get(args.judge_key) or "none", timeout=120, max_retries=6)
-    lock, answers, failures = Lock(), {}, Counter()
-    def ask(question):
-        _, _, key, text = question
-        try:
-            reply = client.chat.completions.create(model=args.judge_model, messages=[{"role": "user", "content": text}], temperature=0,
-                                                   max_tokens=300)
-            answer = reply.choices[0].message.content or ""
-        except Exception as e:    # after all retries: the client raises a dozen kinds
-            failures[f"{type(e).__name__}: {' '.join(str(e).split())[:120]}"] += 1
-            return
-        with lock, open(path, "a", encoding="utf-8") as f:
-            print(json.dumps({"key": key, "answer": answer}), file=f, flush=True)
-            os.fsync(f.fileno())
-            answers[key] = answer
-    with ThreadPoolExecutor(args.judge_workers) as pool:
-        list(tqdm(pool.map(ask, todo), total=len(todo), unit="answer", leave=False))
-    return answers, failures
+    return {key: answer for key, answer in known.items() if after_thinking(answer)}
 
 def outcome(first, second):
     """win, tie, lose, flip or invalid for the run, from the verdicts with its answer as A, and as B. A flip counts as a tie as well."""
@@ -130,7 +120,39 @@ def judged(samples, known, args):
     decided = [(s["after"], s[args.against])[::1 if o == "win" else -1] for s, o in pairs if o in ("win", "lose")]
     words = dict(zip(("winners", "losers"), (sum(len(t.split()) for t in side) / len(side) for side in zip(*decided))))
     return {"judge": args.judge_model, "against": args.against, "pairs": len(pairs), "words": words,
-            "rates": {name: wilson(counts[name], n) for name, n in of.items()}, "unanswered": sum(v is ... for v in verdicts)}
+            "unanswered": verdicts.count(...), "rates": finite({name: wilson(counts[name], n) for name, n in of.items()})}
+
+def show(rows):
+    """Prints a line of rates and words for each temperature."""
+    rate = lambda r: "-" if r[0] is None else f"{r[0]:.3f} [{r[1]:.3f}, {r[2]:.3f}]"
+    print(f"{'temperature':12}" + "".join(f"{name:22}" for name in rows[0]["rates"]) + "words of winners, losers")
+    for row in rows:
+        cells = "".join(f"{rate(r):22}" for r in row["rates"].values())
+        print(f"{row['temperature']:<12g}{cells}{', '.join(f'{w:.1f}' for w in row['words'].values()) or '-'}")
+
+def estimate(todo, args):
+    """What the questions cost, in words: tokens, and dollars where their price is given."""
+    tokens = sum(len(q[3]) for q in todo) // 4, min(100, args.judge_max_tokens) * len(todo)    # 4 characters a token
+    most = args.judge_max_tokens * len(todo)    # a reasoning model may come near it
+    said = f"about {tokens[0]:,} tokens in and {tokens[1]:,} out, at most {most:,}"
+    if args.judge_price:
+        price = [(tokens[0] * args.judge_price[0] + out * args.judge_price[1]) / 1e6 for out in (tokens[1], most)]
+        said += f", about ${price[0]:.2f}, at most ${price[1]:.2f}"
+    return said
+
+def ask(todo, path, args):
+    """Asks; an answer is on the disk before it counts. Returns ({key: answer}, a reason for each question that failed)."""
+    new = {}
+    def keep(i, answer):
+        key = todo[i][2]
+        with open(path, "a", encoding="utf-8") as f:
+            print(json.dumps({"key": key, "answer": answer}), file=f, flush=True)
+            os.fsync(f.fileno())
+        new[key] = answer
+    named = [(f"pair {i + 1}{', swapped' * swapped}", text) for i, swapped, _, text in todo]
+    return new, asyncio.run(ask_all(
+        named, keep, url=args.judge_url, key=os.environ.get(args.judge_key) or "none", model=args.judge_model,
+        workers=args.judge_workers, timeout=args.judge_timeout, max_tokens=args.judge_max_tokens))
 
 def main(argv=None):
     """Returns what judge.json holds: what was found at the first temperature, and the same at each under "temperatures"."""
@@ -141,19 +163,27 @@ def main(argv=None):
         path, asked = Path(args.run) / "judge.jsonl", [q for samples in at.values() for q in questions(samples, args)]
         known = known_answers(path)
         todo = list({q[2]: q for q in asked if q[2] not in known}.values())
-        tokens = sum(len(q[3]) for q in todo) // 4, 100 * len(todo)    # about 4 characters a token
-        price = f", about ${(tokens[0] * args.judge_price[0] + tokens[1] * args.judge_price[1]) / 1e6:.2f}" if args.judge_price else ""
         print(f"{len(asked) // 2} pairs in both orders: {sum(q[2] in known for q in asked)} answers are there, {len(todo)} questions to "
-              f"ask {args.judge_model}, about {tokens[0]:,} tokens in and {tokens[1]:,} out{price}")
-        new, failures = ask_all(todo, path, args) if todo else ({}, {})
-    rows = [{"temperature": t} | judged(samples, known | new, args) for t, samples in at.items()]
-    print(f"{'temperature':12}" + "".join(f"{name:22}" for name in rows[0]["rates"]) + "words of winners, losers")
-    for row in rows:
-        cells = "".join(f"{f'{r[0]:.3f} [{r[1]:.3f}, {r[2]:.3f}]':22}" for r in row["rates"].values())
-        print(f"{row['temperature']:<12g}{cells}{', '.join(f'{w:.1f}' for w in row['words'].values()) or '-'}")
+              f"ask {args.judge_model}, {estimate(todo, args)}" + f"; each waits {args.judge_timeout:g} s at most" * bool(todo))
+        try:
+            new, failures = ask(todo, path, args) if todo else ({}, [])
+        except KeyboardInterrupt:
+            command = shlex.join(["python", "judge.py", *(sys.argv[1:] if argv is None else argv)])
+            print(f"interrupted; the answers so far are kept, and this asks the rest: {command}", file=sys.stderr)
+            raise SystemExit(130) from None
+    known |= new
+    rows = [{"temperature": t} | judged(samples, known, args) for t, samples in at.items()]
+    show(rows)
     write_json(Path(args.run) / "judge.json", rows[0] | {"temperatures": rows})
     if failures:
-        raise SystemExit(f"error: {sum(failures.values())} questions got no answer ({failures.most_common(1)[0][0]}); run it again")
+        (reason, n), skipped = Counter(failures).most_common(1)[0], len(todo) - len(new) - len(failures)
+        skipped = f" and {skipped} were not asked" if skipped else ""
+        raise SystemExit(f"error: {len(failures)} questions got no answer{skipped} ({n} times: {reason}); the same command asks "
+                         "them again")
+    unread = [known[q[2]] for q in asked if read_verdict(known[q[2]]) is None]
+    if len(unread) > len(asked) / 2:
+        raise SystemExit(f"error: {len(unread)} of {len(asked)} answers have no verdict that can be read, such as "
+                         f"{unread[0][-80:]!r} (all are in {path}): take another --judge_model")
     return rows[0] | {"temperatures": rows}
 
 if __name__ == "__main__":

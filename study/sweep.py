@@ -168,7 +168,7 @@ def collect(root, recipes, seeds, results):
     """sweep.csv: a row for each recipe, seed and measure; best-of-n, temperatures and steps as recipes of their own. curves.csv: logs."""
     rows, curves, (_, first, *_) = [], [], recipes
     def add(recipe, seed, measures):
-        rows.extend((recipe, seed, key, *value) for key, value in measures.items())
+        rows.extend((recipe, seed, key, *("nan" if v is None else v for v in value)) for key, value in measures.items())
     for recipe in (r for r in recipes if r != "sft"):
         for seed in seeds:
             folder = place(root, recipe, seed)

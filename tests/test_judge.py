@@ -8,9 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+import endpoint
 import judge
 
-openai = pytest.importorskip("openai")
+pytest.importorskip("openai")
 
 class Server:
     """An endpoint in this process. behave(text, times asked) -> an answer, or (status, headers), or "cut"."""
@@ -159,8 +160,7 @@ def test_a_run_that_was_interrupted_asks_the_rest_alone(run, serve):
 
 def test_a_question_that_never_gets_an_answer_is_told(run, serve, monkeypatch, capsys):
     """The others' answers stay; the same command asks the rest when the server is well again."""
-    real = openai.OpenAI
-    monkeypatch.setattr(openai, "OpenAI", lambda **flags: real(**flags | {"max_retries": 0}))
+    monkeypatch.setattr(endpoint, "RETRIES", 0)
     with pytest.raises(SystemExit, match="2 questions got no answer"):
         ask(run, serve(lambda text, n: (500, {}) if "question 4?" in text else honest(text)))
     assert json.loads((run / "judge.json").read_text())["pairs"] == 9

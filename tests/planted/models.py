@@ -48,6 +48,6 @@ FAULTS = {
     "the start's fingerprint is taken for the base's": (
         "train_pref.py", '(start["base"], start["base_fingerprint"]) if start else', '(start["base"], base) if start else',
         "test_elsewhere.py::test_the_adapter_goes_on_and_stands_on_the_first_base"),
-    "a new rank for the start's adapter is ignored": ("train_pref.py", "if getattr(args, flag) not in (None, own):", "if False:",
+    "a new rank for the start's adapter is ignored": ("cli.py", "if getattr(args, flag) not in (None, own):", "if False:",
                                                       "test_elsewhere.py::test_flags_that_contradict_the_adapter_of_the_start_are_refused"),
 }

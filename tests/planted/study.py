@@ -133,7 +133,7 @@ FAULTS = {
                                 'if key != "reference_fingerprint" and before.get(key, value) != value:', MATERIAL + "[reference of PPO]"),
     "another reward model taken": ("cli.py", "if before.get(key, value) != value:",
                                    'if key != "reward" and before.get(key, value) != value:', MATERIAL + "[reward of PPO]"),
-    "pairs of another reward taken": ("data.py", 'recipe = {"weights": weights, "reward": reward.name}', 'recipe = {"weights": weights}',
+    "pairs of another reward taken": ("data.py", '{"weights": weights, "reward": reward.name}', '{"weights": weights}',
                                       MATERIAL + "[reward that ranked]"),
     "validation rows not in the fingerprint": ("data.py", 'for split in ("train", "val") for row in rows[split]):\n        h.update',
                                                'for split in ("train",) for row in rows[split]):\n        h.update',
