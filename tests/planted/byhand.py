@@ -1,0 +1,125 @@
+"""
+Planted faults where parts are put together: which rows, which model, which direction, which unit is resampled. They are
+in eval.py, measures.py, train_pref.py, reward.py and loop.py.
+"""
+IMDB, FILE, TOY = (f"test_by_hand.py::test_every_number_of_eval_json[{run}-" for run in ("imdb", "file", "toy"))
+SHOWN = "test_by_hand.py::test_the_samples_and_their_rewards_are_those_measured"
+COUNTS = "test_by_hand.py::test_the_counts_are_those_of_the_rows"
+PRINTED = "test_by_hand.py::test_the_printed_table_has_the_right_number_beside_the_right_label"
+VALIDATION = "test_by_hand.py::test_every_validation_of_log_csv"
+UPDATE = "test_by_hand.py::test_every_update_of_log_csv_and_its_weights"
+END = "test_by_hand.py::test_the_table_at_the_end_of_training_is_that_of_the_best_weights"
+SPLIT = "test_by_hand.py::test_toy_prompts_are_of_the_test_split"
+REVIEWS = "test_by_hand.py::test_review_prompts_are_of_test_reviews_that_training_does_not_hold"
+ONCE = "test_by_hand.py::test_prompts_of_a_file_are_its_validation_rows_once_each"
+BEST = "test_by_hand.py::test_the_saved_weights_are_those_of_the_lowest_validation_loss"
+
+FAULTS = {
+    # which rows
+    "accuracy on pairs of training": ("eval.py", 'facts["pairs"], tokenizer.n_vocab)["val"]',
+        'facts["pairs"], tokenizer.n_vocab)["train"]', f"{COUNTS}[imdb]"),
+    "a file's held-out rows are those of training": ("eval.py", 'run_args.get("n_val"), say)["val"]',
+        'run_args.get("n_val"), say)["train"]', ONCE),
+    "prompts of the validation split": ("eval.py", 'toy.examples("test", ', 'toy.examples("val", ', SPLIT),
+    "prompts of another seed": ("eval.py", 'args.n_prompts, args.seed)\n        prompts',
+        'args.n_prompts, args.seed + 1)\n        prompts', SPLIT),
+    "prompts of reviews of training": ("eval.py", 'data.beginnings(folder, "test", ',
+        'data.beginnings(folder, "train", ', REVIEWS),
+    "a prompt as often as it has pairs": ("eval.py", 'rows = {tuple(r["prompt"]): r for r in rows}.values()',
+        "rows = list(rows)", ONCE),
+    "n_prompts without an effect": ("eval.py", "fit = fit[:args.n_prompts]", "fit = fit[:]", f"{COUNTS}[file]"),
+    "room for half of the prompts": ("eval.py", 'for p in prompts], 75, method', 'for p in prompts], 50, method',
+        f"{END}[file]"),
+    "validation on training rows": ("train_pref.py", "data.Batches(rows[split], ", 'data.Batches(rows["train"], ',
+        f"{VALIDATION}[file]"),
+    "validation labels left right": ("train_pref.py", "args.seed) for part in rows.values())",
+        'args.seed) for part in [rows["train"]])', f"{VALIDATION}[file]"),
+    # which model
+    "the reference is the run itself": ("eval.py",
+        '= GPT.from_pretrained(source).to(device).eval() if source else None\n    want = facts.get("reference_',
+        '= GPT.from_pretrained(run).to(device).eval()\n    want = {}.get("reference_', FILE + "measures]"),
+    "the last weights measured": ("eval.py", "policy = GPT.from_pretrained(run).to",
+        'policy = GPT.from_pretrained(max(Path(run).glob("step-*"), default=run)).to', TOY + "measures]"),
+    "the last step reported as the best": ("loop.py", '"best_step": stopper.best_step, "best',
+        '"best_step": step, "best', f"{BEST}[toy]"),
+    "best of n from the policy": ("eval.py", "with models[base]() as model:\n            rewards = sample",
+        'with models["after"]() as model:\n            rewards = sample', TOY + "best_of]"),
+    "the other run's reference": ("eval.py", "sample(runs[args.against][1], ", "sample(runs[args.against][2], ",
+        TOY + "measures]"),
+    "the gold model's rewards as the learned one's": ("eval.py", '"proxy": ranked, "gold": args.gold}',
+        '"proxy": args.gold, "gold": ranked}', TOY + "measures]"),
+    "wins of the reference in place of the run's": ("eval.py", 'wins(found[name].rewards["reward"], others)',
+        'wins(found["before"].rewards["reward"], others)', TOY + "measures]"),
+    # which direction
+    "win rate turned round": ("eval.py", "wins(r, other.rewards[key])", "wins(other.rewards[key], r)",
+        IMDB + "measures]"),
+    "win rate against the other run turned round": ("eval.py", 'wins(found[name].rewards["reward"], others)',
+        'wins(others, found[name].rewards["reward"])', TOY + "measures]"),
+    "margin of the rejected": ("measures.py", "margins += (chosen - rejected)", "margins += (rejected - chosen)",
+        FILE + "measures]"),
+    "labels of the prompts turned round": ("measures.py", '(("positive", True), ("negative", False))',
+        '(("positive", False), ("negative", True))', IMDB + "measures]"),
+    "the reference loses by definition": ("eval.py", "np.full(n, 0.5)", "np.zeros(n)", FILE + "measures]"),
+    "P(negative)": ("reward.py", "np.exp(-values)", "np.exp(values)", IMDB + "measures]"),
+    "rewards of chosen and rejected swapped in the log": ("train_pref.py",
+        '"rewards/chosen": chosen_rewards.mean(), "rewards/rejected": rejected_',
+        '"rewards/rejected": chosen_rewards.mean(), "rewards/chosen": rejected_', f"{VALIDATION}[file]"),
+    "log-probs of chosen and rejected swapped in the log": ("train_pref.py",
+        '"logps/chosen": chosen.detach().mean(), "logps/rejected": rejected.',
+        '"logps/rejected": chosen.detach().mean(), "logps/chosen": rejected.', f"{VALIDATION}[file]"),
+    "the reference's log-probs of the other side": ("train_pref.py",
+        'names = ("ref_chosen_logps", "ref_rejected_logps", ', 'names = ("ref_rejected_logps", "ref_chosen_logps", ',
+        f"{VALIDATION}[file]"),
+    "ties count as losses in the log": ("train_pref.py", " + 0.5 * (margins == 0).float()", "", f"{VALIDATION}[file]"),
+    # which unit, and which mean
+    "90% intervals": ("measures.py", "[2.5, 97.5]", "[5, 95]", FILE + "measures]"),
+    "samples resampled, not prompts": ("measures.py", "{key: v.reshape(-1, k).mean(1) for key, v in sums.items()}",
+        "dict(sums)", FILE + "measures]"),
+    "a mean over all tokens": ("measures.py", 'sums["entropy"] / lengths}', 'sums["entropy"] / lengths.mean()}',
+        f"{END}[file]"),
+    "log-ratio of the token before": ("measures.py", "targets, out = idx[:, 1:][mask]",
+        "targets, out = idx[:, :-1][mask]", FILE + "measures]"),
+    "a completion's first token left out": ("measures.py", 'first, length = len(row["prompt"]) - 1',
+        'first, length = len(row["prompt"])', FILE + "measures]"),
+    "EOS not counted in the length": ("measures.py", "for a in several] for several in answers]).mean(1), ",
+        "for a in several] for several in plain]).mean(1), ", FILE + "measures]"),
+    "all samples pooled as 4": ("measures.py", "pooled_entropy(several[:j])", "pooled_entropy(several)",
+        TOY + "measures]"),
+    "distinct over samples of one prompt": ("measures.py", "[several[j] for j in range(k) for several in plain]",
+        "[a for several in plain for a in several]", f"{END}[file]"),
+    "rewards without the prompt": ("measures.py", "reward([p + a for p, a in zip(prompts, flat)])", "reward(flat)",
+        IMDB + "measures]"),
+    "a reward model's log-odds": ("reward.py", "return 1 / (1 + np.exp(-values)) if self.labels else values",
+        "return values", IMDB + "measures]"),
+    "the scalar at the padding": ("reward.py", "[[len(texts[i]) - 1] for i in part]",
+        "[[idx.shape[1] - 1] for i in part]", IMDB + "measures]"),
+    "rewards in the order of lengths": ("reward.py", "out[part] = ", "out[at:at + len(part)] = ", IMDB + "measures]"),
+    # which temperature
+    "temperature without an effect": ("eval.py", "there = look(name, temperature, ",
+        "there = look(name, args.temperature[0], ", IMDB + "temperatures]"),
+    "the reference at the policy's temperature": ("measures.py", "head(others[part]).float().log_softmax(-1)",
+        "(head(others[part]).float() / max(temperature, 1e-6)).log_softmax(-1)", IMDB + "temperatures]"),
+    "four greedy samples": ("eval.py", "args.n_samples) if temperature else 1)", "args.n_samples))",
+        TOY + "temperatures]"),
+    "wins against the reference at the same temperature": ("eval.py", "won(there, found[base])",
+        'won(there, look("before", temperature, 4 if temperature else 1))', IMDB + "temperatures]"),
+    "samples of the first temperature": ("eval.py", 'row["samples"] = first_texts(there, held)',
+        'row["samples"] = first_texts(found[name], held)', IMDB + "temperatures]"),
+    "validation at the beta of its step": ("train_pref.py", 'batch["step"] if model.training else args.max_steps',
+        'batch["step"]', f"{VALIDATION}[toy]"),
+    # what is shown
+    "samples shown are others than the first": ("eval.py", "several[0]) for several in measured.answers",
+        "several[-1]) for several in measured.answers", f"{SHOWN}[file]"),
+    "samples of the reference in both columns": ("eval.py", "{name: first_texts(f, held) for name, f in found.items()}",
+        '{name: first_texts(found["before"], held) for name, f in found.items()}', f"{SHOWN}[file]"),
+    "a prompt's mean reward beside its first sample": ("eval.py", "round(float(r[i, 0]), 3)",
+        "round(float(r[i].mean()), 3)", f"{SHOWN}[imdb]"),
+    "the first run in all columns": ("eval.py", '(run, r["measures"]["after"])) if part',
+        '(run, results[args.run[0]]["measures"]["after"])) if part', f"{PRINTED}[toy]"),
+    "rows of the table swapped": ("eval.py", '("reward_negative", "  of negative', '("win", "  of negative',
+        f"{PRINTED}[imdb]"),
+    "ends of the interval swapped": ("eval.py", '[{v[1]:{f}}, {v[2]:{f}}]" if v else',
+        '[{v[2]:{f}}, {v[1]:{f}}]" if v else', f"{PRINTED}[file]"),
+    "learning rate of the step before": ("loop.py", 'group["lr"] = cosine_lr(step, ',
+        'group["lr"] = cosine_lr(max(0, step - 1), ', f"{UPDATE}[file]"),
+}
