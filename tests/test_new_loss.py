@@ -1,5 +1,6 @@
 """A loss that somebody adds: one function, every kind of hyperparameter as a flag, and one line for whatever is written wrongly."""
 import csv
+import inspect
 import runpy
 import sys
 from pathlib import Path
@@ -114,6 +115,15 @@ def test_other_names_are_free(name):
     exec(f"def mine(pairs, *, {name}=1.0):\n    return answer(pairs)", made := {"answer": answer})
     register(needs_ref=False)(made["mine"])
     assert hparams(f"--{name}", "3") == {name: 3.0}
+
+def test_the_example_of_the_page_is_a_loss():
+    """Whoever copies it from docs/new-loss.md has a loss that trains, with the flags that the page names."""
+    page = (Path(__file__).parent.parent / "docs" / "new-loss.md").read_text()
+    exec(page.split("```python\n")[1].split("```")[0], made := dict(vars(losses)))
+    try_out("mine", LOSSES["mine"].hparams)
+    assert hparams("--margin", "1") == {"beta": 0.1, "margin": 1.0} and "L = " in made["mine"].__doc__
+    arguments = {p for p in inspect.signature(register).parameters if p != "fn"}
+    assert all(f"\n| `{p}` |" in page for p in arguments)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # what is no loss
@@ -244,8 +254,9 @@ def the_kl_unasked(pairs):
     (two_tensors, "the shapes [2], [2] for"), (a_number, "the shapes float, [2]"), (nothing, "the shapes NoneType for"),
     (rewards_with_a_gradient, "return them with .detach()"), (detached, "its losses have no gradient"),
     (the_reference_unasked, "unless needs_ref=True"), (the_kl_unasked, "unless needs_kl=True")], ids=lambda x: getattr(x, "__name__", ""))
-def test_what_a_loss_returns_is_looked_at_before_a_run_begins(wrong, words, capsys, in_tmp):
+def test_what_a_loss_returns_is_looked_at_before_a_run_begins(wrong, words, capsys, in_tmp, monkeypatch):
     """A mean trains the same run but for aot and --sft_weight; rewards with a gradient keep every batch's graph in memory."""
+    monkeypatch.setattr(train_pref.sources, "check_source", lambda *args, **more: pytest.fail("the run has begun"))
     LOSSES["mine"] = LOSSES[register(needs_ref=False)(wrong).__name__]
     with pytest.raises(SystemExit) as end:
         train_pref.main(["--loss", "mine"])
