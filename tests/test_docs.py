@@ -30,8 +30,8 @@ CEILINGS = {"model.py": 380, "weights.py": 100, "bpe.py": 130,
 CORE = [ROOT / name for name in CEILINGS]
 
 def commands():
-    for path in [ROOT / "README.md", *CORE, *(ROOT / "study").glob("*.py"), *(ROOT / "rlhf").glob("*.py"),
-                 ROOT / "tests" / "robust.py"]:
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *CORE, *(ROOT / "study").glob("*.py"),
+                 *(ROOT / "rlhf").glob("*.py"), ROOT / "tests" / "robust.py"]:
         for line in path.read_text().splitlines():
             if m := re.match(r" {4}(?:pip .* && )?python (?:-m )?(\S+)(.*?)(?:  +#.*)?$", line):
                 if m[1] in PARSERS:
