@@ -36,7 +36,8 @@ FAULTS = {
         'args.seed) for part in [rows["train"]])', f"{VALIDATION}[file]"),
     # which model
     "the reference is the run itself": ("eval.py",
-        "reference = load(source) if source else None\n    if reference is not None and want and", "reference = load(run)\n    if False and",
+        "reference = load(source) if source else None\n    if reference is not None and want and",
+        "reference = load(run)\n    if False and",
         FILE + "measures]"),
     "the last weights measured": ("eval.py", "policy, about = adapters.load_model(run)",
         'policy, about = adapters.load_model(max(Path(run).glob("step-*"), default=run))', TOY + "measures]"),
