@@ -218,7 +218,7 @@ def answer_fields(record, pairs, where):
     """The columns that a row's answers stand in."""
     if pairs and not record.keys() & {"chosen", "rejected"}:
         raise ValueError(f"{where}, field 'chosen': missing, as is 'rejected', and pairs need both (texts alone are "
-                         f"for train_sft.py, and data.py --texts); the row has {', '.join(map(str, record)) or 'nothing'}")
+                         f"for train_sft.py, data.py --texts); the row has {', '.join(map(str, record)) or 'nothing'}")
     if pairs:
         return ("chosen", "rejected")
     there = [field for field in ANSWERS if field in record]
