@@ -26,7 +26,7 @@ CEILINGS = {"model.py": 360, "losses.py": 520, "data.py": 380, "train_sft.py": 1
 CORE = [ROOT / name for name in CEILINGS]
 
 def commands():
-    for path in [ROOT / "README.md", *CORE, *(ROOT / "study").glob("*.py"), *(ROOT / "rlhf").glob("*.py"),
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *CORE, *(ROOT / "study").glob("*.py"), *(ROOT / "rlhf").glob("*.py"),
                  ROOT / "tests" / "robust.py"]:
         for line in path.read_text().splitlines():
             if m := re.match(r" {4}(?:pip .* && )?python (?:-m )?(\S+)(.*?)(?:  +#.*)?$", line):
