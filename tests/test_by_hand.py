@@ -31,8 +31,8 @@ RUNS = ("toy", "imdb", "file")
 TRAINED = {
     "toy": dict(run="a", lr=0.003, min_lr=0.001, warmup=4, steps=5, beta=0.1, beta_end=1.0, batch=100, decay=0.1),
     "imdb": dict(run="reviews", lr=0.002, min_lr=0.0, warmup=0, steps=3, beta=0.2, beta_end=0.2, batch=32, decay=0.0),
-    "file": dict(run="pairs", lr=0.005, min_lr=0.0, warmup=1, steps=3, beta=0.3, beta_end=0.3, batch=24, decay=0.0)}
-ACCUM, NOISE = {"toy": 1, "imdb": 1, "file": 2}, {"toy": 0.0, "imdb": 0.0, "file": 0.2}
+    "file": dict(run="pairs", lr=0.01, min_lr=0.0, warmup=2, steps=4, beta=0.1, beta_end=0.1, batch=24, decay=0.0)}
+ACCUM, NOISE = {"toy": 1, "imdb": 1, "file": 2}, {"toy": 0.0, "imdb": 0.0, "file": 0.1}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the runs
@@ -175,7 +175,8 @@ def reviews_held(gold, temperatures, n_samples):
 def pair_rows():
     """Pairs with prompts of 2 to 21 tokens, some of them twice and three times, and some that must be dropped."""
     rng, rows = random.Random(9), []
-    say = lambda good: " " + " ".join(toy.opinion(rng, good) for _ in range(rng.choice((1, 1, 2))))
+    one = lambda good: f" the {rng.choice(toy.ASPECT)} was {rng.choice((toy.BAD, toy.GOOD)[good][:2])} ."
+    say = lambda good: "".join(one(good) for _ in range(rng.choice((1, 1, 2))))
     for _ in range(150):
         prompt = " ".join(toy.review(rng)[0].split()[:rng.choice((2, 3, 5, 8, 13, 21))])
         for _ in range(rng.choice((1, 1, 2, 3))):
@@ -186,7 +187,7 @@ def pair_rows():
 
 @pytest.fixture(scope="module")
 def file_run(world):
-    """A run on a file of pairs with a fifth of the labels swapped, measured at the end on the right ones."""
+    """A run on a file of pairs with a tenth of the labels swapped, measured at the end on the right ones."""
     write("pairs.jsonl", pair_rows())
     with said() as texts:
         result = train_pref.main([*flags_of("file"), "--data", "pairs.jsonl", "--max_len", "28", "--n_show", "2"])
@@ -228,7 +229,8 @@ def same(found, want, where=""):
         for key in want if isinstance(want, dict) else range(len(want)):
             same(found[key], want[key], f"{where} {key}")
     else:
-        assert found == want or found == pytest.approx(want, rel=1e-4, abs=2e-5), f"{where}: {found}, by hand {want}"
+        near = found == want or not isinstance(want, str) and found == pytest.approx(want, rel=1e-4, abs=2e-5)
+        assert near, f"{where}: {found}, by hand {want}"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # eval.json

@@ -12,6 +12,7 @@ END = "test_by_hand.py::test_the_table_at_the_end_of_training_is_that_of_the_bes
 SPLIT = "test_by_hand.py::test_toy_prompts_are_of_the_test_split"
 REVIEWS = "test_by_hand.py::test_review_prompts_are_of_test_reviews_that_training_does_not_hold"
 ONCE = "test_by_hand.py::test_prompts_of_a_file_are_its_validation_rows_once_each"
+RANKED = "test_by_hand.py::test_pairs_are_ranked_by_the_reward_of_prompt_and_completion[reviews-first-True]"
 BEST = "test_by_hand.py::test_the_saved_weights_are_those_of_the_lowest_validation_loss"
 
 FAULTS = {
@@ -80,21 +81,21 @@ FAULTS = {
         f"{END}[file]"),
     "log-ratio of the token before": ("measures.py", "targets, out = idx[:, 1:][mask]",
         "targets, out = idx[:, :-1][mask]", FILE + "measures]"),
-    "a completion's first token left out": ("measures.py", 'first, length = len(row["prompt"]) - 1',
-        'first, length = len(row["prompt"])', FILE + "measures]"),
+    "a completion's last token left out": ("measures.py", 'first, length = len(row["prompt"]) - 1',
+        'first, length = len(row["prompt"]) - 2', FILE + "measures]"),
     "EOS not counted in the length": ("measures.py", "for a in several] for several in answers]).mean(1), ",
         "for a in several] for several in plain]).mean(1), ", FILE + "measures]"),
     "all samples pooled as 4": ("measures.py", "pooled_entropy(several[:j])", "pooled_entropy(several)",
         TOY + "measures]"),
     "distinct over samples of one prompt": ("measures.py", "[several[j] for j in range(k) for several in plain]",
-        "[a for several in plain for a in several]", f"{END}[file]"),
+        "[a for several in plain for a in several]", TOY + "measures]"),
     "rewards without the prompt": ("measures.py", "reward([p + a for p, a in zip(prompts, flat)])", "reward(flat)",
         IMDB + "measures]"),
     "a reward model's log-odds": ("reward.py", "return 1 / (1 + np.exp(-values)) if self.labels else values",
         "return values", IMDB + "measures]"),
     "the scalar at the padding": ("reward.py", "[[len(texts[i]) - 1] for i in part]",
         "[[idx.shape[1] - 1] for i in part]", IMDB + "measures]"),
-    "rewards in the order of lengths": ("reward.py", "out[part] = ", "out[at:at + len(part)] = ", IMDB + "measures]"),
+    "rewards in the order of lengths": ("reward.py", "out[part] = ", "out[at:at + len(part)] = ", RANKED),
     # which temperature
     "temperature without an effect": ("eval.py", "there = look(name, temperature, ",
         "there = look(name, args.temperature[0], ", IMDB + "temperatures]"),
