@@ -59,9 +59,12 @@ def make_rows(examples, tokenizer, max_len, max_prompt_len=None, labels=False):
             rows.append({"prompt": prompt, **dict(zip(sides, answers)), **label})
     return rows, dropped
 
-def divide(rows):
-    """{split: rows} of a source -> {"train": rows, "val": rows}, disjoint by prompt, and how many validation rows that has cost."""
-    key = lambda row: tuple(row["prompt"] if len(row["prompt"]) > 1 else row["chosen"])
+def divide(rows, eot):
+    """
+    {split: rows} of a source -> {"train": rows, "val": rows}, disjoint by prompt, and how many validation rows that has cost.
+    eot is the token that texts without a prompt start behind: these are disjoint by their text.
+    """
+    key = lambda row: tuple(row["prompt"] if row["prompt"] != [eot] else row["chosen"])
     if not rows.get("train"):    # a sample of a data set may hold its test files alone
         rows = {"train": [r for part in rows.values() for r in part]}
     if not rows.get("val"):
@@ -83,7 +86,7 @@ def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=Tru
     if "train" in splits:
         splits.pop("test", None)    # never for training; a sample of a data set may hold nothing else
     made = {split: make_rows(examples, tokenizer, max_len, max_prompt_len) for split, examples in splits.items()}
-    rows, shared = divide({split: part for split, (part, _) in made.items()})
+    rows, shared = divide({split: part for split, (part, _) in made.items()}, tokenizer.eot_token)
     dropped = sum((more for _, more in made.values()), dropped + Counter({"with a prompt of training in validation": shared}))
     reasons = ", ".join(f"{n:,} {why}" for why, n in dropped.most_common()) or "none"
     if not rows["train"] or not rows["val"]:

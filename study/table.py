@@ -1,8 +1,10 @@
 """
-The README's tables, made from the code and from what runs have left in study/results.
+Fill the tables of README.md and docs/ from LOSSES and study/results.
 
-    python -m study.table                          # writes the tables into README.md from LOSSES and study/results
-    python -m study.table --example out/toy/dpo    # takes the README's example from a run of the main job, then the same
+    python -m study.table                          # every table of every document
+    python -m study.table --example out/toy/dpo    # first take the README's example from a run of the main job
+
+A table stands between `<!-- NAME: made by study/table.py -->` and `<!-- end of NAME -->`.
 """
 import argparse
 import csv
@@ -21,6 +23,7 @@ from study import claims
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, FIGURES = ROOT / "study" / "results", ROOT / "study" / "figures"
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HEADS = {"reward": ("reward", ".3f"), "kl": ("KL, nats", ".2f"), "win": ("wins against SFT", ".3f"),
          "entropy": ("entropy, nats a token", ".3f"), "pooled_25": ("of 25 samples", ".3f"), "distinct_2": ("distinct pairs", ".3f"),
          "length": ("length, tokens", ".1f"), "accuracy": ("accuracy", ".3f"),
@@ -38,13 +41,20 @@ def keep_example(run):
     stored = json.loads((Path(run) / "eval.json").read_text())
     (RESULTS / "main_job.json").write_text(json.dumps(stored | {"samples": stored["samples"][:3]}, indent=1) + "\n")
 
-def example():
-    """What the main job prints at its end."""
+SHORT_EXAMPLE = ("reward", "win", "kl", "entropy", "distinct_2", "length", "eos", "accuracy")
+
+def example(keep=SHORT_EXAMPLE, n_samples=2):
+    """The end of the main job's output: the rows of some measures, and some samples."""
     stored = json.loads((RESULTS / "main_job.json").read_text())
-    lines = eval.table(stored["measures"]).split("\n")
-    for sample in stored["samples"]:
+    columns = {name: {k: v for k, v in column.items() if k in keep} for name, column in stored["measures"].items()}
+    lines = eval.table(columns).split("\n")
+    for sample in stored["samples"][:n_samples]:
         lines += ["", *eval.sample_lines(sample)]
     return "\n".join(["```", *lines, "```"])
+
+def whole_example():
+    """All that the main job prints at its end."""
+    return example([key for key, _, _ in eval.ROWS], 3)
 
 def markdown(heads, rows):
     return "\n".join(["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *("| " + " | ".join(row) + " |" for row in rows)])
@@ -78,29 +88,39 @@ def sweep_table(recipes, heads, first="method"):
     groups = grouped(read("sweep.csv"), "recipe", "measure")
     cell = lambda rows, form: mean(rows, "mean", form, True) if rows else "-"
     return markdown([first, *(label for label, _ in heads.values())], (
-        [f"`{label}`", *(cell(groups.get((recipe, m)), form) for m, (_, form) in heads.items())] for label, recipe in recipes.items()))
+        [label, *(cell(groups.get((recipe, m)), form) for m, (_, form) in heads.items())] for label, recipe in recipes.items()))
+
+def quoted(names):
+    return {f"`{name}`": name for name in names}
 
 def results_table():
     """A row a loss with its defaults."""
     heads = {m: HEADS[m] for m in ("reward", "kl", "entropy", "length", "accuracy")}
-    return sweep_table({"sft": "sft"} | {f"--loss {name}": claims.default_of(name) for name in LOSSES}, heads, "policy")
+    recipes = {"`sft`": "sft"} | {f"`--loss {name}`": claims.default_of(name) for name in LOSSES}
+    return sweep_table(recipes, heads, "policy")
 
 def methods_table():
     """One setting of each method, with 25 samples a prompt."""
-    heads = {m: HEADS[m] for m in ("reward", "win", "kl", "length", "entropy", "pooled_25", "distinct_2")}
-    return sweep_table({r: r for r in claims.Sweep(RESULTS).recipes_with("pooled_25")}, heads)
+    heads = {m: HEADS[m] for m in ("reward", "win", "kl", "length", "entropy", "pooled_25")}
+    return sweep_table(quoted(claims.Sweep(RESULTS).recipes_with("pooled_25")), heads)
+
+def front_table():
+    """The README's few methods, each at one setting."""
+    recipes = {"SFT": "sft", "`--loss dpo`": "dpo beta=0.1", "`--loss ipo`": "ipo beta=0.1", "`--loss fdpo` (JSD)": "jsd beta=0.3",
+               "PPO, learned reward": "ppo beta=0.5", "RLOO, learned reward": "rloo beta=0.5", "best of 16, exact reward": "best_of n=16"}
+    return sweep_table(recipes, {m: HEADS[m] for m in ("reward", "kl", "win", "entropy")})
 
 def rlhf_table():
     """DPO and what it replaces, every setting."""
     s, methods = claims.Sweep(RESULTS), ("sft", "dpo", "ppo", "rloo", "ppo_gt", "rloo_gt", "best_of", "preferred_ft", "unlikelihood")
     recipes = [r for m in methods for r in s.points(m)]
-    heads = {m: HEADS[m] for m in ("reward", "kl", "win", "length", "entropy", "seconds", "samples")}
-    return sweep_table({r: r for r in recipes}, heads)
+    heads = {m: HEADS[m] for m in ("reward", "kl", "win", "length", "seconds", "samples")}
+    return sweep_table(quoted(recipes), heads)
 
 def judge_table():
     """How good the toy world's reward models are."""
     heads = {m: HEADS[m] for m in ("accuracy", "calibration_error", "agreement", "seconds")}
-    return sweep_table({"from the pairs that DPO has": "reward"}, heads, "reward model")
+    return sweep_table({"trained on the pairs that DPO has": "reward"}, heads, "reward model")
 
 def epsilon_table():
     """DPO by AdamW's epsilon, each seed by itself, as their mean would hide the one that breaks."""
@@ -127,14 +147,13 @@ def real_table():
     """Preferences on real text, means over seeds and ranges, and the SFT policies that they begin from."""
     groups = grouped(read("real.csv"), "data", "run", "measure")
     heads = {"reward": ("by the reward model", ".3f"), "gold": ("by the gold model", ".3f"), "gold_win": ("wins by gold", ".3f"),
-             "kl": ("KL, nats", ".2f"), "entropy": ("entropy, nats a token", ".2f"), "distinct_2": ("distinct pairs", ".2f"),
-             "accuracy": ("accuracy", ".3f"), "margin": ("margin, nats", ".2f")}
+             "kl": ("KL, nats", ".2f"), "entropy": ("entropy, nats a token", ".2f"), "accuracy": ("accuracy", ".3f")}
     cell = lambda rows, form: mean(rows, "mean", form, True) if rows else ""
     lines = {}    # by their cells, since the policy before one run is most often that before the next, on the same prompts
     for data, run in dict.fromkeys((d, r) for d, r, m in groups if m == "kl"):
         cells = tuple(cell(groups.get((data, run, m)), form) for m, (_, form) in heads.items())
-        lines.setdefault(cells, [data, f"`{run}`", *cells])
-    return markdown(["data", "run", *(label for label, _ in heads.values())], lines.values())
+        lines.setdefault(cells, [f"{data} `{run}`", *cells])
+    return markdown(["run", *(label for label, _ in heads.values())], lines.values())
 
 def real_samples():
     """Some of what the policies of real text write, beside the SFT policy."""
@@ -150,9 +169,11 @@ def bandit_table():
                              f"{r['below the frontier']:.4f}", f"{r['unseen before']:.2f} to {r['unseen after']:.2f}"]
                             for r in read("bandit.csv")))
 
+def escaped(cell):
+    return cell.replace("|", "\\|")    # a bare one ends the cell
+
 def losses_table():
     """A row a loss, read off LOSSES and the docstrings; a formula or source that a docstring does not have is left empty."""
-    heads = ("loss", "per pair", "source", "reference", "hyperparameters", "at the start", "stops at a gap of", "in TRL 1.16")
     rows = []
     for name, loss in LOSSES.items():
         doc = inspect.getdoc(loss.fn) or ""
@@ -160,27 +181,39 @@ def losses_table():
         formula = f"`{formula[1]}`" if formula else ""
         source = re.search(r"arXiv:\d{4}\.\d{5}|ericmitchell\.ai/\S+?\.pdf", doc)
         hparams = ", ".join(f"`{k}` {v}" for k, v in loss.hparams.items()) or "none"
+        rows.append((f"`{name}`", formula, source[0] if source else "", "yes" if loss.needs_ref else "no", hparams))
+    heads = ("loss", "per pair", "source", "reference", "hyperparameters")
+    return markdown(heads, [list(map(escaped, row)) for row in rows])
+
+def behavior_table():
+    """Where each loss starts, where it stops pushing, and what TRL calls it."""
+    rows = []
+    for name, loss in LOSSES.items():
         start, limit = (f"`{x}`" if x and x != "inf" else {"inf": "never", "": ""}[x] for x in (loss.start, loss.limit))
-        row = (f"`{name}`", formula, source[0] if source else "", "yes" if loss.needs_ref else "no", hparams, start, limit, loss.trl)
-        rows.append([cell.replace("|", "\\|") for cell in row])    # a bare one ends the cell
-    return markdown(heads, rows)
+        rows.append((f"`{name}`", start, limit, loss.trl))
+    heads = ("loss", "value while policy == reference", "stops pushing at a gap of", "in TRL 1.16")
+    return markdown(heads, [list(map(escaped, row)) for row in rows])
+
+def front_losses():
+    """All losses as names that link to their row."""
+    return ", ".join(f"[{name}](docs/losses.md)" for name in LOSSES)
 
 def trl_table():
-    """DPO updates beside TRL's."""
-    heads = ["pairs", "dtype", "reference", "TRL", "prompt here", "s an update", "TRL's", "times as fast", "GB", "TRL's", "of its memory",
-             "of the rate"]
-    return markdown(heads, (
-        [data.split("-")[0], dtype, reference, "recomputing" if checkpointing == "True" else "plain",
-         {"plain": "twice", "shared": "once"}[layout],
-         mean(rows, "seconds", ".2f"), mean(rows, "trl_seconds", ".2f"), mean(rows, "speed_ratio", ".1f", True),
-         mean(rows, "peak_gb", ".2f"), mean(rows, "trl_peak_gb", ".2f"), mean(rows, "memory_ratio", ".2f"), mean(rows, "share", ".0%")]
-        for (data, dtype, reference, checkpointing, layout), rows
-        in grouped(read("bench_trl_*.csv"), "data", "dtype", "reference", "trl_checkpointing", "layout").items()))
+    """DPO updates beside TRL's: ours / TRL's where a cell has two numbers."""
+    heads = ["pairs", "TRL runs the reference", "prompt here", "seconds an update", "times as fast", "GB", "of the matrix rate"]
+    lines, keys = [], ("data", "dtype", "reference", "trl_checkpointing", "layout")
+    for (data, dtype, reference, checkpointing, layout), rows in grouped(read("bench_trl_*.csv"), *keys).items():
+        seconds, gb = (f"{mean(rows, k, '.2f')} / {mean(rows, f'trl_{k}', '.2f')}" for k in ("seconds", "peak_gb"))
+        lines.append([f"{data.split('-')[0]}, {dtype}", reference + (", recomputing" if checkpointing == "True" else ""),
+                      {"plain": "twice", "shared": "once"}[layout], seconds, mean(rows, "speed_ratio", ".1f", True),
+                      f"{gb} = {mean(rows, 'memory_ratio', '.2f')}", mean(rows, "share", ".0%")])
+    return markdown(heads, lines)
 
 def parts_table():
     """Every part of the work on GPT-2's sizes, and some of it on smaller ones."""
-    return markdown(["model", "part", "dtype", "s a step", "pairs a second", "tokens a second", "of the rate", "GB"], (
-        [r["model"], f"`{' '.join((r['what'], *(OPTIONS.get(o, o) for o in r['options'].split())))}`", r["dtype"], f"{r['seconds']:.2f}",
+    return markdown(["model", "part", "seconds a step", "pairs a second", "tokens a second", "of the matrix rate", "GB"], (
+        [f"{r['model']}, {r['dtype']}", f"`{' '.join((r['what'], *(OPTIONS.get(o, o) for o in r['options'].split())))}`",
+         f"{r['seconds']:.2f}",
          f"{r['pairs_s']:.1f}" if r["pairs_s"] else "", f"{r['tokens_s']:,.0f}", f"{r['share']:.0%}" if r["share"] else "",
          f"{r['peak_gb']:.2f}"]
         for r in read("bench_parts*.csv") if r["model"] == "gpt2" or r["options"] in ("", "share_prefix")))
@@ -217,8 +250,9 @@ def growth_model():
 def growth_table():
     """What an update costs, measured and in theory."""
     rows, theory = growth_model()
-    return markdown(["pairs", "completion", "vocabulary", "billion operations", "s an update", "in theory", "GB", "in theory"], (
-        [f"{r['batch']:.0f}", f"{r['completion']:.0f}", f"{r['vocabulary']:,.0f}", f"{r['operations'] / 1e9:,.0f}", f"{r['seconds']:.2f}",
+    heads = ["pairs x completion tokens", "vocabulary", "billion operations", "seconds an update", "in theory", "GB", "in theory"]
+    return markdown(heads, (
+        [f"{r['batch']:.0f} x {r['completion']:.0f}", f"{r['vocabulary']:,.0f}", f"{r['operations'] / 1e9:,.0f}", f"{r['seconds']:.2f}",
          f"{s:.2f}", f"{r['peak_gb']:.2f}", f"{gb:.2f}"] for r, s, gb in zip(rows, theory["seconds"], theory["peak_gb"])))
 
 def draw_growth():
@@ -238,26 +272,25 @@ def draw_growth():
     axes[0][0].legend(fontsize=8)
     fig.savefig(FIGURES / "growth.png", dpi=110)
 
+TABLES = {"example": example, "whole example": whole_example, "front": front_table, "loss names": front_losses,
+          "results": results_table, "bandit": bandit_table, "losses": losses_table, "behavior": behavior_table, "trl": trl_table,
+          "parts": parts_table, "generation": generation_table, "growth": growth_table, "robust": robust_table,
+          "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table, "judge": judge_table, "models": models_table,
+          "real": real_table, "samples": real_samples, "claims": lambda: claims.claims_table(RESULTS)}
+
 def filled(text):
-    """README text with what stands between its markers made anew."""
-    tables = {"example": example, "results": results_table, "bandit": bandit_table, "losses": losses_table, "trl": trl_table,
-              "parts": parts_table, "generation": generation_table, "growth": growth_table, "robust": robust_table,
-              "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table, "judge": judge_table,
-              "models": models_table, "real": real_table, "samples": real_samples, "claims": lambda: claims.claims_table(RESULTS)}
-    for name, table in tables.items():
-        begin, end = f"<!-- {name}: made by study/table.py -->\n", f"\n<!-- end of {name} -->"
-        assert begin in text and end in text, f"README.md has no markers for {name}"
-        text = text[:text.index(begin) + len(begin)] + table() + text[text.index(end):]
-    return text
+    """A document's text with every table between markers made anew. Raises KeyError for a marker of no table."""
+    marked = re.compile(r"<!-- ([\w ]+): made by study/table\.py -->\n.*?<!-- end of \1 -->", re.S)
+    return marked.sub(lambda m: f"<!-- {m[1]}: made by study/table.py -->\n{TABLES[m[1]]()}\n<!-- end of {m[1]} -->", text)
 
 def main(argv=None):
     args = get_args(argv)
     if args.example:
         keep_example(args.example)
     draw_growth()
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text()))
-    print(f"tables written into {readme.name}")
+    for path in DOCUMENTS:
+        path.write_text(filled(path.read_text()))
+    print(f"tables written into {', '.join(path.name for path in DOCUMENTS)}")
 
 if __name__ == "__main__":
     main()

@@ -289,7 +289,8 @@ def test_a_new_loss_has_a_row_in_the_table_whatever_its_docstring(monkeypatch):
     def mine(pairs, *, kind="a|b"):
         return answer(pairs)
     only(monkeypatch, mine, needs_ref=False)
-    assert table.losses_table().splitlines()[2] == "| `mine` |  |  | no | `kind` a\\|b |  |  | none |"
+    assert table.losses_table().splitlines()[2] == "| `mine` |  |  | no | `kind` a\\|b |"
+    assert table.behavior_table().splitlines()[2] == "| `mine` |  |  | none |"
     mine.__doc__ = """Mine.
 
         L = |c - r|
