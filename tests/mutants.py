@@ -205,7 +205,7 @@ def constants(source, node, start, end):
     match node.value:
         case bool():
             yield "constant", start, end, str(not node.value)
-        case int() if not place:
+        case int() if not place and bound is node:    # -1: see "minus dropped"
             yield "constant", start, end, str(node.value + 1)
         case float():
             yield "constant", start, end, repr(node.value * 2 or 1.0)

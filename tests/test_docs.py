@@ -9,6 +9,7 @@ import pytest
 import data
 import eval
 import judge
+import mutate
 import train_pref
 import train_sft
 import robust
@@ -20,6 +21,7 @@ README = (ROOT / "README.md").read_text()
 PARSERS = {f"{m.__name__}.py": m.get_args for m in (data, judge, train_sft, train_pref, eval)}
 PARSERS |= {m.__name__: m.get_args for m in (table, sweep, bandit, bench, real, bag, train_reward, train_ppo)}
 PARSERS["tests.robust"] = robust.get_args
+PARSERS["tests.mutate"] = mutate.get_args
 CEILINGS = {"model.py": 360, "losses.py": 520, "data.py": 380, "train_sft.py": 150, "train_pref.py": 150, "loop.py": 250,
             "adapters.py": 160, "eval.py": 360, "measures.py": 200, "toy.py": 160, "cli.py": 240, "sources.py": 260, "judge.py": 160,
             "cpu.py": 80, "reward.py": 80, "logps.py": 120, "checkpoint.py": 190, "parallel.py": 100}
@@ -27,7 +29,7 @@ CORE = [ROOT / name for name in CEILINGS]
 
 def commands():
     for path in [ROOT / "README.md", *CORE, *(ROOT / "study").glob("*.py"), *(ROOT / "rlhf").glob("*.py"),
-                 ROOT / "tests" / "robust.py"]:
+                 ROOT / "tests" / "robust.py", ROOT / "tests" / "mutate.py", ROOT / "docs" / "tests.md"]:
         for line in path.read_text().splitlines():
             if m := re.match(r" {4}(?:pip .* && )?python (?:-m )?(\S+)(.*?)(?:  +#.*)?$", line):
                 if m[1] in PARSERS:
