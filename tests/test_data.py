@@ -358,6 +358,13 @@ def test_who_is_held_out_does_not_depend_on_the_order_of_the_rows(tmp_path):
         held.append({e["prompt"] for e in splits["val"]})
     assert held[0] == held[1] and held[0] != {r["prompt"] for r in records[-5:]} and held[0] != {r["prompt"] for r in records[:5]}
 
+def test_pairs_of_a_prompt_of_one_token_stay_together(tmp_path, tokenizer):
+    """A text without a prompt has one token in its place too: taken for such texts, these pairs would be in training and validation."""
+    records = [{"prompt": chr(97 + i % 20), "chosen": f"was fine {i}", "rejected": "no"} for i in range(80)]
+    assert all(len(tokenizer.encode_ordinary(r["prompt"])) == 1 for r in records)
+    prompts = {s: {e["prompt"] for e in part} for s, part in divided(write_jsonl(tmp_path / "p.jsonl", records)).items()}
+    assert prompts["val"] and not prompts["train"] & prompts["val"]
+
 def test_texts_without_prompts_are_split_by_the_text(tmp_path):
     """All their prompts are "": split by prompt they would fall into one split. Duplicates (96 in IMDB) stay together."""
     records = [{"text": f"film {i % 30}"} for i in range(60)]

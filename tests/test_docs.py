@@ -9,6 +9,7 @@ import pytest
 import data
 import eval
 import judge
+import mutate
 import train_pref
 import train_sft
 import robust
@@ -23,6 +24,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 PARSERS = {f"{m.__name__}.py": m.get_args for m in (data, judge, train_sft, train_pref, eval)}
 PARSERS |= {m.__name__: m.get_args for m in (table, sweep, bandit, bench, real, bag, train_reward, train_ppo)}
 PARSERS["tests.robust"] = robust.get_args
+PARSERS["tests.mutate"] = mutate.get_args
 CEILINGS = {"model.py": 380, "weights.py": 100, "bpe.py": 130,
             "losses.py": 580, "data.py": 380, "train_sft.py": 160, "train_pref.py": 170, "loop.py": 290,
             "adapters.py": 180, "eval.py": 360, "measures.py": 230, "toy.py": 170, "cli.py": 380, "sources.py": 260, "judge.py": 220,
@@ -32,7 +34,7 @@ CORE = [ROOT / name for name in CEILINGS]
 
 def commands():
     for path in [ROOT / "README.md", *PAGES, *CORE, *(ROOT / "study").glob("*.py"), *(ROOT / "rlhf").glob("*.py"),
-                 ROOT / "tests" / "robust.py"]:
+                 ROOT / "tests" / "robust.py", ROOT / "tests" / "mutate.py"]:
         for line in path.read_text().splitlines():
             if m := re.match(r" {4}(?:pip .* && )?python (?:-m )?(\S+)(.*?)(?:  +#.*)?$", line):
                 if m[1] in PARSERS:

@@ -138,6 +138,45 @@ def test_text_measures_by_hand():
     assert set(many) == {"length", "eos", "pooled_4", "pooled_25", "distinct_1"}
     assert not many["pooled_4"].any() and not many["pooled_25"].any() and many["distinct_1"].tolist() == [1 / 500]
 
+def test_diversity_is_that_of_the_words_without_the_end_token():
+    """Every completion has the end token: counted too, it would make all policies look alike. Words differ from each other here."""
+    held = measures.HeldOut(SimpleNamespace(eot_token=EOS), [[0]] * 250, [True] * 250, None, {}, 4)
+    found = measures.text_measures([[[5, 6, EOS], [5, 7, EOS], [5, 6], [5, 7, EOS]]] * 250, {"reward": np.ones((250, 4))}, held)
+    assert found["pooled_4"] == pytest.approx(1.5 * math.log(2)) and "pooled_25" not in found    # shares 1/2, 1/4, 1/4
+    # first samples first: 250 times "5 6" make the first piece, and each piece has words of one column alone
+    assert found["distinct_1"].tolist() == [2 / 500] * 4 and found["distinct_2"].tolist() == [1 / 250] * 4
+    assert found["reward_positive"].tolist() == [1] * 250 and "reward_negative" not in found    # a mean over no prompt
+
+def test_without_a_reference_only_the_entropy_is_measured(worlds):
+    """A run of SFT has none: a KL of such a run would be to whatever stands in for it."""
+    p, q, batch = worlds
+    alone = measures.token_measures(p, None, batch, torch.device("cpu"))
+    both = measures.token_measures(p, nullcontext(q), batch, torch.device("cpu"))
+    assert set(alone) == {"entropy"} and set(both) == {"entropy", "kl", "logratio"}
+    assert alone["entropy"].tolist() == both["entropy"].tolist()
+
+def test_a_curve_is_the_mean_over_completions_that_have_a_token_there(worlds):
+    """Divided by all completions, every curve falls to 0; a position that fewer than one in twenty reach would be noise."""
+    p, q, _ = worlds
+    held = measures.HeldOut(SimpleNamespace(eot_token=EOS), [[0, 1]] * 20, None, None, {}, 4)
+    def curves(answers):
+        values, found = measures.model_measures(p, lambda: nullcontext(q), answers, held, 1.0, 7, nullcontext())
+        assert all(len(v) == len(answers) for v in values.values())
+        return values, found
+    two, three = [0, EOS], [0, 1, EOS]
+    values, found = curves([[[EOS], [EOS]]] * 19 + [[two, three]])    # of 40: 2 have a second token, 1 has a third
+    assert {len(c) for c in found.values()} == {2} and found["kl"].shape == (2,)
+    # after the prompt there is one state: its entropy is that of every completion's first token
+    assert found["entropy"][0] == pytest.approx(values["entropy"][0], rel=1e-5)
+    alone = curves([[two]])[1]
+    assert {len(c) for c in alone.values()} == {2}    # no mean over none
+    for key in ("entropy", "kl", "logratio"):
+        assert found[key][1] == pytest.approx((alone[key][1] + curves([[three]])[1][key][1]) / 2, rel=1e-4, abs=1e-6)
+    # sums over completions, then means over a prompt's samples
+    single = [curves([[a]])[0] for a in (two, three)]
+    assert values["kl"][-1] == pytest.approx(np.mean([s["kl"][0] for s in single]), rel=1e-4)
+    assert values["completion_entropy"][-1] == pytest.approx(np.mean([s["entropy"][0] * n for s, n in zip(single, (2, 3))]), rel=1e-4)
+
 def test_the_samples_of_a_prompt_differ_and_stay_with_their_prompt(worlds):
     """k samples are k draws; an order by length, undone wrongly, would hand them to other prompts."""
     p = worlds[0]

@@ -16,7 +16,7 @@ import eval
 import reward
 import toy
 import train_pref
-from model import GPT, GPTConfig, ScalarGPT
+from model import GPT, GPTConfig, ScalarGPT, fingerprint
 from rlhf import train_reward
 from test_data import write_jsonl
 from test_runs import here, world    # noqa: F401 (fixtures)
@@ -193,3 +193,69 @@ def test_a_reward_run_goes_on(here, tmp_path, capsys):    # noqa: F811
     args = SimpleNamespace(out_dir=str(tmp_path / "cut"))
     with cli.interruptible("-m rlhf.train_reward", args, []):
         assert cli.go_on().startswith("python -m rlhf.train_reward --resume --out_dir ")
+
+@pytest.mark.parametrize("text, good", [("32", True), ("2-8", True), ("8-8", True), ("8-2", False), ("0", False), ("0-3", False),
+                                        ("8-", False), ("-8", False), ("08", False), ("x", False)])
+def test_prompt_tokens_are_a_number_or_a_range_that_rises(text, good, capsys):
+    """A range that falls has no length in it, and the error would come from deep inside the sampling of prompts."""
+    args = SimpleNamespace(data="imdb", prompt_tokens=text)
+    if good:
+        reward.check_prompt_tokens(cli.Parser(""), args)
+        assert args.prompt_tokens == text
+    else:
+        with pytest.raises(SystemExit):
+            reward.check_prompt_tokens(cli.Parser(""), args)
+        assert f"--prompt_tokens {text}" in capsys.readouterr().err
+
+def test_prompt_tokens_have_a_default_on_imdb_only():
+    """Filled in for other data too, the flag would be stored with runs on which it has no effect."""
+    for name, want in (("imdb", "32"), ("toy", None), ("hh", None)):
+        args = SimpleNamespace(data=name, prompt_tokens=None)
+        reward.check_prompt_tokens(cli.Parser(""), args)
+        assert args.prompt_tokens == want
+
+@pytest.mark.parametrize("given, words", [
+    (dict(data="hh", n_prompts=5), "--n_prompts"), (dict(data="hh", reward="r"), "--reward"),
+    (dict(data="toy", prompt_tokens="8"), "--prompt_tokens"), (dict(data="toy", max_prompt_len=9), "--max_prompt_len"),
+    (dict(data="imdb", reward="r", n_val=9), "--n_val"), (dict(data="imdb"), "train a reward model"),
+    (dict(data="toy", n_prompts=5, reward="r"), ""), (dict(data="imdb", n_prompts=5, reward="r", prompt_tokens="8"), ""),
+    (dict(data="hh", max_prompt_len=9, n_val=9), "")])
+def test_flags_of_sampled_pairs_hold_where_pairs_are_sampled(given, words, capsys):
+    """Each flag on data where it works and on data where it does not: one condition turned round refuses the wrong ones."""
+    p = cli.Parser("")
+    for flag in ("n_prompts", "reward", "prompt_tokens", "max_prompt_len", "n_val"):
+        p.add_argument(f"--{flag}")
+    args = SimpleNamespace(**(dict.fromkeys(("n_prompts", "reward", "prompt_tokens", "max_prompt_len", "n_val")) | given))
+    if not words:
+        reward.check_flags(p, args)
+        return
+    with pytest.raises(SystemExit):
+        reward.check_flags(p, args)
+    assert words in capsys.readouterr().err
+
+def test_the_toy_worlds_reward_is_its_exact_one(tokenizer):
+    """By name and by value, text by text; a probability is not put through a sigmoid again."""
+    exact = reward.Reward(None, tokenizer, 64, "cpu", 8, nullcontext())
+    examples = toy.examples("test", 4, 0)
+    texts = tokenizer.encode_ordinary_batch([e["prompt"] for e in examples])
+    assert exact.name == "toy" and exact.model is None
+    assert exact([[*t, tokenizer.eot_token] for t in texts]).tolist() == [toy.reward(e["prompt"]) for e in examples]
+
+@pytest.mark.parametrize("name", ["imdb", "toy"])
+def test_a_models_reward_is_a_probability_only_if_it_has_learned_labels(name, tmp_path, tokenizer):
+    """The scalar of a model of pairs is only known up to a constant: its sigmoid means nothing. A label model's is P(positive)."""
+    torch.manual_seed(0)
+    model = ScalarGPT(GPTConfig(block_size=16, vocab_size=tokenizer.n_vocab, n_layer=1, n_head=1, n_embd=8)).eval()
+    torch.nn.init.normal_(model.score.weight)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "args.json").write_text(json.dumps({"script": "rlhf/train_reward.py", "args": {"data": name}}))
+    texts = [[1, 2, 3], [4], [300, 301]]
+    raw = reward.scores(model, texts, 8, nullcontext())
+    found = reward.Reward(str(tmp_path), tokenizer, 16, "cpu", 2, nullcontext())
+    assert found(texts) == pytest.approx(1 / (1 + np.exp(-raw)) if name == "imdb" else raw, abs=1e-5)
+    assert found.name == fingerprint(model) and len(set(raw.round(3))) == 3
+    with pytest.raises(ValueError):
+        reward.Reward(str(tmp_path), tokenizer, 17, "cpu", 2, nullcontext())    # longer than the model takes
+    (tmp_path / "args.json").write_text(json.dumps({"script": "train_sft.py", "args": {"data": name}}))
+    with pytest.raises(ValueError, match="is a run of train_sft.py, not a reward model's"):
+        reward.Reward(str(tmp_path), tokenizer, 16, "cpu", 2, nullcontext())
