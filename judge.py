@@ -45,7 +45,7 @@ def get_args(argv=None):
     p.add_argument("--judge_key", default="OPENAI_API_KEY", help="NAME of the environment variable with the key (default: %(default)s)")
     p.add_argument("--judge_workers", type=cli.positive, default=4, help="questions at a time (default: %(default)s)")
     p.add_argument("--judge_limit", type=cli.positive, help="pairs to judge at most (default: all)")
-    p.add_argument("--judge_timeout", type=cli.not_negative, default=120,
+    p.add_argument("--judge_timeout", type=cli.above_zero, default=120.0,
                    help="seconds that a question may take, its retries included (default: %(default)s)")
     p.add_argument("--judge_max_tokens", type=cli.positive, default=2048,
                    help="tokens of an answer at most; a reasoning model needs about 1,000 (default: %(default)s)")

@@ -53,7 +53,7 @@ def get_args(argv=None):
     return args
 
 @torch.no_grad()
-def add_reference(model, batches, autocast, off):
+def add_reference(model, batches, autocast, off=nullcontext):
     """Puts the reference's summed log-probs, nats, into every row. off: a context in which model is the reference."""
     device = next(model.parameters()).device
     names = ("ref_chosen_logps", "ref_rejected_logps", "ref_kl_logps")[:3 if "mismatched" in batches.rows[0] else 2]

@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -126,7 +127,8 @@ def ours(job):
         compute_loss = lambda batch: train_sft.sft_loss(model, batch)
     else:
         compute_loss = lambda batch: train_pref.preference_loss(model, batch, LOSSES["dpo"], {"beta": 0.1})
-    reference = lambda: train_pref.add_reference(model, batches, autocast)
+    off = adapters.adapters_off if job.get("adapter") else nullcontext
+    reference = lambda: train_pref.add_reference(model, batches, autocast, off)
     def updates():
         for i in range(len(batches)):
             seconds.append(clocked(lambda i=i: loop.train_step(model, compute_loss, [batches[i]], optimizer, 1.0, autocast), device))

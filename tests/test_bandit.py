@@ -106,7 +106,7 @@ def test_hinge_stops_at_its_margin():
     policy = bandit.descend(ref, preference, weights, "hinge", 1000, 0.05, beta=0.5)
     assert 2.0 <= gap(policy, ref) < 2.06
 
-@pytest.mark.parametrize("beta", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("beta", [0.1, *(pytest.param(b, marks=pytest.mark.slow) for b in (1.0, 10.0))])
 def test_dpos_kl_grows_without_end_whatever_beta_and_ipo_stays(beta):
     """The IPO paper's point: where one answer always wins, the KL penalty is gone and only early stopping is left."""
     ref, preference, weights = two_answers((0.1, 0.9))
@@ -130,6 +130,7 @@ def test_with_partial_coverage_mass_moves_to_answers_never_seen():
     assert policy.exp()[0, 2].item() == pytest.approx(0.437, abs=1e-3)
     assert tilt(ref, reward, 1.0).exp()[0, 2].item() < 1e-3    # where the RLHF optimum, which knows the reward, has next to nothing
 
+@pytest.mark.slow
 def test_no_method_is_above_the_frontier_and_dpo_is_on_it():
     """A point above it means that the frontier, or a measure, is wrong."""
     table = {row["loss"]: row for row in bandit.rows()}

@@ -400,8 +400,7 @@ def test_own_pairs_train_and_are_measured_without_any_file(offline, tmp_path, mo
     rows = [{"prompt": f"Is {i} café?", "chosen": f" yes, {i}", "rejected": " no ☹"} for i in range(60)]
     file = write_jsonl(tmp_path / "mine.jsonl", rows)
     stopped(capsys, train_sft.main, ["--data", file, *SMALL], "GPT-2's BPE", "TIKTOKEN_CACHE_DIR", "--bpe bytes")
-    with pytest.raises(SystemExit, match="--bpe bytes"):
-        data.main(["--data", file])
+    stopped(capsys, data.main, ["--data", file], "--bpe bytes")
     data.main(["--data", file, "--bpe", "bytes", "--show", "1"])
     assert "60 of 60 rows kept" in capsys.readouterr().out
     train_sft.main(["--data", file, "--bpe", "bytes", "--n_layer", "1", "--n_embd", "16", *SMALL])

@@ -2,15 +2,13 @@
 The usual mistakes, planted one at a time in a copy of the project: each must make some test fail. A fault that no test sees means a
 missing test. A plant whose line is no longer in the code fails too, so that this list keeps up with it.
 """
+import compileall
 import importlib
-import os
 import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,28 +22,32 @@ def test_the_line_that_is_to_be_broken_is_still_there(name):
     file, right, wrong, tests = FAULTS[name]
     assert right in (ROOT / file).read_text() and right != wrong and (ROOT / "tests" / tests.split("::")[0]).is_file()
 
-def tried(name, copy):
-    """Plants a fault in a copy of the project, and runs the tests that are to see it."""
-    file, right, wrong, tests = FAULTS[name]
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "out", "__pycache__", ".*_cache", "venv", ".venv"))
-    text = (copy / file).read_text()
-    assert right in text, f"{file} no longer has the line that is to be broken: {right}"
-    (copy / file).write_text(text.replace(right, wrong))
-    return subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{tests}"], cwd=copy,
-                          capture_output=True, text=True, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the project to plant faults in, one after the other."""
+    folder = tmp_path_factory.mktemp("faults") / "copy"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", "out", "__pycache__", ".*_cache", "venv", ".venv"))
+    compileall.compile_dir(folder, quiet=2)
+    return folder
 
 @pytest.fixture(scope="module")
-def trials(request, tmp_path_factory):
-    """{fault: its trial}, as many at a time as there are cores: each is a process with one thread."""
-    root = tmp_path_factory.mktemp("faults")
-    names = [n for item in request.session.items if (n := getattr(item, "callspec", None) and item.callspec.params.get("name")) in FAULTS
-             and item.originalname == "test_a_planted_fault_is_seen"]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {name: pool.submit(tried, name, root / str(i)) for i, name in enumerate(names)}
+def warm():
+    process = Warm()
+    yield process
+    process.close()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_seen(name, trials):
+def test_a_planted_fault_is_seen(name, copy, warm):
     """The suite is worth what it catches: these are the mistakes that implementations of these losses were found with."""
-    done = trials[name].result()
-    assert done.returncode == 1 and " failed" in done.stdout, f"no test has seen it: {done.stdout[-300:]}{done.stderr[-300:]}"
+    file, right, wrong, tests = FAULTS[name]
+    path, text = copy / file, (ROOT / file).read_text()
+    assert right in text, f"{file} no longer has the line that is to be broken: {right}"
+    for stale in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+        stale.unlink()
+    path.write_text(text.replace(right, wrong))
+    try:
+        status, said = warm.run(copy, ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", f"tests/{tests}"])
+    finally:
+        path.write_text(text)
+    assert status == 1 and " failed" in said, f"no test has seen it: {said[-600:]}"

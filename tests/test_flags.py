@@ -356,7 +356,7 @@ def test_bpe_vocab_counts_byte_pairs_without_eos(monkeypatch):
     """The matrix has one row more: without it EOS takes the place of the last byte pair."""
     asked = []
     monkeypatch.setattr(data, "get_tokenizer", lambda *args: asked.append(args) or types.SimpleNamespace(n_vocab=args[1] or 50257))
-    model, _ = train_sft.make_model(train_sft.get_args(["--data", "my.jsonl", "--bpe_vocab", "300", *SMALL]))
+    model, *_ = train_sft.make_model(train_sft.get_args(["--data", "my.jsonl", "--bpe_vocab", "300", *SMALL]))
     assert asked == [("my.jsonl", 301)] and model.lm_head.weight.shape == (301, 16)
     assert train_sft.make_model(train_sft.get_args(["--data", "my.jsonl", *SMALL]))[0].lm_head.weight.shape == (50257, 16)
 

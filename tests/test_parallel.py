@@ -52,10 +52,11 @@ def same(a, b, tol=1e-5):
     for x, y in zip(a, b):
         assert x[3] == pytest.approx(y[3], abs=tol * max(1, abs(y[3]))), (x, y)
 
-@pytest.mark.parametrize("flags", [
-    ["--loss", "dpo"], ["--loss", "dpo", "--grad_accum", "3"], ["--loss", "ipo", "--share_prefix"],
-    ["--loss", "dpo", "--adapter", "sequential", "--adapter_rank", "4"], ["--loss", "kto"], ["--loss", "orpo"], ["--loss", "slic"],
-    ["--loss", "cpo", "--batch_size", "2"]], ids=lambda f: " ".join(f[1:]))
+FAST = [["--loss", "dpo", "--grad_accum", "3"], ["--loss", "kto"]]
+MORE = [["--loss", "dpo"], ["--loss", "ipo", "--share_prefix"], ["--loss", "dpo", "--adapter", "sequential", "--adapter_rank", "4"],
+        ["--loss", "orpo"], ["--loss", "slic"], ["--loss", "cpo", "--batch_size", "2"]]
+
+@pytest.mark.parametrize("flags", [*FAST, *(pytest.param(f, marks=pytest.mark.slow) for f in MORE)], ids=lambda f: " ".join(f[1:]))
 def test_the_log_does_not_depend_on_the_number_of_processes(here, tmp_path, flags):    # noqa: F811
     """Ragged batches, the last of an epoch, fewer rows than processes, means over all: a mean of means shows here."""
     runs = {n: run(n, tmp_path / str(n), *flags) for n in (1, 2, 3)}
@@ -68,6 +69,7 @@ def test_the_log_does_not_depend_on_the_number_of_processes(here, tmp_path, flag
                 # a key's bias moves all scores alike: its gradient is noise around 0, which AdamW makes as large as any
                 assert "c_attn.bias" in name or torch.allclose(p, q, atol=2e-5), name
 
+@pytest.mark.slow
 def test_sft_too_and_its_tokens_are_counted_over_all(here, tmp_path):    # noqa: F811
     """A process whose rows have more tokens weighs more."""
     flags = "--n_layer 1 --n_head 2 --n_embd 16 --batch_size 9 --max_steps 4 --eval_every 2 --lr 1e-2".split()
@@ -139,7 +141,7 @@ def test_early_stopping_and_an_interruption_are_agreed_on(here, tmp_path):    # 
     assert "To go on: python train_pref.py --resume" in (tmp_path / "rank-0").read_text()
     assert "interrupted" not in (tmp_path / "rank-1").read_text()
 
-@pytest.mark.parametrize("first, then", [(2, 1), (1, 3), (3, 2)])
+@pytest.mark.parametrize("first, then", [(2, 1), *(pytest.param(*n, marks=pytest.mark.slow) for n in ((1, 3), (3, 2)))])
 def test_a_run_goes_on_with_another_number_of_processes(here, tmp_path, first, then):    # noqa: F811
     """The state is one model's, whoever wrote it."""
     whole = run(1, tmp_path / "whole", "--loss", "dpo")

@@ -18,6 +18,7 @@ STEPS = {"imdb": {
     "dpo": (real.train_pref, f"{TINY} --loss dpo --init_from {{root}}/imdb/sft --reward {{root}}/imdb/reward --prompt_tokens 4 "
             "--n_prompts 12")}}
 
+@pytest.mark.slow
 def test_the_pipeline_of_reviews_runs_skips_what_is_done_and_is_collected(in_tmp, own_tokenizer, monkeypatch):
     """What is finished is not begun again; a run that has ended before its evaluation is only evaluated."""
     for split, n in (("train", 60), ("test", 20)):

@@ -24,7 +24,8 @@ from test_loop import log_rows
 SCRIPTS = {"train_sft.py": (train_sft, "sft"), "train_pref.py": (train_pref, "dpo"), "rlhf/train_reward.py": (train_reward, "reward"),
            "rlhf/train_ppo.py": (train_ppo, "ppo")}
 # how long a run is, how often it looks, what it keeps and shows, and where it computes; all else makes it another run
-MAY_CHANGE = {"max_steps", "eval_every", "patience", "on_nonfinite", "keep_all", "device", "compile", "resume", "out_dir", "n_show"}
+MAY_CHANGE = {"max_steps", "eval_every", "patience", "on_nonfinite", "keep_all", "device", "threads", "compile", "resume",
+              "out_dir", "n_show"}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # flags: every action of every parser, so that a new flag is tested unasked

@@ -69,8 +69,11 @@ def test_the_first_loss_is_that_of_the_rows_by_a_slow_way(here, tmp_path):
     total, rows = 0.0, data.read_pairs(facts["pairs"])["val"]
     with torch.no_grad():
         for row in rows:
-            c, r = (sum(model(torch.tensor([row["prompt"] + row[s]]))[0].log_softmax(-1)[len(row["prompt"]) - 1 + t, token].item()
-                        for t, token in enumerate(row[s])) for s in ("chosen", "rejected"))
+            sums = []
+            for side in ("chosen", "rejected"):
+                log_p = model(torch.tensor([row["prompt"] + row[side]]))[0].log_softmax(-1)    # (T, V)
+                sums.append(sum(log_p[len(row["prompt"]) - 1 + t, token].item() for t, token in enumerate(row[side])))
+            c, r = sums
             total += max(0.0, 2 - c + r) - 0.3 * c
     assert first_log(tmp_path / "run")[0] == pytest.approx(total / len(rows), rel=1e-4)
 

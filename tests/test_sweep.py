@@ -119,6 +119,7 @@ RECIPES = {"sft": "--n_layer 1 --n_head 2 --n_embd 32 --max_steps 40 --warmup_st
            "along_dpo": f"--loss dpo {TINY} --n_prompts 24 --keep_all",
            "ppo beta=0.1": "--max_steps 4 --eval_every 4 --batch_size 8 --rollout 16 --n_prompts 16 --keep_all"}
 
+@pytest.mark.slow
 def test_a_sweep_runs_skips_what_is_done_and_goes_on(tmp_path, monkeypatch):
     """Killed and started again it loses the runs in progress, not those that were done; a recipe with other flags is run again."""
     monkeypatch.chdir(tmp_path)
