@@ -159,6 +159,8 @@ def main(argv=None):
     args = get_args(argv)
     with cli.bad_input():
         found = read_json(Path(args.run) / "eval.json")
+        if not isinstance(found, dict) or not {"temperature", "samples"} <= found.keys():
+            raise ValueError(f"{args.run}: eval.json is not as eval.py writes it: run eval.py again")
         at = {t: samples_at(found, t, args) for t in args.temperature or [found["temperature"]]}
         path, asked = Path(args.run) / "judge.jsonl", [q for samples in at.values() for q in questions(samples, args)]
         known = known_answers(path)

@@ -219,15 +219,18 @@ def judge(results):
                 out.writerow((claim, what, *(f"{x:.4g}" for x in (mean, low, high)), said, verdict(low, high, says, limit) if says else ""))
 
 def claims_table(results):
-    """Markdown: a row a claim, its comparisons in one cell, and the verdict on the whole."""
+    """Markdown: a table for each claim under its verdict, with a row for each comparison."""
     with open(results / "claims.csv", newline="") as f:
         rows = list(csv.DictReader(f))
-    lines = ["| claim | measured: mean over seeds [95% interval] | verdict |", "|---|---|---|"]
+    lines = []
     for claim, text in CLAIMS.items():
         if parts := [r for r in rows if r["claim"] == claim]:
             found = [r["verdict"] for r in parts]
             whole = next((v for v in ("does not hold", "cannot be told apart", "holds") if v in found), "not measured")
-            cells = [f"{r['what']}: {float(r['mean']):.3g} [{float(r['low']):.3g}, {float(r['high']):.3g}]"
-                     + (f" ({r['says']}: {r['verdict']})" if r["says"] else "") for r in parts]
-            lines.append(f"| {claim}. {text} | {'<br>'.join(cells)} | **{whole}** |")
-    return "\n".join(lines)
+            lines += [f"**{claim}. {text}: {whole}**", ""]
+            lines += ["| compared | mean | 95% interval | the claim says | verdict |", "|---|---|---|---|---|"]
+            for r in parts:
+                mean, low, high = (f"{float(r[key]):.3g}" for key in ("mean", "low", "high"))
+                lines.append(f"| {r['what']} | {mean} | {low} to {high} | {r['says'] or '-'} | {r['verdict'] or '-'} |")
+            lines.append("")
+    return "\n".join(lines[:-1])

@@ -131,7 +131,7 @@ def in_child(copy, temporary, argv, plugin, record, answer):
     sys.path[:] = [p for p in sys.path if p not in here]
     for name in [n for n in sys.modules if n.split(".")[0] in ("tests", "mutants")]:
         del sys.modules[name]
-    code = pytest.main([*argv, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(copy), "-c", "pyproject.toml",
+    code = pytest.main([*argv, "-q", "-p", "no:cacheprovider", "-n", "0", "--rootdir", str(copy), "-c", "pyproject.toml",
                         f"--basetemp={temporary}"], plugins=[plugin] + ([recorder(plugin)] if record else []))
     found = {"code": int(code), "failed": plugin.failed, "made": str(getattr(plugin, "made_here", ""))}
     if record:

@@ -14,6 +14,7 @@ import data
 import eval
 import loop
 import measures
+import toy
 import train_pref
 import train_sft
 from losses import LOSSES, Pairs, register, sequence_logps
@@ -374,7 +375,7 @@ def test_the_halves_of_a_reward_models_reviews(run, tmp_path):
 @pytest.fixture(scope="module")
 def measured(sft_run, tokenizer, tmp_path_factory):
     """eval.py of the SFT run on the toy world's prompts: flags -> (measures, samples, Measured)."""
-    folder = tmp_path_factory.mktemp("eval") / "run"
+    folder, examples = tmp_path_factory.mktemp("eval") / "run", toy.examples
     def go(*flags):
         folder.mkdir(exist_ok=True)
         for path in sft_run.iterdir():
@@ -383,6 +384,7 @@ def measured(sft_run, tokenizer, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(data, "get_tokenizer", lambda *args: tokenizer)
             patch.setattr(eval, "draw", lambda path, found: seen.append(found))
+            patch.setattr(toy, "examples", lambda split, n, seed=0: examples(split, n))    # the same prompts whatever --seed
             eval.main(["--run", str(folder), "--data", "toy", "--show", "0", "--n_prompts", "5", "--max_new_tokens", "6", *flags])
         stored = json.loads((folder / "eval.json").read_text())
         return stored["measures"]["after"], stored["samples"], seen[0]["after"]

@@ -215,3 +215,11 @@ def test_a_win_rate_for_each_temperature(run, serve, capsys):
     with pytest.raises(SystemExit):
         judge.main(["--run", str(run), "--temperature", "0.5", "0.7"])
     assert "no samples at temperature 0.7" in capsys.readouterr().err
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"samples": []}'])
+def test_a_file_that_is_no_evaluation_is_refused(run, content, capsys):
+    """An eval.json of another tool, or one that somebody cut down, ended in a KeyError."""
+    (run / "eval.json").write_text(content)
+    with pytest.raises(SystemExit) as end:
+        judge.main(["--run", str(run)])
+    assert end.value.code == 2 and "run eval.py again" in capsys.readouterr().err
