@@ -312,7 +312,8 @@ def report(args, say):
                    ((runs[run][0]["args"]["init_from"], r["measures"].get("before")), (run, r["measures"]["after"])) if part}
     print(f"{', '.join(args.run)} on {len(held.prompts)} held-out prompts, {args.n_samples} samples each at temperature "
           f"{args.temperature[0]}; [95% interval]\n\n{table(columns)}\n")
-    told = [f"note: {n}" for r in results.values() for n in notes_on(r, facts["args"]["data"] == "toy" and not args.max_new_tokens)]
+    toy_texts, n_vocab = facts["args"]["data"] == "toy" and not args.max_new_tokens, held.tokenizer.n_vocab
+    told = [f"note: {n}" for r in results.values() for n in notes_on(r, n_vocab, toy_texts)]
     for run, result in results.items():
         more, name = more_tables(result), f"{run}\n\n" if len(results) > 1 and (args.show or args.temperature[1:]) else ""
         print(name + "".join(line + "\n" for line in [*more, *[""][:len(more)]]), end="")

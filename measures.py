@@ -42,15 +42,21 @@ def bootstrap(values, n=2000, seed=0):
     low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
     return [float(values.mean()), float(low), float(high)]
 
-def notes(*, val_loss=None, n_vocab=None, pairs=None, accuracy=None, same=None, whole=None):
+def notes(*, val_loss=None, n_vocab=None, entropy=None, pairs=None, accuracy=None, same=None, whole=None):
     """
-    Sentences about a run whose numbers mean little, by what is known of it. val_loss: SFT's best, nats a token; pairs: how many chose
-    the best weights; same: the share of samples that are the reference's, word for word; whole: that of sentences of the toy grammar.
+    Sentences about a run whose numbers mean little, by what is known of it.
+
+    val_loss  SFT's best, nats a token            pairs  how many chose the best weights
+    entropy   of own samples, nats a token        same   the share of samples that are the reference's, word for word
+    whole     the share of sentences that the toy grammar can make
     """
     found = []
     if val_loss is not None and not val_loss < 0.98 * math.log(n_vocab):
         found.append(f"the best validation loss, {val_loss:.2f} nats a token, is about that of guessing among {n_vocab:,} tokens "
                      f"({math.log(n_vocab):.2f}): nothing was learned, so train longer or with another --lr")
+    if entropy is not None and not entropy < 0.98 * math.log(n_vocab):
+        found.append(f"the entropy of the samples, {entropy:.2f} nats a token, is about that of guessing among {n_vocab:,} tokens "
+                     f"({math.log(n_vocab):.2f}): the policy cannot write yet, so train SFT longer before preferences")
     if pairs and pairs < 32:
         found.append(f"{pairs} validation pair{'s are' if pairs > 1 else ' is'} too few: which step was best, and the accuracy, are mostly "
                      "chance; have 32 at least")
@@ -62,11 +68,11 @@ def notes(*, val_loss=None, n_vocab=None, pairs=None, accuracy=None, same=None, 
                      "policy is broken, so train SFT longer, or preferences with a lower --lr or a larger --beta")
     return found
 
-def notes_on(result, toy_texts):
+def notes_on(result, n_vocab, toy_texts):
     """The notes on what eval.json holds; toy_texts: whether its samples are of the toy world, and were given room to end."""
     samples, after = result["samples"], result["measures"]["after"]
     return notes(
-        pairs=result["pairs"], accuracy=after.get("accuracy", [None])[0],
+        entropy=after["entropy"][0], n_vocab=n_vocab, pairs=result["pairs"], accuracy=after.get("accuracy", [None])[0],
         same=np.mean([s["before"] == s["after"] for s in samples]) if "before" in samples[0] else None,
         # from the sentence on that the policy has a part in
         whole=np.mean([toy.whole_sentences(s["prompt"].rpartition(".")[2] + s["after"]) for s in samples]) if toy_texts else None)

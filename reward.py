@@ -16,7 +16,8 @@ from model import ScalarGPT, fingerprint
 
 def add_flags(p):
     """Those of sampled pairs."""
-    p.add_argument("--n_prompts", type=cli.positive, help="toy, imdb: prompts to sample pairs for, 4 completions each (default: 1200)")
+    p.add_argument("--n_prompts", type=cli.positive,
+                   help="toy, imdb: prompts to sample pairs for, 4 completions each (default: 600; imdb: 1200)")
     p.add_argument("--reward", help="toy, imdb: rank them by this run of rlhf.train_reward (default: toy's exact reward)")
     p.add_argument("--prompt_tokens", help="imdb: a prompt is so many tokens of a review, as 32 or 2-8 (default: 32)")
 
@@ -27,6 +28,7 @@ def check_flags(p, args):
                          ("max_prompt_len", not sampled, on), ("n_val", not sampled, on)))
     if args.data == "imdb" and not args.reward:
         p.error("--data imdb has no pairs: they are sampled and ranked; train a reward model by rlhf.train_reward and give it as --reward")
+    args.n_prompts = args.n_prompts or {"toy": 600, "imdb": 1200}.get(args.data)
     check_prompt_tokens(p, args)
 
 def check_prompt_tokens(p, args):

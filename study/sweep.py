@@ -38,14 +38,15 @@ def adapted(mode, ranks):
     flags = f"--loss dpop --max_steps 240 --eval_every 40 --adapter {mode}"
     return {f"{mode} adapter_rank={r}": f"{flags} --adapter_rank {r} --lr {1.6e-2 / r**0.5:.1e}" for r in ranks}
 
-SHORT = "--max_steps 140"    # of train_pref.py's 180, for all that do not say otherwise: a sweep has many runs
+# for all that do not say otherwise, whatever the defaults of train_pref.py and train_sft.py become
+SHORT = "--max_steps 140 --batch_size 64 --n_prompts 1200"
 NOISE = "--label_noise 0.2"
 SKIP = "--on_nonfinite skip"    # divergences with exp(-log-ratio): a single pair may have a loss of 50
 ALONG = "--keep_all --patience 0 --max_steps 480 --eval_every 40 --min_lr 1e-3"    # lr 1e-3 throughout
 
 # method and its setting -> flags of train_pref.py, for sft of train_sft.py; all others start from the sft of their seed
 RECIPES = (
-    {"sft": ""} | grid("dpo", "--loss dpo", "beta", (0.1, 0.03, 0.05, 0.3, 1, 5, 20))
+    {"sft": "--max_steps 600"} | grid("dpo", "--loss dpo", "beta", (0.1, 0.03, 0.05, 0.3, 1, 5, 20))
     | grid("dpo", "--loss dpo", "max_steps", (180, 240, 360)) | grid("hinge", "--loss hinge", "beta", (0.2, 0.05, 0.5, 1))
     | {claims.default_of(name): f"--loss {name}" for name in LOSSES if name not in ("dpo", "hinge")}
     | grid("ipo", "--loss ipo", "beta", (0.1, 0.3, 0.5, 1)) | grid("cdpo", "--loss cdpo --label_smoothing 0.15", "beta", (0.1, 0.03, 0.3))

@@ -312,6 +312,7 @@ def test_weights_that_were_never_kept_are_not_spoken_of(tmp_path):
 @pytest.mark.parametrize("facts, word", [
     ({"val_loss": 10.8, "n_vocab": 50257}, "guessing"), ({"val_loss": 10.5, "n_vocab": 50257}, None),
     ({"val_loss": 5.9, "n_vocab": 373}, "guessing"), ({"val_loss": 1.15, "n_vocab": 373}, None),
+    ({"entropy": 10.8, "n_vocab": 50257}, "guessing"), ({"entropy": 10.5, "n_vocab": 50257}, None),
     ({"pairs": 31}, "31 validation pairs are"), ({"pairs": 1}, "1 validation pair is"), ({"pairs": 32}, None), ({"pairs": 0}, None),
     ({"accuracy": 1.0, "same": 0.99}, "word for word"), ({"accuracy": 1.0, "same": 0.5}, None), ({"accuracy": 0.6, "same": 1.0}, None),
     ({"accuracy": 1.0}, None), ({"whole": 0.3}, "broken"), ({"whole": 0.89}, None), ({}, None)], ids=str)
@@ -335,17 +336,17 @@ def test_every_review_of_the_grammar_is_whole():
 
 def result(n, after, before=None, **more):
     samples = [{"prompt": OPENING + " the plot", "after": a} | ({"before": b} if before else {}) for a, b in zip(after, before or after)]
-    return {"samples": samples, "pairs": n, "measures": {"after": more}}
+    return {"samples": samples, "pairs": n, "measures": {"after": {"entropy": [1.1, 1.0, 1.2]} | more}}
 
 def test_the_notes_on_samples_see_what_the_policy_wrote():
     """The opening is the prompt's: with it a policy that only stammers would have every second sentence right."""
     good, bad = " was dull ." + END, " plot plot gem gem the the"
-    assert not measures.notes_on(result(50, [good, good]), True)
-    assert "broken" in measures.notes_on(result(50, [bad, bad]), True)[0]
-    assert not measures.notes_on(result(50, [bad, bad]), False)
-    still = measures.notes_on(result(50, [good, good], [good, good], accuracy=[1.0, 1.0, 1.0]), True)
+    assert not measures.notes_on(result(50, [good, good]), 373, True)
+    assert "broken" in measures.notes_on(result(50, [bad, bad]), 373, True)[0]
+    assert not measures.notes_on(result(50, [bad, bad]), 373, False)
+    still = measures.notes_on(result(50, [good, good], [good, good], accuracy=[1.0, 1.0, 1.0]), 373, True)
     assert len(still) == 1 and "word for word" in still[0]
-    assert not measures.notes_on(result(50, [good, good], [good, bad], accuracy=[1.0, 1.0, 1.0]), True)
+    assert not measures.notes_on(result(50, [good, good], [good, bad], accuracy=[1.0, 1.0, 1.0]), 373, True)
 
 def test_the_notes_are_the_last_lines_of_a_run(here, capsys):
     """After the tables, where they are seen."""
