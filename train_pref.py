@@ -39,7 +39,7 @@ def get_args(argv=None):
     reward.add_flags(p)
     p.add_argument("--n_show", type=cli.count, default=3, help="samples to print at the end (default: %(default)s)")
     cli.add_loss_flags(p)
-    p.set_defaults(batch_size=32, lr=1e-3, warmup_steps=10, max_steps=140, eval_every=20, adam_epsilon=None)
+    p.set_defaults(batch_size=32, lr=1e-3, warmup_steps=10, max_steps=120, eval_every=30, adam_epsilon=None)
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "train_pref.py", args.loss)

@@ -34,7 +34,7 @@ def get_args(argv=None):
                    "a smaller matrix, more tokens (default: all)")
     p.add_argument("--bpe", choices=("bytes",), help="a token a byte, for a small model from scratch; needs no BPE "
                    "files (default: GPT-2's BPE)")
-    p.set_defaults(batch_size=24, lr=7e-3, warmup_steps=60, max_steps=400, eval_every=100)
+    p.set_defaults(batch_size=24, lr=7e-3, warmup_steps=60, max_steps=300, eval_every=100)
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "train_sft.py", "sft")

@@ -39,7 +39,7 @@ def adapted(mode, ranks):
     return {f"{mode} adapter_rank={r}": f"{flags} --adapter_rank {r} --lr {1.6e-2 / r**0.5:.1e}" for r in ranks}
 
 # for all that do not say otherwise, whatever the defaults of train_pref.py and train_sft.py become
-SHORT = "--max_steps 140 --batch_size 64 --n_prompts 1200"
+SHORT = "--max_steps 140 --eval_every 20 --batch_size 64 --n_prompts 1200"
 NOISE = "--label_noise 0.2"
 SKIP = "--on_nonfinite skip"    # divergences with exp(-log-ratio): a single pair may have a loss of 50
 ALONG = "--keep_all --patience 0 --max_steps 480 --eval_every 40 --min_lr 1e-3"    # lr 1e-3 throughout
