@@ -36,8 +36,8 @@ def warm():
     yield process
     process.close()
 
-# the engine's, and every eighth of the others, are among the slow tests; all of them take half an hour on two cores
-OFTEN = {name for i, name in enumerate(FAULTS) if name.startswith("engine") or i % 8 == 0}
+# every fourth is among the slow tests; all of them take half an hour on two cores
+OFTEN = {name for i, name in enumerate(FAULTS) if i % 4 == 0}
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in OFTEN else pytest.mark.planted) for n in FAULTS])
 def test_a_planted_fault_is_seen(name, copy, warm):
