@@ -349,6 +349,13 @@ def test_a_claims_whole_verdict(tmp_path, verdicts, want):
     table = next(part for part in claims.claims_table(tmp_path).split("\n\n**") if "w1" in part)
     assert f"7. {claims.CLAIMS['7']}: {want}**" in table and table.count("**") <= 2
     assert "| w1 | 1 | 0.5 to 1.5 |" in table and "other" not in table
+    assert table.split("\n")[2:4] == ["| compared | mean | 95% interval | the claim says | verdict |", "|---|---|---|---|---|"]
+
+def test_recipes_at_other_temperatures_are_not_among_those_measured(tmp_path):
+    """Colder samples of a policy are less diverse: among the methods they would be one more, and a poor one."""
+    made(tmp_path, {"sft": {"pooled_25": [1, 1]}, "dpo beta=0.1": {"pooled_25": [2, None]}, "dpo T=0.5": {"pooled_25": [3, 3]},
+                    "ipo beta=0.1": {"reward": [1, 1]}})
+    assert claims.Sweep(tmp_path).recipes_with("pooled_25") == ["sft", "dpo beta=0.1"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the pictures
