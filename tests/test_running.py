@@ -386,3 +386,27 @@ def test_an_error_that_is_no_others_is_raised_as_it_is(monkeypatch):
         raise RuntimeError("shape mismatch")
     with pytest.raises(SystemExit, match="another process"), parallel.together():
         raise RuntimeError("Connection closed by peer")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what the scripts share
+
+def test_help_opens_with_the_first_line_of_the_script(capsys):
+    """The last line of a docstring names the next file to read, and says nothing of the script."""
+    assert cli.Parser("What it is.\n\nMore of it.\nRead next: x.py\n").description == "What it is."
+
+def test_the_same_command_again_is_the_one_that_was_given(tmp_path, monkeypatch):
+    """A script that another one calls has its own words; those of the terminal are the other's."""
+    monkeypatch.setattr(sys, "argv", ["other.py", "--of", "another"])
+    args = SimpleNamespace(out_dir=str(tmp_path / "none"))
+    with cli.interruptible("train_sft.py", args, ["--lr", "1", "a b"]):
+        assert cli.go_on() == "python train_sft.py --lr 1 'a b'"
+    with cli.interruptible("train_sft.py", args):
+        assert cli.go_on() == "python train_sft.py --of another"
+
+def test_a_folder_with_what_a_kill_left_is_free(tmp_path):
+    """A run that was killed while its first file was written leaves that, and its name would be taken for ever."""
+    assert cli.is_free(tmp_path) and cli.is_free(tmp_path / "none")
+    (tmp_path / "args.json.12.tmp").write_text("{")
+    assert cli.is_free(tmp_path)
+    (tmp_path / "args.json").write_text("{}")
+    assert not cli.is_free(tmp_path) and not cli.is_free(tmp_path / "args.json")
