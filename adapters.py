@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from checkpoint import load_tensors, read_json, save_tensors, write_json
+from support.checkpoint import load_tensors, read_json, save_tensors, write_json
 from model import GPT, fingerprint
 
 MODES = ("sequential", "parallel", "replace")

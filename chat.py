@@ -9,11 +9,12 @@ import os
 from collections import Counter
 from contextlib import nullcontext
 
-import bpe
+from support import tokenizers
 import data
+import sampling
 from adapters import as_reference
-from messages import ALPACA, TURN, short
-from sources import DIALOGUES
+from support.messages import ALPACA, TURN, short
+from support.sources import DIALOGUES
 
 PLAIN = {"kind": "plain", "before": "", "after": ""}
 DIALOGUE = {"kind": "dialogue", "before": "\n\nHuman: ", "after": "\n\nAssistant:"}
@@ -76,7 +77,7 @@ def wrap(text, form):
 
 def encode(text, form, tokenizer, where="the prompt"):
     """The tokens of a prompt: as in training, a text without a prompt starts behind an EOS."""
-    tokens = bpe.encode(tokenizer, [text], where)[0]
+    tokens = tokenizers.encode(tokenizer, [text], where)[0]
     return [tokenizer.eot_token] * (form["kind"] == "text" or not tokens) + tokens
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def answers(policy, reference, tokenizer, prompts, max_new_tokens, temperature, 
     for name, model in (("before", as_reference(policy, reference)), ("after", nullcontext(policy))):
         with model as m:
             if m is not None:
-                found[name] = data.sample_completions(m, tokenizer, prompts, max_new_tokens, temperature=temperature, seed=seed)
+                found[name] = sampling.sample_completions(m, tokenizer, prompts, max_new_tokens, temperature=temperature, seed=seed)
     return found
 
 def answer(loaded, args, autocast):
@@ -155,7 +156,7 @@ def chat(policy, tokenizer, facts, max_new_tokens=None, temperature=1.0, seed=0)
             if (left := room - len(tokens)) < 1:
                 print(f"(the prompt has {len(tokens)} tokens, and the run's models take {room} with the answer)")
                 continue
-            out, = data.sample_completions(policy, tokenizer, [tokens], min(left, max_new_tokens or left),
+            out, = sampling.sample_completions(policy, tokenizer, [tokens], min(left, max_new_tokens or left),
                                            temperature=temperature, seed=seed + n)
             answer, n = data.decode(tokenizer, out), n + 1
             if form["kind"] == "dialogue":

@@ -13,20 +13,31 @@ Read next: losses.py
 import argparse
 import functools
 import hashlib
-import json
 import random
 import zlib
 from collections import Counter
-from pathlib import Path
 
 import torch
 
-import bpe
-import parallel
+from support import parallel, sources, tokenizers
 import toy
-from bpe import get_tokenizer
-from checkpoint import replacing
-from sources import PAIRLESS, check_source, load_examples, read_records
+from support.sources import PAIRLESS, check_source
+
+def get_tokenizer(data, n_vocab=None):
+    """
+    The tokenizer of a data set and of a model with n_vocab tokens: the toy world's own, GPT-2's BPE (also for n_vocab None), or the
+    first of GPT-2's tokens. Raises ValueError in one line if GPT-2's files are missing.
+    """
+    if data == "toy":
+        return toy.encoding()
+    # a model of the toy world does not fit other data: cli.check_fits says so once it has seen GPT-2's size
+    return tokenizers.text_tokenizer(None if n_vocab == toy.encoding().n_vocab else n_vocab)
+
+def load_examples(data, data_dir=None, pairs=True, say=print):
+    """({split: examples}, a Counter of what was dropped and why), from the toy world, the hub, a folder or a file."""
+    if data == "toy":
+        return {"train": toy.examples("train", 20_000), "val": toy.examples("val", 512)}, Counter()
+    return sources.load_examples(data, data_dir, pairs, say)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # examples -> rows
@@ -40,7 +51,7 @@ def make_rows(examples, tokenizer, max_len, max_prompt_len=None, labels=False):
     labels          whether rows keep their example's label, 1 for positive
     """
     sides = [s for s in ("chosen", "rejected") if examples and s in examples[0]]
-    encode = lambda side: bpe.encode(tokenizer, [e[side] for e in examples], f"field {side!r}")
+    encode = lambda side: tokenizers.encode(tokenizer, [e[side] for e in examples], f"field {side!r}")
     prompts, *completions = map(encode, ["prompt", *sides])
     rows, dropped = [], Counter()
     for example, prompt, *answers in zip(examples, prompts, *completions):
@@ -103,6 +114,10 @@ def fingerprint(rows):
     for row in (row for split in ("train", "val") for row in rows[split]):
         h.update(repr([row[k] for k in ("prompt", "chosen", "rejected", "label") if k in row]).encode())
     return h.hexdigest()[:16]
+
+def decode(tokenizer, tokens):
+    """Tokens -> text, without the EOS."""
+    return tokenizer.decode([t for t in tokens if t != tokenizer.eot_token])
 
 # ---------------------------------------------------------------------------------------------------------------------
 # rows -> batches
@@ -204,118 +219,6 @@ class Batches:
         return map(self.share, self.groups())
 
 # ---------------------------------------------------------------------------------------------------------------------
-# pairs by sampling and ranking
-
-@torch.no_grad()
-def sample_completions(model, tokenizer, prompts, max_new_tokens, *, temperature=1.0, seed=0, batch_size=256):
-    """Completions, token lists with EOS unless cut, for prompts (token lists); sorted by length for speed, given in their order."""
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    order, out = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [None] * len(prompts)
-    for at in range(0, len(order), batch_size):
-        part = order[at:at + batch_size]
-        lens = torch.tensor([len(prompts[i]) for i in part])
-        idx = torch.nn.utils.rnn.pad_sequence([torch.tensor(prompts[i]) for i in part], batch_first=True)
-        new = model.generate(idx.to(device), max_new_tokens, temperature=temperature, eos=tokenizer.eot_token, lens=lens,
-                             generator=generator)
-        for i, tokens in zip(part, new[:, idx.shape[1]:].tolist()):
-            end = tokens.index(tokenizer.eot_token) + 1 if tokenizer.eot_token in tokens else len(tokens)
-            out[i] = tokens[:end]
-    return out
-
-def decode(tokenizer, tokens):    # without the EOS
-    return tokenizer.decode([t for t in tokens if t != tokenizer.eot_token])
-
-def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tokens, k=4, seed=0):
-    """
-    Preference pairs as the DPO paper makes them for IMDB: k completions a prompt from the SFT policy, ranked by a reward, and of their
-    pairs all that differ in it. Returns the file, which stays in `folder`, the run they were sampled from, and is reused while the
-    recipe is unchanged. prompts: {"train", "val"}: token lists; reward: token lists -> (n,); recipe: what else the pairs depend on.
-    """
-    recipe = json.dumps([recipe, prompts, k, max_new_tokens, seed], sort_keys=True)
-    path = Path(folder) / f"pairs-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}.jsonl"
-    if parallel.rank() or path.exists():    # the first process samples for all
-        print(f"pairs: {path}, sampled before by the same recipe")
-        parallel.wait()
-        return path
-    with replacing(path) as part, open(part, "w", encoding="utf-8") as f:
-        for split, tokens in prompts.items():
-            repeated, n = [t for t in tokens for _ in range(k)], 0
-            answers = sample_completions(model, tokenizer, repeated, max_new_tokens, seed=seed)
-            rewards = reward([p + a for p, a in zip(repeated, answers)])
-            for i, prompt in enumerate(tokens):
-                drawn = [{"text": decode(tokenizer, answers[j]), "tokens": answers[j], "reward": float(rewards[j])}
-                         for j in range(i * k, i * k + k)]
-                for chosen, rejected in ((a, b) for a in drawn for b in drawn if a["reward"] > b["reward"]):
-                    row = {"split": split, "prompt": {"text": decode(tokenizer, prompt), "tokens": prompt}, "chosen": chosen,
-                           "rejected": rejected}
-                    f.write(json.dumps(row) + "\n")
-                    n += 1
-            if not n:
-                raise ValueError(f"no pairs: for none of {len(tokens)} {split} prompts do two of {k} samples differ in reward; sample more "
-                                 "prompts, or train the SFT policy longer")
-            print(f"pairs: {len(tokens):,} {split} prompts x {k} samples gave {n:,} pairs that differ in reward -> {path}")
-    parallel.wait()
-    return path
-
-def beginnings(data_dir, split, tokenizer, spans, n, seed=0):
-    """
-    The first tokens of n reviews of IMDB, behind an EOS as in SFT, and whether each review is positive: two lists, the prompts all
-    different. spans: how many tokens, "32" or "2-8". The test reviews are without those that are in training too; and since short
-    beginnings repeat, one in ten, by its hash, is a test prompt only, the others training prompts only.
-    """
-    splits, _ = load_examples("imdb", data_dir, pairs=False)
-    known, rng = {e["chosen"] for e in splits.get("train", ())} if split != "train" else (), random.Random(f"{split} {seed}")
-    examples, found = [e for e in splits.get(split, ()) if e["chosen"] not in known], {}
-    rng.shuffle(examples)    # the files have all of one label first
-    low, _, high = spans.partition("-")
-    for e in examples:
-        length = rng.randint(int(low), int(high or low))
-        tokens = tokenizer.encode_ordinary(e["chosen"])
-        prompt = (tokenizer.eot_token, *tokens[:length])
-        if len(tokens) > length and (zlib.crc32(str(prompt).encode()) % 10 == 0) == (split == "test"):
-            found.setdefault(prompt, e["positive"])
-        if len(found) == n:
-            break
-    if not found:
-        raise ValueError(f"imdb: no {split} review has more than {spans} tokens")
-    return [list(p) for p in found], list(found.values())
-
-def prompts_for(args, tokenizer, n_train, n_val=100):
-    """({"train", "val"}: prompts to sample for, how many tokens that leaves for a completion), for toy and imdb; no prompt is in both."""
-    if args.data == "toy":
-        prompts = {split: tokenizer.encode_ordinary_batch([e["prompt"] for e in toy.examples(split, n, args.seed)])
-                   for split, n in (("train", n_train), ("val", n_val))}
-    else:
-        found, _ = beginnings(args.data_dir, "train", tokenizer, args.prompt_tokens, n_train + n_val, args.seed)
-        held = max(1, len(found) * n_val // (n_train + n_val))
-        prompts = {"train": found[held:], "val": found[:held]}
-    length = max(len(p) for part in prompts.values() for p in part)
-    if args.max_len <= length:
-        raise ValueError(f"--max_len {args.max_len} leaves no room for a completion behind the {length} tokens of a prompt")
-    return prompts, args.max_len - length
-
-def sampled_pairs(model, tokenizer, args, weights, reward):
-    """(file, {"train", "val"}: rows) of pairs sampled from args.init_from, ranked by a Reward; no prompt is in both. For toy and imdb."""
-    prompts, room = prompts_for(args, tokenizer, args.n_prompts or 1200)
-    path = make_pairs(model, tokenizer, prompts, reward, args.init_from, {"weights": weights, "reward": reward.name},
-                      max_new_tokens=room, seed=args.seed)
-    return str(path), read_pairs(path, tokenizer.n_vocab)
-
-def read_pairs(path, n_vocab=float("inf")):
-    """{"train": rows, "val": rows} of a file of make_pairs. Raises ValueError with the row that is not one."""
-    rows = {"train": [], "val": []}
-    for where, record in read_records(path):
-        try:
-            # tokens, not text: a sample that was cut has no EOS, which text cannot say
-            row = {side: record[side]["tokens"] for side in ("prompt", "chosen", "rejected")}
-            assert all(type(t) is int and 0 <= t < n_vocab for tokens in row.values() for t in tokens) and all(row.values())
-            rows[record["split"]].append(row)
-        except (KeyError, TypeError, AssertionError):
-            raise ValueError(f"{where}: is not a pair of token lists as they were sampled; delete the file, and it is made again") from None
-    return rows
-
-# ---------------------------------------------------------------------------------------------------------------------
 # a look at a data set
 
 def get_args(argv=None):
@@ -350,7 +253,7 @@ def look(args):
         check_source(args.data, args.data_dir)
         if args.bpe and args.data == "toy":
             raise ValueError("--bpe has no effect on --data toy, which has its own words")
-        tokenizer = get_tokenizer(args.data, args.bpe and bpe.BYTES)
+        tokenizer = get_tokenizer(args.data, args.bpe and tokenizers.BYTES)
         splits, dropped = load_examples(args.data, args.data_dir, args.data not in ("toy", *PAIRLESS) and not args.texts)
     except (ValueError, OSError) as e:
         argparse.ArgumentParser().exit(2, f"error: {' '.join(str(e).split())}\n")

@@ -33,16 +33,17 @@ import numpy as np
 
 import adapters
 import chat
-import cli
+from support import cli, rundir
 import data
+import sampling
 import toy
 from adapters import as_reference
 from chat import answer, sample_lines
-from checkpoint import write_json
+from support.checkpoint import write_json
 from measures import HeldOut, best_of, bootstrap, measure, notes_on, pair_measures, sample, wins
 from model import fingerprint
 from reward import Reward
-from sources import load_examples
+from support.sources import load_examples
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
@@ -75,7 +76,7 @@ def load_policy(run, device):
     (args.json, policy, reference) of a run. reference is the model that training started from, or None if it was from
     scratch. If training added an adapter, the reference is the policy itself, and as_reference turns the adapter off.
     """
-    facts = cli.read_args(run)
+    facts = rundir.read_args(run)
     source, load = facts["args"]["init_from"], lambda folder: adapters.load_model(folder)[0].to(device).eval()
     policy, about = adapters.load_model(run)
     policy = policy.to(device).eval()
@@ -102,12 +103,12 @@ def held_out(run, facts, policy, ranked, args, device, autocast, say):
     if len({r.name for r in rewards.values()}) < len(rewards):
         raise ValueError(f"--gold {args.gold} is the reward that the run was trained by: it would only agree with itself")
     if name == run_args["data"] and "pairs" in facts:
-        pairs = data.read_pairs(facts["pairs"], tokenizer.n_vocab)["val"]
+        pairs = sampling.read_pairs(facts["pairs"], tokenizer.n_vocab)["val"]
     if name == "toy":
         examples = toy.examples("test", args.n_prompts, args.seed)
         prompts, labels = tokenizer.encode_ordinary_batch([e["prompt"] for e in examples]), [e["positive"] for e in examples]
     elif name == "imdb":
-        prompts, labels = data.beginnings(folder, "test", tokenizer, run_args.get("prompt_tokens") or "32", args.n_prompts, args.seed)
+        prompts, labels = sampling.beginnings(folder, "test", tokenizer, run_args.get("prompt_tokens") or "32", args.n_prompts, args.seed)
     else:
         if name == "cnn_dailymail":    # which is for evaluation only: all of it
             examples = load_examples(name, folder, pairs=False)[0].get("test", [])
@@ -278,7 +279,7 @@ def report(args, say):
     """All of main, of flags that are known."""
     others, known = None, {}
     with cli.bad_input():
-        device, autocast = cli.set_up(args, say, cli.read_args(args.run[0])["args"].get("data"))
+        device, autocast = cli.set_up(args, say, rundir.read_args(args.run[0])["args"].get("data"))
         runs = {run: load_policy(run, device) for run in (*args.run, *([args.against] if args.against else []))}
         if args.prompt is not None:
             return [answer(loaded, args, autocast) for loaded in runs.values()]

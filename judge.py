@@ -20,9 +20,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import cli
-from checkpoint import finite, read_json, write_json
-from endpoint import after_thinking, ask_all
+from support import cli
+from support.checkpoint import finite, read_json, write_json
+from support.endpoint import after_thinking, ask_all
 from measures import wilson
 
 ASK = {

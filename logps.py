@@ -9,7 +9,7 @@ Read first: model.py. Read next: losses.py
 """
 import torch
 
-from cpu import linear    # F.linear, faster in float32 on a CPU
+from support.cpu import linear    # F.linear, faster in float32 on a CPU
 
 PIECE = 2**23    # logits that stand in memory at once, 32 MB of float32
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import parallel
-from checkpoint import load_state, plot_curves, save_state, write_json
+from support import parallel
+from support.checkpoint import load_state, plot_curves, save_state, write_json
 
 # ---------------------------------------------------------------------------------------------------------------------
 # one step

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import data
+import sampling
 import toy
 from logps import sequence_logps
 
@@ -84,7 +85,7 @@ def sample(model, held, k, temperature, seed, batch_size, autocast):
     """k completions of each prompt: (n lists of k token lists, their rewards {name: (n, k)})."""
     prompts = [p for p in held.prompts for _ in range(k)]
     with autocast:
-        flat = data.sample_completions(model, held.tokenizer, prompts, held.max_new_tokens, temperature=temperature, seed=seed,
+        flat = sampling.sample_completions(model, held.tokenizer, prompts, held.max_new_tokens, temperature=temperature, seed=seed,
                                        batch_size=batch_size)
     rewards = {name: reward([p + a for p, a in zip(prompts, flat)]).reshape(-1, k) for name, reward in held.rewards.items()}
     return [flat[at:at + k] for at in range(0, len(flat), k)], rewards

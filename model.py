@@ -17,9 +17,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from checkpoint import digest, read_json, save_tensors, write_json
-from cpu import Linear    # nn.Linear, faster in float32 on a CPU
-from weights import WTE, check_tied, cut_vocabulary, plain_names, read_weights
+from support.checkpoint import digest, read_json, save_tensors, write_json
+from support.cpu import Linear    # nn.Linear, faster in float32 on a CPU
+from support.weights import WTE, check_tied, cut_vocabulary, plain_names, read_weights
 
 HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")   # stored (in, out) by Hugging Face

@@ -4,39 +4,13 @@ a run of rlhf/train_reward.py. Pairs are sampled and ranked in data.py.
 
 Read next: train_pref.py
 """
-import re
-
 import numpy as np
 import torch
 
-import cli
+from support import cli, rundir
 import data
 import toy
 from model import ScalarGPT, fingerprint
-
-def add_flags(p):
-    """Those of sampled pairs."""
-    p.add_argument("--n_prompts", type=cli.positive,
-                   help="toy, imdb: prompts to sample pairs for, 4 completions each (default: 600; imdb: 1200)")
-    p.add_argument("--reward", help="toy, imdb: rank them by this run of rlhf.train_reward (default: toy's exact reward)")
-    p.add_argument("--prompt_tokens", help="imdb: a prompt is so many tokens of a review, as 32 or 2-8 (default: 32)")
-
-def check_flags(p, args):
-    """Fills them in; refuses those that have no effect, and pairs of IMDB without a reward."""
-    sampled, on, without = args.data in ("toy", "imdb"), f"on --data {args.data}", "without --data toy or imdb"
-    cli.refuse(p, args, (("n_prompts", sampled, without), ("reward", sampled, without), ("prompt_tokens", args.data == "imdb", on),
-                         ("max_prompt_len", not sampled, on), ("n_val", not sampled, on)))
-    if args.data == "imdb" and not args.reward:
-        p.error("--data imdb has no pairs: they are sampled and ranked; train a reward model by rlhf.train_reward and give it as --reward")
-    args.n_prompts = args.n_prompts or {"toy": 600, "imdb": 1200}.get(args.data)
-    check_prompt_tokens(p, args)
-
-def check_prompt_tokens(p, args):
-    """Fills in the default."""
-    args.prompt_tokens = args.prompt_tokens or ("32" if args.data == "imdb" else None)
-    span = re.fullmatch(r"([1-9]\d*)(?:-([1-9]\d*))?", args.prompt_tokens or "32")
-    if not span or int(span[1]) > int(span[2] or span[1]):
-        p.error(f"--prompt_tokens {args.prompt_tokens}: is a number of tokens, or a range of them, as 2-8")
 
 class Reward:
     """
@@ -46,7 +20,7 @@ class Reward:
     def __init__(self, run, tokenizer, max_len, device, batch_size, autocast):
         self.tokenizer, self.batch_size, self.autocast, self.model, self.name = tokenizer, batch_size, autocast, None, "toy"
         if run:
-            facts = cli.read_args(run)
+            facts = rundir.read_args(run)
             if facts["script"] != "rlhf/train_reward.py":
                 raise ValueError(f"{run} is a run of {facts['script']}, not a reward model's, which is one of rlhf/train_reward.py")
             self.model, self.labels = ScalarGPT.from_pretrained(run).to(device).eval(), facts["args"]["data"] == "imdb"

@@ -8,6 +8,7 @@ Preference optimization: one loop for every loss in losses.py.
 The reference is the model that training starts from. Its log-probs are computed once, before the first update, and kept with the
 rows, so no second model is in memory. Writes out/<data>/<loss>, and ends with what changed. Read first: losses.py, loop.py, train_sft.py
 """
+import inspect
 import os
 from contextlib import nullcontext
 
@@ -15,16 +16,18 @@ import torch
 
 import adapters
 import chat
-import cli
+from support import cli, parallel, rundir, sources
 import data
+import sampling
 import eval
 import loop
-import parallel
 import reward
-import sources
 import train_sft
 from logps import batch_logps, sequence_logps
-from losses import LOSSES, Pairs, try_out
+try:
+    from losses import LOSSES, Pairs, try_out
+except ValueError as e:    # from register: one line that says how to write the loss, and no traceback
+    raise SystemExit(f"error: {e}") from None
 from model import fingerprint
 
 def get_args(argv=None):
@@ -36,18 +39,21 @@ def get_args(argv=None):
     p.add_argument("--share_prefix", action="store_true", help="a pair's prompt once, for both completions: the same numbers, fewer tokens")
     p.add_argument("--label_noise", type=cli.not_negative, default=0.0,
                    help="share of pairs, in training and validation, whose labels are swapped")
-    reward.add_flags(p)
+    cli.add_sampling_flags(p)
     p.add_argument("--n_show", type=cli.count, default=3, help="samples to print at the end (default: %(default)s)")
-    cli.add_loss_flags(p)
+    cli.add_loss_flags(p, LOSSES, taken=inspect.signature(loop.fit).parameters)
     p.set_defaults(batch_size=32, lr=1e-3, warmup_steps=10, max_steps=120, eval_every=30, adam_epsilon=None)
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "train_pref.py", args.loss)
-    cli.take_adapter(p, args, args.init_from or train_sft.run_dir(args))
+    start = args.init_from or train_sft.run_dir(args)
+    with cli.bad_input():
+        about = adapters.read_about(start)
+    cli.take_adapter(p, args, start, about)
     if args.adam_epsilon is None:
         args.adam_epsilon = 1e-3 if args.data == "toy" and not args.adapter else 1e-8
-    cli.resolve_loss_flags(p, args)
-    reward.check_flags(p, args)
+    cli.resolve_loss_flags(p, args, LOSSES)
+    cli.check_sampling_flags(p, args)
     cli.refuse(p, args, (("adapter_rank", args.adapter, "without --adapter"),
                          ("adapter_init", args.adapter == "replace", "without --adapter replace")))
     return args
@@ -113,7 +119,7 @@ def train(args):
         for step in (1, args.max_steps):
             try_out(args.loss, hparams_at(step))    # a hyperparameter out of its range shows here, not after an hour
         sources.check_source(args.data, args.data_dir, training=True)
-        cli.check_out_dir(args)
+        rundir.check_out_dir(args)
         args.init_from = args.init_from or train_sft.policy_for(args)
         device, autocast = cli.set_up(args)
         model, start = adapters.load_model(args.init_from, args.dropout)    # start: adapter.json of an adapter run
@@ -123,14 +129,16 @@ def train(args):
         base, pairs = fingerprint(model), {}
         if args.data in ("toy", "imdb"):
             ranked_by = reward.Reward(args.reward, tokenizer, args.max_len, device, args.batch_size, autocast)
-            pairs["pairs"], rows = data.sampled_pairs(model, tokenizer, args, base, ranked_by)
+            pairs["pairs"], rows = sampling.sampled_pairs(
+                model, tokenizer, base, ranked_by, data=args.data, folder=args.init_from, n_prompts=args.n_prompts,
+                max_len=args.max_len, seed=args.seed, data_dir=args.data_dir, prompt_tokens=args.prompt_tokens)
         else:
             rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, n_val=args.n_val)
         flipped = sum(data.flip_labels(part, args.label_noise, args.seed) for part in rows.values())
         if args.adapter and not start:
             init = (args.adapter_init or "neurons") if args.adapter == "replace" else "random"
             adapters.add_adapters(model, args.adapter, args.adapter_rank or 16, init)
-        out_dir = cli.claim_run_dir(args, "train_pref.py", args.loss, hparams=hparams, reference_fingerprint=base,
+        out_dir = rundir.claim_run_dir(args, "train_pref.py", args.loss, hparams=hparams, reference_fingerprint=base,
                                     data_fingerprint=data.fingerprint(rows),
                                     prompt_format=chat.prompt_format(rows["train"], tokenizer), **pairs)
     trained, frozen = (sum(p.numel() for p in model.parameters() if p.requires_grad == yes) for yes in (True, False))
@@ -156,7 +164,7 @@ def train(args):
     root = (start["base"], start["base_fingerprint"]) if start else (args.init_from, base)    # without any adapter
     save = (lambda folder: adapters.save_adapter(model, folder, *root)) if args.adapter else model.save_pretrained
     result = loop.fit(model, compute_loss, batches["train"], batches["val"], save=save, autocast=autocast,
-                      show=("rewards/accuracies", "rewards/margins"), go_on=cli.go_on(), **cli.fit_flags(args))
+                      show=("rewards/accuracies", "rewards/margins"), go_on=cli.go_on(), **cli.flags_of(args, loop.fit))
     print()
     look = ["--run", str(out_dir), "--show", str(args.n_show), *cli.pass_on(args, "device", "dtype", "threads")]
     return result | (eval.main(look, say=lambda line: None) if parallel.leave() else {})

@@ -13,14 +13,11 @@ from pathlib import Path
 import torch
 
 import adapters
-import bpe
+from support import cli, parallel, rundir, sources, tokenizers
 import chat
-import cli
 import data
 import loop
 import measures
-import parallel
-import sources
 from logps import sequence_logps
 from model import GPT, GPTConfig, fingerprint
 
@@ -51,7 +48,7 @@ def get_args(argv=None):
 def make_model(args):
     """(model to start from, its tokenizer, adapter.json if it is an adapter run), with what does not fit refused."""
     if not args.init_from:
-        n_vocab = bpe.BYTES if args.bpe else args.bpe_vocab and args.bpe_vocab + 1    # and EOS
+        n_vocab = tokenizers.BYTES if args.bpe else args.bpe_vocab and args.bpe_vocab + 1    # and EOS
         tokenizer = data.get_tokenizer(args.data, n_vocab)
         return GPT(GPTConfig(block_size=args.max_len, vocab_size=tokenizer.n_vocab, n_layer=args.n_layer or 2, n_head=args.n_head or 4,
                              n_embd=args.n_embd or 128, dropout=args.dropout)), tokenizer, None
@@ -75,13 +72,13 @@ def train(args):
     parallel.join(args.device)
     with cli.bad_input():
         sources.check_source(args.data, args.data_dir, training=True)
-        cli.check_out_dir(args)
+        rundir.check_out_dir(args)
         device, autocast = cli.set_up(args)
         model, tokenizer, about = make_model(args)
         model = model.to(device)
         rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, False, args.n_val)
         start = {"init_fingerprint": fingerprint(model)} if args.init_from else {}
-        out_dir = cli.claim_run_dir(args, "train_sft.py", "sft", data_fingerprint=data.fingerprint(rows),
+        out_dir = rundir.claim_run_dir(args, "train_sft.py", "sft", data_fingerprint=data.fingerprint(rows),
                                     prompt_format=chat.prompt_format(rows["train"], tokenizer), **start)
     n = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -95,20 +92,20 @@ def train(args):
     if about:
         save = lambda folder: adapters.save_adapter(model, folder, about["base"], about["base_fingerprint"])
     result = loop.fit(model, lambda batch: sft_loss(model, batch), batches["train"], batches["val"], save=save,
-                      autocast=autocast, go_on=cli.go_on(), **cli.fit_flags(args))
+                      autocast=autocast, go_on=cli.go_on(), **cli.flags_of(args, loop.fit))
     for line in measures.notes(val_loss=result["best_val_loss"], n_vocab=tokenizer.n_vocab):
         print(f"note: {line}")
     return result
 
 def run_dir(args):
-    return Path("out") / cli.data_name(args.data) / "sft"
+    return Path("out") / rundir.data_name(args.data) / "sft"
 
 def policy_for(args):
     """The SFT run that preference training starts from; on the toy world it is made, or finished, if need be."""
     run = run_dir(args)
     there, begun = (run / "result.json").exists(), (run / "args.json").exists()
     parallel.wait()    # until all have looked
-    if args.data != "toy" and not (there and cli.read_args(run)["args"]["data"] == args.data):
+    if args.data != "toy" and not (there and rundir.read_args(run)["args"]["data"] == args.data):
         raise ValueError(f"there is no finished SFT run on {args.data} at {run}: train one with train_sft.py, or use --init_from")
     if not there:
         print(f"no SFT policy at {run} yet: training it first\n")

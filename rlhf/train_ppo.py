@@ -26,14 +26,14 @@ import torch
 import torch.nn as nn
 
 import chat
-import cli
+from support import cli, rundir, sources
 import data
+import sampling
 import eval
 import loop
-import sources
 import train_sft
 from model import GPT, fingerprint
-from reward import Reward, check_prompt_tokens
+from reward import Reward
 from rlhf import train_reward
 
 def get_args(argv=None):
@@ -84,7 +84,7 @@ def get_args(argv=None):
                     (args.target_kl is None or args.target_kl * args.beta > 0, "--target_kl adapts a --beta, both larger than 0")):
         if not ok:
             p.error(why)
-    check_prompt_tokens(p, args)
+    cli.check_prompt_tokens(p, args)
     return args
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Rollouts:
         """Completions of prompts, as minibatches with the rewards of their tokens, and what is logged of them."""
         args, agent = self.args, self.agent
         with self.autocast:
-            answers = data.sample_completions(agent.policy, self.tokenizer, prompts, self.room, seed=seed)
+            answers = sampling.sample_completions(agent.policy, self.tokenizer, prompts, self.room, seed=seed)
         scores = torch.as_tensor(self.reward([p + a for p, a in zip(prompts, answers)]), dtype=torch.float32)
         ended = torch.tensor([a[-1] == self.tokenizer.eot_token for a in answers])
         judged = scores - args.eos_penalty * ~ended    # (N,)
@@ -257,7 +257,7 @@ def train(args):
     """All of main, of flags that are known."""
     with cli.bad_input():
         sources.check_source(args.data, args.data_dir, training=True)
-        cli.check_out_dir(args)
+        rundir.check_out_dir(args)
         args.init_from = args.init_from or train_sft.policy_for(args)
         if not args.true_reward:
             args.reward = args.reward or reward_for(args)
@@ -266,14 +266,14 @@ def train(args):
         tokenizer = data.get_tokenizer(args.data, policy.config.vocab_size)
         cli.check_fits(policy, tokenizer, args.max_len, args.init_from)
         reward = Reward(args.reward, tokenizer, args.max_len, device, args.batch_size, autocast)
-        prompts, room = data.prompts_for(args, tokenizer, args.n_prompts, n_val=256)
+        prompts, room = sampling.prompts_for(args.data, tokenizer, args.n_prompts, n_val=256, max_len=args.max_len, seed=args.seed,
+                                             data_dir=args.data_dir, prompt_tokens=args.prompt_tokens)
         if len(prompts["train"]) * args.k < args.rollout:
             raise ValueError(f"{len(prompts['train'])} prompts x {args.k} are fewer than --rollout {args.rollout}")
         asking = [{"prompt": q} for q in prompts["train"]]
         asked = data.fingerprint({split: [{"prompt": q} for q in part] for split, part in prompts.items()})
-        out_dir = cli.claim_run_dir(args, "rlhf/train_ppo.py", args.algo, reference_fingerprint=fingerprint(reference), reward=reward.name,
-                                    data_fingerprint=asked,
-                                    prompt_format=chat.prompt_format(asking, tokenizer))
+        out_dir = rundir.claim_run_dir(args, "rlhf/train_ppo.py", args.algo, reference_fingerprint=fingerprint(reference),
+                                       reward=reward.name, data_fingerprint=asked, prompt_format=chat.prompt_format(asking, tokenizer))
     agent, reference = Agent(policy, args.beta).to(device), Agent(reference, 0.0).to(device)
     rollouts = Rollouts(agent, reference, tokenizer, prompts["train"], reward, room, args, autocast)
     print(f"{args.algo} by {args.reward or 'the true reward'}, beta {args.beta}: {args.rollout} samples every "
@@ -281,14 +281,14 @@ def train(args):
           f"reference is {args.init_from} -> {out_dir}")
     result = loop.fit(agent, lambda batch: ppo_loss(agent, batch, args), rollouts, HeldOut(rollouts, prompts["val"]),
                       save=agent.policy.save_pretrained, autocast=autocast, show=("objective/scores", "objective/kl"),
-                      go_on=cli.go_on(), **cli.fit_flags(args))
+                      go_on=cli.go_on(), **cli.flags_of(args, loop.fit))
     print()
     look = ["--run", str(out_dir), "--show", str(args.n_show), *cli.pass_on(args, "device", "dtype", "threads")]
     return result | eval.main(look, say=lambda line: None)
 
 def reward_for(args):
     """The reward model of a data set; on the toy world it is trained if there is none yet."""
-    run = Path("out") / cli.data_name(args.data) / "reward"
+    run = Path("out") / rundir.data_name(args.data) / "reward"
     if not (run / "result.json").exists():
         if args.data != "toy":
             raise ValueError(f"there is no finished reward model at {run}: train one with rlhf.train_reward, or use --reward")

@@ -17,16 +17,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import cli
+from support import cli, parallel, rundir, sources
 import data
+import sampling
 import loop
 import measures
-import parallel
 import reward
-import sources
 import toy
 import train_sft
-from checkpoint import write_json
+from support.checkpoint import write_json
 from model import GPT, ScalarGPT, fingerprint
 
 def get_args(argv=None):
@@ -138,7 +137,7 @@ def train(args):
     parallel.join(args.device)
     with cli.bad_input():
         sources.check_source(args.data, args.data_dir, training=True)
-        cli.check_out_dir(args)
+        rundir.check_out_dir(args)
         args.init_from = args.init_from or train_sft.policy_for(args)
         device, autocast = cli.set_up(args)
         model = ScalarGPT.from_pretrained(args.init_from, args.dropout).to(device)
@@ -147,19 +146,20 @@ def train(args):
         if args.data == "toy":
             policy = GPT.from_pretrained(args.init_from).to(device).eval()
             true = reward.Reward(None, tokenizer, args.max_len, device, args.batch_size, autocast)
-            rows = data.sampled_pairs(policy, tokenizer, args, fingerprint(policy), true)[1]
+            _, rows = sampling.sampled_pairs(policy, tokenizer, fingerprint(policy), true, data="toy", folder=args.init_from,
+                                             n_prompts=args.n_prompts or 1200, max_len=args.max_len, seed=args.seed)
             rows["test"] = fresh_pairs(policy, tokenizer, args.max_len, args.seed)
         elif args.data == "imdb":
             rows = labelled(args.data_dir, tokenizer, args.max_len, args.half, args.n_val)
         else:
             rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, n_val=args.n_val)
-        out_dir = cli.claim_run_dir(args, "rlhf/train_reward.py", "reward", data_fingerprint=data.fingerprint(rows),
+        out_dir = rundir.claim_run_dir(args, "rlhf/train_reward.py", "reward", data_fingerprint=data.fingerprint(rows),
                                     init_fingerprint=fingerprint(model))
     compute = label_loss if args.data == "imdb" else pair_loss
     print(f"reward model with {sum(p.numel() for p in model.parameters()):,} parameters, from {args.init_from} -> {out_dir}")
     batches = {split: data.Batches(rows[split], args.batch_size, args.seed) for split in ("train", "val")}
     result = loop.fit(model, lambda batch: compute(model, batch), batches["train"], batches["val"], save=model.save_pretrained,
-                      autocast=autocast, show=("accuracy",), go_on=cli.go_on(), **cli.fit_flags(args))
+                      autocast=autocast, show=("accuracy",), go_on=cli.go_on(), **cli.flags_of(args, loop.fit))
     if not parallel.leave():
         return result
     best = ScalarGPT.from_pretrained(out_dir).to(device).eval()
@@ -179,7 +179,7 @@ def train(args):
 def fresh_pairs(policy, tokenizer, max_len, seed):
     """Pairs of fresh samples for test prompts, the better one by the true reward first, with those rewards; ties left out."""
     prompts = tokenizer.encode_ordinary_batch([e["prompt"] for e in toy.examples("test", 256, seed)])
-    flat = data.sample_completions(policy, tokenizer, [p for p in prompts for _ in range(2)], max_len - toy.PROMPT_LEN, seed=seed + 1)
+    flat = sampling.sample_completions(policy, tokenizer, [p for p in prompts for _ in range(2)], max_len - toy.PROMPT_LEN, seed=seed + 1)
     rows = []
     for i, prompt in enumerate(prompts):
         drawn = [(toy.reward(tokenizer.decode(prompt) + data.decode(tokenizer, a)), a) for a in flat[2 * i:2 * i + 2]]

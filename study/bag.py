@@ -12,9 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import cli
+from support import cli
 import data
-from checkpoint import write_json
+from support.checkpoint import write_json
 from rlhf.train_reward import judge_scores, labelled, right
 
 EPOCHS, BATCH, LR = 12, 64, 1e-2    # what is best on the validation reviews is kept, of equals the last

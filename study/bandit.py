@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-import cli
-from losses import LOSSES, Pairs
+from support import cli
+from train_pref import LOSSES, Pairs    # which says in one line what is wrong with a new loss
 
 ROOT = Path(__file__).resolve().parent
 LEFT_OUT = tuple(n for n, loss in LOSSES.items() if loss.whole_batch)    # of a batch of samples: an expectation over all pairs has none

@@ -36,8 +36,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import adapters
-import cli
-import cpu
+from support import cli, cpu, rundir
 import data
 import loop
 import train_pref
@@ -321,7 +320,7 @@ def work(args):
         job = json.loads(args.job)
         print(json.dumps({"ours": ours, "trl": trl, "transformers": transformers, "one_loss": one_loss}[job["kind"]](job)))
         return
-    data_name = cli.data_name(args.data or "made-up").split("-")[0]
+    data_name = rundir.data_name(args.data or "made-up").split("-")[0]
     name, rows = {"trl": (f"trl_{data_name}", against_trl), "transformers": ("transformers", against_transformers)}.get(
         args.vs, ("growth", growth) if args.growth else ("parts", parts))
     RESULTS.mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import chat
-import cli
+from support import cli
 import data
 import eval
 import train_pref

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import cli
+from support import cli
 import eval
 import train_pref
 import train_sft
@@ -206,7 +206,7 @@ def collect(root, recipes, seeds, results):
 
 def trainable(folder):
     """How many parameters a run trained: those that its best weights hold."""
-    from checkpoint import load_tensors
+    from support.checkpoint import load_tensors
     path = next(p for p in (folder / "adapter.safetensors", folder / "model.safetensors") if p.exists())
     return sum(t.numel() for t in load_tensors(path).values())
 

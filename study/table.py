@@ -18,7 +18,7 @@ import numpy as np
 
 import adapters
 import eval
-from losses import LOSSES
+from train_pref import LOSSES    # which says in one line what is wrong with a new loss
 from study import claims
 
 ROOT = Path(__file__).resolve().parent.parent

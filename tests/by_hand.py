@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import data
+import sampling
 import toy
 from model import GPT, ScalarGPT
 
@@ -123,7 +123,7 @@ def distinct(completions, n, budget=500):
 
 def drawn(model, held, k, temperature):
     """k samples of each prompt, by the sampler that makes the run's."""
-    flat = data.sample_completions(model, TOKENIZER, [p for p in held.prompts for _ in range(k)], held.max_new_tokens,
+    flat = sampling.sample_completions(model, TOKENIZER, [p for p in held.prompts for _ in range(k)], held.max_new_tokens,
                                    temperature=temperature, seed=0)
     return [flat[at:at + k] for at in range(0, len(flat), k)]
 

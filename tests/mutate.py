@@ -31,7 +31,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("eval.py", "measures.py", "judge.py", "study/claims.py", "reward.py", "cli.py", "train_pref.py")
+FILES = ("eval.py", "measures.py", "judge.py", "study/claims.py", "reward.py", "support/cli.py", "train_pref.py")
 NOT_RUN = ("test_faults.py", "test_robust.py", "test_mutate.py")    # they read the source, or start processes of their own
 FIXTURES = {"sft_run": False, "world": True}    # made once for all mutants that they do not execute; True: each process takes a copy
 WARM = {"torch", "numpy", "scipy", "matplotlib", "PIL", "safetensors", "tiktoken"}    # imported before the forks, so far as tests use them
@@ -185,7 +185,8 @@ def digest(*texts):
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 def sources(root):
-    return [(str(p.relative_to(root)), p.read_text()) for folder in (".", "study", "rlhf") for p in sorted((root / folder).glob("*.py"))]
+    folders = (".", "support", "study", "rlhf")
+    return [(str(p.relative_to(root)), p.read_text()) for folder in folders for p in sorted((root / folder).glob("*.py"))]
 
 def copied(root, copy):
     shutil.copytree(root, copy, ignore=shutil.ignore_patterns(".git", "out", "__pycache__", ".*_cache", "venv", ".venv"))

@@ -31,9 +31,9 @@ import torch
 from matplotlib.figure import Figure
 
 import adapters
-import checkpoint
-import cli
+from support import checkpoint, rundir
 import data
+import sampling
 import eval
 import judge
 import toy
@@ -207,12 +207,12 @@ def readers(folder):
     checkpoint.save_state(run, model, optimizer, torch.amp.GradScaler("cpu", enabled=False), {"step": 3}, 0)
     found["state.pt"] = run / "state.pt", lambda: checkpoint.read_state(run / "state.pt")
     checkpoint.write_json(run / "args.json", {"script": "train_pref.py", "args": {"data": "toy", "seed": 0}})
-    found["args.json"] = run / "args.json", lambda: cli.read_args(run)
+    found["args.json"] = run / "args.json", lambda: rundir.read_args(run)
     (run / "log.csv").write_text("step,split,metric,value\n" + "".join(f"{i},train,loss,{1 / (i + 1)}\n" for i in range(20)))
     found["log.csv"] = run / "log.csv", lambda: checkpoint.read_log(run / "log.csv")
     pair = {side: {"text": "fine .", "tokens": [300, 301]} for side in ("prompt", "chosen", "rejected")}
     (run / "pairs.jsonl").write_text("".join(json.dumps({"split": s} | pair) + "\n" for s in ("train", "val")))
-    found["pairs.jsonl"] = run / "pairs.jsonl", lambda: data.read_pairs(run / "pairs.jsonl", tokenizer.n_vocab)
+    found["pairs.jsonl"] = run / "pairs.jsonl", lambda: sampling.read_pairs(run / "pairs.jsonl", tokenizer.n_vocab)
     return found
 
 def outcome(read):

@@ -18,6 +18,7 @@ import torch
 
 import by_hand
 import data
+import sampling
 import eval
 import loop
 import toy
@@ -59,7 +60,7 @@ def world(tmp_path_factory):
         patch.setattr(data, "get_tokenizer", lambda *args: TOKENIZER)
         patch.setattr(loop, "plot_curves", lambda folder: None)
         patch.setattr(eval, "draw", lambda *args: None)
-        patch.setattr(data.prompts_for, "__defaults__", (12,))    # validation prompts, in place of 100: for speed
+        patch.setattr(sampling.prompts_for, "__defaults__", (12,))    # validation prompts, in place of 100: for speed
         rng, texts = random.Random(5), []
         for i in range(400):
             at = (0, 12)[i % 2]

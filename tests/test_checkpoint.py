@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 
-import checkpoint
+from support import checkpoint
 import loop
 from test_loop import Line, Stream, fit, log_rows
 

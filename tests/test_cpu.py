@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import cpu
+from support import cpu
 from logps import sequence_logps
 from model import GPT, GPTConfig
 

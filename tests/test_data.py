@@ -4,6 +4,7 @@ ranking. Files are small and made here; the last section reads real data and is 
 """
 import csv
 import gzip
+import functools
 import json
 import random
 from collections import Counter
@@ -16,7 +17,8 @@ import pytest
 import torch
 
 import data
-import sources
+import sampling
+from support import sources
 import toy
 from conftest import REAL
 from model import GPT, GPTConfig
@@ -585,7 +587,7 @@ def fifths(text):
 def make_pairs(model, tokenizer, folder, *, prompts=PROMPTS, reward=fifths, weights="a", **how):
     how = {"k": 4, "max_new_tokens": 6, "seed": 0} | how
     prompts = {split: tokenizer.encode_ordinary_batch(texts) for split, texts in prompts.items()}
-    return data.make_pairs(model, tokenizer, prompts, lambda texts: [reward(data.decode(tokenizer, t)) for t in texts], folder,
+    return sampling.make_pairs(model, tokenizer, prompts, lambda texts: [reward(data.decode(tokenizer, t)) for t in texts], folder,
                            {"weights": weights}, **how)
 
 def test_pairs_are_all_those_that_differ_in_reward_and_no_ties(tmp_path, tokenizer, stopping_model):
@@ -610,7 +612,7 @@ def test_reading_pairs_gives_the_sampled_tokens_in_their_splits(tmp_path, tokeni
     """Text cannot be tokenized back: samples are not the tokenizer's own segmentation, and EOS is no text."""
     path = make_pairs(stopping_model, tokenizer, tmp_path)
     written = [json.loads(line) for line in open(path, encoding="utf-8")]
-    rows = data.read_pairs(path)
+    rows = sampling.read_pairs(path)
     for split in ("train", "val"):
         want = [{side: r[side]["tokens"] for side in ("prompt", "chosen", "rejected")} for r in written if r["split"] == split]
         assert rows[split] == want != []
@@ -619,7 +621,7 @@ def test_reading_pairs_gives_the_sampled_tokens_in_their_splits(tmp_path, tokeni
 
 def test_a_sample_ends_in_eos_unless_it_was_cut(tmp_path, tokenizer, stopping_model):
     """An EOS put behind every sample teaches the policy that it had stopped there; one taken away, never to stop."""
-    rows = data.read_pairs(make_pairs(stopping_model, tokenizer, tmp_path))
+    rows = sampling.read_pairs(make_pairs(stopping_model, tokenizer, tmp_path))
     answers = [r[side] for part in rows.values() for r in part for side in ("chosen", "rejected")]
     cut = [a for a in answers if tokenizer.eot_token not in a]
     whole = [a for a in answers if tokenizer.eot_token in a]
@@ -629,8 +631,9 @@ def test_a_sample_ends_in_eos_unless_it_was_cut(tmp_path, tokenizer, stopping_mo
 def test_toy_pairs_share_no_prompt_between_training_and_validation(tmp_path, tokenizer, stopping_model, monkeypatch):
     """Both are drawn with one seed; only the split keeps them apart."""
     monkeypatch.setattr(toy, "reward", fifths)    # the exact one is 1/2 for whatever this model says
-    args = SimpleNamespace(data="toy", init_from=tmp_path, n_prompts=40, max_len=toy.PROMPT_LEN + 6, seed=0)
-    _, rows = data.sampled_pairs(stopping_model, tokenizer, args, "weights", Reward(None, tokenizer, 32, "cpu", 8, nullcontext()))
+    reward = Reward(None, tokenizer, 32, "cpu", 8, nullcontext())
+    _, rows = sampling.sampled_pairs(stopping_model, tokenizer, "weights", reward, data="toy", folder=tmp_path, n_prompts=40,
+                                     max_len=toy.PROMPT_LEN + 6)
     prompts = {split: {tuple(r["prompt"]) for r in part} for split, part in rows.items()}
     assert len(prompts["train"]) > 30 and len(prompts["val"]) > 50 and not prompts["train"] & prompts["val"]
 
@@ -653,40 +656,39 @@ def test_validation_rows_can_be_few(tmp_path, tokenizer, capsys):
 def test_prompts_of_reviews_are_their_beginnings(tmp_path, tokenizer):
     """As long as asked, behind an EOS as in SFT, of both labels, never of a review that training has, never a whole review."""
     folder = reviews(tmp_path)
-    prompts, labels = data.beginnings(folder, "train", tokenizer, "4", 99)
+    prompts, labels = sampling.beginnings(folder, "train", tokenizer, "4", 99)
     assert 70 < len(prompts) < 90 and {len(p) for p in prompts} == {5} and {p[0] for p in prompts} == {tokenizer.eot_token}
     assert all(data.decode(tokenizer, p)[2:] == " the plot" for p in prompts) and 30 < sum(labels) < 50
-    assert 2 < sum(data.beginnings(folder, "train", tokenizer, "4", 20)[1]) < 18    # the file has the negative ones first
-    assert {len(p) for p in data.beginnings(folder, "train", tokenizer, "5-8", 99)[0]} == {6, 7, 8, 9}
-    first = lambda seed: data.beginnings(folder, "train", tokenizer, "4", 9, seed)[0]
+    assert 2 < sum(sampling.beginnings(folder, "train", tokenizer, "4", 20)[1]) < 18    # the file has the negative ones first
+    assert {len(p) for p in sampling.beginnings(folder, "train", tokenizer, "5-8", 99)[0]} == {6, 7, 8, 9}
+    first = lambda seed: sampling.beginnings(folder, "train", tokenizer, "4", 9, seed)[0]
     assert first(1) != prompts[:9] == first(0)
-    tests, _ = data.beginnings(folder, "test", tokenizer, "4", 99)
+    tests, _ = sampling.beginnings(folder, "test", tokenizer, "4", 99)
     assert 1 < len(tests) < 30 and all(data.decode(tokenizer, p)[2:] == " the cast" for p in tests)
     with pytest.raises(ValueError, match="no test review has more than 99 tokens"):
-        data.beginnings(folder, "test", tokenizer, "99", 5)
+        sampling.beginnings(folder, "test", tokenizer, "99", 5)
 
 def test_a_beginning_that_repeats_is_a_prompt_of_one_split_only(tmp_path, tokenizer):
     """Of two words, as "this film", the test would otherwise be trained on."""
     for split in ("train", "test"):
         rows = [{"text": f"{i % 60:02d} was {split} {i} .", "label": 1} for i in range(200)]
         write_jsonl(tmp_path / f"{split}.jsonl", rows)
-    sides = [data.beginnings(str(tmp_path), split, tokenizer, "3", 999)[0] for split in ("train", "test")]
+    sides = [sampling.beginnings(str(tmp_path), split, tokenizer, "3", 999)[0] for split in ("train", "test")]
     assert len(sides[0]) > 40 and len(sides[1]) > 1 and not {*map(tuple, sides[0])} & {*map(tuple, sides[1])}
 
 def test_pairs_of_reviews_share_no_prompt_between_training_and_validation(tmp_path, tokenizer, stopping_model):
     """Their prompts are beginnings of training reviews; the test's are for evaluation."""
-    args = SimpleNamespace(data="imdb", data_dir=reviews(tmp_path / "imdb"), init_from=tmp_path, n_prompts=30, prompt_tokens="4",
-                           max_len=12, seed=0)
     by_length = lambda texts: np.array([float(len(t)) for t in texts])
     by_length.name = "length"
-    path, rows = data.sampled_pairs(stopping_model, tokenizer, args, "weights", by_length)
+    pairs = functools.partial(sampling.sampled_pairs, stopping_model, tokenizer, "weights", by_length, data="imdb", folder=tmp_path,
+                              data_dir=reviews(tmp_path / "imdb"), n_prompts=30, prompt_tokens="4")
+    path, rows = pairs(max_len=12)
     prompts = {split: {tuple(r["prompt"]) for r in part} for split, part in rows.items()}
     assert 0 < len(prompts["train"]) <= 30 and prompts["val"] and not prompts["train"] & prompts["val"]
     assert all(data.decode(tokenizer, p)[2:] == " the plot" for part in prompts.values() for p in part)
     assert all(len(r["chosen"]) > len(r["rejected"]) and len(r["chosen"]) <= 7 for part in rows.values() for r in part)
-    args.max_len = 5
     with pytest.raises(ValueError, match="--max_len 5"):
-        data.sampled_pairs(stopping_model, tokenizer, args, "weights", by_length)
+        pairs(max_len=5)
 
 def test_pairs_are_reused_while_the_recipe_is_unchanged(tmp_path, tokenizer, stopping_model):
     """Sampling takes longer than training; and a comparison of losses needs the same pairs."""
@@ -735,13 +737,13 @@ def test_sampled_completions_come_in_the_order_of_their_prompts_and_equal_those_
     eos = next(t for t in alone[0][1:] if 2 <= sum(t in a for a in alone) <= 6 and all(a[0] != t for a in alone))
     want = [a[:a.index(eos) + 1] if eos in a else a for a in alone]
     for batch_size in (1, 3, 256):
-        got = data.sample_completions(model, SimpleNamespace(eot_token=eos), prompts, 12, temperature=0, batch_size=batch_size)
+        got = sampling.sample_completions(model, SimpleNamespace(eot_token=eos), prompts, 12, temperature=0, batch_size=batch_size)
         assert got == want, batch_size
 
 def test_sampled_completions_are_fixed_by_the_seed(tokenizer, stopping_model):
     """A generator of its own, so that sampling neither depends on what ran before nor disturbs what comes after."""
     prompts = [tokenizer.encode_ordinary(t) for t in PROMPTS["train"]]
-    draw = lambda seed: data.sample_completions(stopping_model, tokenizer, prompts, 6, seed=seed)
+    draw = lambda seed: sampling.sample_completions(stopping_model, tokenizer, prompts, 6, seed=seed)
     first, state = draw(1), torch.get_rng_state()
     torch.rand(3)
     assert draw(1) == first != draw(2)

@@ -13,15 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import adapters
-import bpe
-import cli
+from support import cli, sources, tokenizers, weights
 import data
 import eval as evaluation
 import loop
-import sources
 import train_pref
 import train_sft
-import weights
 from model import GPT, GPTConfig, ScalarGPT, fingerprint
 from rlhf import train_ppo, train_reward
 from test_loop import log_rows
@@ -75,7 +72,7 @@ GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+
 @pytest.fixture(scope="module")
 def gpt2_like():
     """GPT-2's pattern, its bytes, and 50,000 merges of two bytes in the place of its own: as large as GPT-2's, without its files."""
-    tokens = [bytes([b]) for b in bpe.byte_order()]
+    tokens = [bytes([b]) for b in tokenizers.byte_order()]
     tokens += [a + b for a in tokens for b in tokens][:50_000]
     return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks={t: i for i, t in enumerate(tokens)},
                              special_tokens={"<|endoftext|>": 50_256})
@@ -83,7 +80,7 @@ def gpt2_like():
 @pytest.fixture
 def online(monkeypatch, gpt2_like):
     """GPT-2's files are there."""
-    monkeypatch.setattr(bpe.tiktoken, "get_encoding", lambda name: gpt2_like)
+    monkeypatch.setattr(tokenizers.tiktoken, "get_encoding", lambda name: gpt2_like)
     return gpt2_like
 
 @pytest.fixture
@@ -91,7 +88,7 @@ def offline(monkeypatch):
     """GPT-2's files are not there, and neither is the network."""
     def no_route(name):
         raise OSError("no route\nto host")
-    monkeypatch.setattr(bpe.tiktoken, "get_encoding", no_route)
+    monkeypatch.setattr(tokenizers.tiktoken, "get_encoding", no_route)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # shards
@@ -361,7 +358,7 @@ def test_another_kind_of_tokenizer_is_refused(name, online, tmp_path):
 
 def test_the_first_letters_of_gpt2s_table_are_its_bytes():
     """Ids that anyone can look up in the hub's vocab.json: space is a capital G with a dot, newline a C with a dot."""
-    ids = bpe.gpt2_ids(bpe.byte_encoding())
+    ids = tokenizers.gpt2_ids(tokenizers.byte_encoding())
     known = {"!": 0, "A": 32, "a": 64, "~": 93, "\u00a1": 94, "\u00ff": 187, "\u0100": 188, "\u010a": 198, "\u0120": 220, "\u0143": 255}
     assert {letter: ids[letter] for letter in known} == known and len(ids) == 257
 
@@ -391,7 +388,7 @@ def test_bytes_have_the_ids_of_gpt2s_first_tokens(gpt2_like):
     assert data.get_tokenizer("x.jsonl", 257)._mergeable_ranks == first
     assert [b[0] for b in sorted(first, key=first.get)][:3] == [33, 34, 35] and first[b"\n"] == 198 and first[b"\xad"] == 255
 
-BLANKS = " " * (bpe.LONGEST_BLANK + 1) + "x"
+BLANKS = " " * (tokenizers.LONGEST_BLANK + 1) + "x"
 SMALL = ("--batch_size", "8", "--max_steps", "4", "--eval_every", "2", "--max_len", "48")
 
 def test_own_pairs_train_and_are_measured_without_any_file(offline, tmp_path, monkeypatch, capsys):
@@ -434,15 +431,15 @@ def test_a_row_of_blanks_is_refused_with_its_place(field, online, tmp_path, caps
 def test_as_many_blanks_as_are_let_through_can_be_encoded(gpt2_like):
     """The limit must lie below tiktoken's: a text that passes it and panics is what it is there to stop."""
     for blank in (" ", "\n", "\u3000"):
-        text = "x" + blank * bpe.LONGEST_BLANK + "x"
-        assert bpe.encode(gpt2_like, [text], "here")[0][0] == gpt2_like.encode_ordinary("x")[0]
-        refused(lambda text=text, blank=blank: bpe.encode(gpt2_like, [text, blank + text[1:]], "there"), "there", "white space")
+        text = "x" + blank * tokenizers.LONGEST_BLANK + "x"
+        assert tokenizers.encode(gpt2_like, [text], "here")[0][0] == gpt2_like.encode_ordinary("x")[0]
+        refused(lambda text=text, blank=blank: tokenizers.encode(gpt2_like, [text, blank + text[1:]], "there"), "there", "white space")
 
 def test_a_long_text_with_a_break_here_and_there_is_taken(gpt2_like):
     """It is the length of one run that counts, not of the text, nor of all its blanks together."""
     text = (" " * 300_000 + "x") * 3
     sources.check_text(text, "here")
-    assert gpt2_like.decode(bpe.encode(gpt2_like, [text], "here")[0]) == text
+    assert gpt2_like.decode(tokenizers.encode(gpt2_like, [text], "here")[0]) == text
 
 def test_a_panic_of_the_tokenizer_is_an_error_in_one_line_and_ctrl_c_is_not(gpt2_like):
     """Rust's PanicException is no Exception; but to catch all that is none would swallow Ctrl-C."""
@@ -452,10 +449,10 @@ def test_a_panic_of_the_tokenizer_is_an_error_in_one_line_and_ctrl_c_is_not(gpt2
             raise self.error
     broken = Broken()
     broken.error = type("PanicException", (BaseException,), {})("StackOverflow")
-    refused(lambda: bpe.encode(broken, ["a"], "here"), "here", "StackOverflow")
+    refused(lambda: tokenizers.encode(broken, ["a"], "here"), "here", "StackOverflow")
     broken.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        bpe.encode(broken, ["a"], "here")
+        tokenizers.encode(broken, ["a"], "here")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # an adapter run as a start

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import bpe
+from support import tokenizers
 import data
 import eval as evaluation
 import toy
@@ -188,13 +188,13 @@ def test_the_hub_out_of_reach_for_weights_says_what_to_do(refused, monkeypatch):
 def test_the_tokenizers_files_out_of_reach_say_what_to_do(refused, monkeypatch):
     """On a hash mismatch tiktoken even deletes the cached file and goes to the network."""
     monkeypatch.setattr(data, "get_tokenizer", OWN_GET_TOKENIZER)
-    monkeypatch.setattr(bpe.tiktoken, "get_encoding", boom)
+    monkeypatch.setattr(tokenizers.tiktoken, "get_encoding", boom)
     refused(train_sft.main, ["--data", "good.jsonl", *SFT], "TIKTOKEN_CACHE_DIR")
 
 def test_a_typo_in_data_is_answered_before_the_tokenizer_is_fetched(refused, monkeypatch):
     """Offline, "toyy" would be answered with advice about GPT-2's files; online, they would be downloaded first."""
     monkeypatch.setattr(data, "get_tokenizer", OWN_GET_TOKENIZER)
-    monkeypatch.setattr(bpe.tiktoken, "get_encoding", boom)
+    monkeypatch.setattr(tokenizers.tiktoken, "get_encoding", boom)
     for main, argv in ((train_sft.main, ["--data", "toyy", *SFT]), (train_pref.main, pref(data="toyy"))):
         refused(main, argv, "toyy", "hh")
 

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-import endpoint
+from support import endpoint
 import judge
 
 pytest.importorskip("openai")

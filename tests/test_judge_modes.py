@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import checkpoint
-import endpoint
+from support import checkpoint, endpoint
 import judge
 
 pytest.importorskip("openai")

@@ -11,9 +11,9 @@ import pytest
 
 import chat
 import data
+import sampling
 import eval
-import messages
-import sources
+from support import messages, sources
 import toy
 import train_pref
 import train_sft
@@ -402,7 +402,7 @@ def talk(monkeypatch, tokenizer, capsys):
             given.append(tokenizer.decode(prompts[0]))
             return [tokenizer.encode_ordinary(answer)[:n]]
         monkeypatch.setattr("builtins.input", read_line)
-        monkeypatch.setattr(data, "sample_completions", sample)
+        monkeypatch.setattr(sampling, "sample_completions", sample)
         chat.chat(None, tokenizer, {"args": {"data": "x", "max_len": room}, "prompt_format": form}, **flags)
         assert not left
         return given, capsys.readouterr().out

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import cli
+from support import cli
 import loop
 
 class Line(torch.nn.Module):

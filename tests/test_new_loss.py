@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import cli
 import losses
 import train_pref
 from losses import LOSSES, register, try_out
@@ -211,7 +210,7 @@ def test_a_script_shows_that_line_and_no_traceback(monkeypatch, capsys):
             raise ValueError("losses.py, line 9, loss mine: write it so")
     monkeypatch.setitem(sys.modules, "losses", Broken())
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(cli.__file__)
+        runpy.run_path(train_pref.__file__)
     assert end.value.code == "error: losses.py, line 9, loss mine: write it so"    # what Python prints, with status 1
 
 def a_mean(pairs):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import data
+import sampling
 import eval
 import loop
 import toy
@@ -45,19 +45,19 @@ def rollouts(made, tokenizer, *more):
     """The Rollouts of a run, and its prompts."""
     args = train_ppo.get_args(flags_of(made, *more))
     agent, reference = (train_ppo.Agent(GPT.from_pretrained(made / "policy").eval(), beta) for beta in (args.beta, 0.0))
-    prompts, room = data.prompts_for(args, tokenizer, args.n_prompts, N_VAL)
+    prompts, room = sampling.prompts_for(args.data, tokenizer, args.n_prompts, N_VAL, max_len=args.max_len, seed=args.seed)
     reward = Reward(args.reward, tokenizer, MAX_LEN, "cpu", 4, nullcontext())
     return train_ppo.Rollouts(agent, reference, tokenizer, prompts["train"], reward, room, args, nullcontext()), prompts
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What goes into and comes out of every call of data.sample_completions: (prompts, answers, seed)."""
-    real, calls = data.sample_completions, []
+    """What goes into and comes out of every call of sampling.sample_completions: (prompts, answers, seed)."""
+    real, calls = sampling.sample_completions, []
     def sample(model, tokenizer, prompts, max_new_tokens, **more):
         answers = real(model, tokenizer, prompts, max_new_tokens, **more)
         calls.append((prompts, answers, more["seed"]))
         return answers
-    monkeypatch.setattr(data, "sample_completions", sample)
+    monkeypatch.setattr(sampling, "sample_completions", sample)
     return calls
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -184,8 +184,8 @@ def kept(request, made, tmp_path_factory):
     more = {"ppo": "--gamma 0.9 --lam 0.8 --vf_coef 0.5 --target_kl 0.2 --k 2", "rloo": "--algo rloo --k 2"}[request.param].split()
     flags = flags_of(made, *more, "--beta", "0.3", "--clip", "0.1", "--eos_penalty", "0.5", "--out_dir", str(out))
     with pytest.MonkeyPatch.context() as patch:
-        real_prompts, real_sample, real_step = data.prompts_for, data.sample_completions, loop.train_step
-        patch.setattr(data, "prompts_for", lambda args, tokenizer, n, n_val: real_prompts(args, tokenizer, n, N_VAL))
+        real_prompts, real_sample, real_step = sampling.prompts_for, sampling.sample_completions, loop.train_step
+        patch.setattr(sampling, "prompts_for", lambda name, tokenizer, n, n_val, **more: real_prompts(name, tokenizer, n, N_VAL, **more))
         def sample(model, tokenizer, prompts, room, **more):
             answers = real_sample(model, tokenizer, prompts, room, **more)
             split = "val" if len(prompts) == N_VAL else "train"
@@ -197,7 +197,7 @@ def kept(request, made, tmp_path_factory):
             keep.before.append({k: x.clone() for k, x in model.state_dict().items()})
             keep.batches.append(batches[0]["idx"].tolist())
             return real_step(model, compute_loss, batches, *args)
-        patch.setattr(data, "sample_completions", sample)
+        patch.setattr(sampling, "sample_completions", sample)
         patch.setattr(loop, "train_step", step)
         patch.setattr(loop, "plot_curves", lambda folder: None)
         patch.setattr(eval, "main", lambda *args, **more: {})

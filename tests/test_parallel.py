@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import data
+import sampling
 import eval
 import loop
-import parallel
+from support import parallel
 import train_pref
 import train_sft
 from losses import LOSSES
@@ -117,11 +118,11 @@ def test_the_pairs_are_sampled_once_and_the_reference_shared_out(here, tmp_path)
                     f.write(f"{len(batch['idx']) // 2}\n")
             return real(model, batch)
         train_pref.batch_logps = counted
-        sample = data.sample_completions
+        sample = sampling.sample_completions
         def sampled(*args, **more):
             assert rank == 0
             return sample(*args, **more)
-        data.sample_completions = sampled
+        sampling.sample_completions = sampled
     run(2, tmp_path / "run", "--loss", "dpo", "--max_steps", "1", "--eval_every", "1", "--seed", "31", before=count)
     seen = [list(map(int, (tmp_path / f"seen-{rank}").read_text().split())) for rank in (0, 1)]
     assert abs(sum(seen[0]) - sum(seen[1])) < 0.2 * sum(map(sum, seen))

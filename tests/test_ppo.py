@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 
 import data
+import sampling
 import train_sft
 from model import GPT
 from reward import Reward
@@ -137,7 +138,7 @@ def rollouts(here, tokenizer, request):    # noqa: F811
     """Of the policy in out/toy/sft; more flags by a test's parameter."""
     args = train_ppo.get_args([*FLAGS, *getattr(request, "param", [])])
     policy, reference = (GPT.from_pretrained("out/toy/sft").eval() for _ in range(2))
-    prompts, room = data.prompts_for(args, tokenizer, 64, 8)
+    prompts, room = sampling.prompts_for(args.data, tokenizer, 64, 8, max_len=args.max_len, seed=args.seed)
     reward = Reward(None, tokenizer, 64, "cpu", 16, nullcontext())
     agents = train_ppo.Agent(policy, args.beta), train_ppo.Agent(reference, 0.0)
     return train_ppo.Rollouts(*agents, tokenizer, prompts["train"], reward, room, args, nullcontext()), args

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import cli
+from support import cli, rundir
 import data
+import sampling
 import loop
 import toy
 import train_pref
@@ -68,7 +69,7 @@ def begun(folder, name):
     module, run = SCRIPTS[name]
     args = module.get_args(["--out_dir", str(folder)])
     args.init_from = "out/toy/sft"
-    cli.claim_run_dir(args, name, run)
+    rundir.claim_run_dir(args, name, run)
     return args
 
 def cases(may_change):
@@ -114,7 +115,7 @@ def test_the_same_flags_may_be_given_again(tmp_path, name):
     module, run = SCRIPTS[name]
     argv = ["--seed", "3", "--lr", "0.002", "--max_len", "48", "--out_dir", str(tmp_path / "run")]
     first = module.get_args(argv)
-    cli.claim_run_dir(first, name, run)
+    rundir.claim_run_dir(first, name, run)
     for again in (module.get_args([*argv, "--resume"]), module.get_args(["--resume", "--out_dir", str(tmp_path / "run")])):
         assert vars(again) | {"resume": False} == vars(first) and again.resume
 
@@ -190,8 +191,9 @@ def test_a_run_whose_material_has_changed_is_refused(made, tmp_path, monkeypatch
     shutil.copytree(made, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(loop, "fit", stopping(loop.fit))
-    real = data.prompts_for
-    monkeypatch.setattr(data, "prompts_for", lambda args, tokenizer, n, n_val=8: real(args, tokenizer, n, 8))    # a few for validation
+    real = sampling.prompts_for
+    few = lambda name, tokenizer, n, n_val=8, **more: real(name, tokenizer, n, 8, **more)    # for validation
+    monkeypatch.setattr(sampling, "prompts_for", few)
     with pytest.raises(Stopped):
         module.main(flags)
     before = Path("run/args.json").read_bytes()
@@ -201,7 +203,7 @@ def test_a_run_whose_material_has_changed_is_refused(made, tmp_path, monkeypatch
     facts = json.loads(before)
     assert {**json.loads(Path("run/args.json").read_bytes()), "args": {**facts["args"], "resume": False}} == facts
     if change == "prompts":
-        monkeypatch.setattr(data, "prompts_for", lambda args, tokenizer, n, n_val=8: (real(args, tokenizer, n, 8)[0] | {"val": [[1]]}, 12))
+        monkeypatch.setattr(sampling, "prompts_for", lambda *args, **more: (few(*args, **more)[0] | {"val": [[1]]}, 12))
     else:
         change(Path())
     stored = Path("run/args.json").read_bytes()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import cli
+from support import cli
 import data
 import eval
 import reward
@@ -200,18 +200,18 @@ def test_prompt_tokens_are_a_number_or_a_range_that_rises(text, good, capsys):
     """A range that falls has no length in it, and the error would come from deep inside the sampling of prompts."""
     args = SimpleNamespace(data="imdb", prompt_tokens=text)
     if good:
-        reward.check_prompt_tokens(cli.Parser(""), args)
+        cli.check_prompt_tokens(cli.Parser(""), args)
         assert args.prompt_tokens == text
     else:
         with pytest.raises(SystemExit):
-            reward.check_prompt_tokens(cli.Parser(""), args)
+            cli.check_prompt_tokens(cli.Parser(""), args)
         assert f"--prompt_tokens {text}" in capsys.readouterr().err
 
 def test_prompt_tokens_have_a_default_on_imdb_only():
     """Filled in for other data too, the flag would be stored with runs on which it has no effect."""
     for name, want in (("imdb", "32"), ("toy", None), ("hh", None)):
         args = SimpleNamespace(data=name, prompt_tokens=None)
-        reward.check_prompt_tokens(cli.Parser(""), args)
+        cli.check_prompt_tokens(cli.Parser(""), args)
         assert args.prompt_tokens == want
 
 @pytest.mark.parametrize("given, words", [
@@ -227,10 +227,10 @@ def test_flags_of_sampled_pairs_hold_where_pairs_are_sampled(given, words, capsy
         p.add_argument(f"--{flag}")
     args = SimpleNamespace(**(dict.fromkeys(("n_prompts", "reward", "prompt_tokens", "max_prompt_len", "n_val")) | given))
     if not words:
-        reward.check_flags(p, args)
+        cli.check_sampling_flags(p, args)
         return
     with pytest.raises(SystemExit):
-        reward.check_flags(p, args)
+        cli.check_sampling_flags(p, args)
     assert words in capsys.readouterr().err
 
 def test_the_toy_worlds_reward_is_its_exact_one(tokenizer):

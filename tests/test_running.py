@@ -14,13 +14,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import cli
+from support import cli, parallel, rundir
 import data
 import eval as evaluation
 import judge
 import loop
 import measures
-import parallel
 import toy
 import train_pref
 import train_sft
@@ -373,7 +372,7 @@ def test_who_waits_for_a_process_that_has_gone_says_so_in_one_line(here, tmp_pat
         if rank == 0:
             def fail(*args, **more):
                 raise ValueError("the pairs are damaged")
-            cli.claim_run_dir = fail
+            rundir.claim_run_dir = fail
     codes = ended(start(2, PREF, before=damaged, folder=tmp_path))
     first, second = ((tmp_path / f"rank-{r}").read_text() for r in (0, 1))
     assert codes == [2, 1] and "the pairs are damaged" in first
@@ -405,8 +404,8 @@ def test_the_same_command_again_is_the_one_that_was_given(tmp_path, monkeypatch)
 
 def test_a_folder_with_what_a_kill_left_is_free(tmp_path):
     """A run that was killed while its first file was written leaves that, and its name would be taken for ever."""
-    assert cli.is_free(tmp_path) and cli.is_free(tmp_path / "none")
+    assert rundir.is_free(tmp_path) and rundir.is_free(tmp_path / "none")
     (tmp_path / "args.json.12.tmp").write_text("{")
-    assert cli.is_free(tmp_path)
+    assert rundir.is_free(tmp_path)
     (tmp_path / "args.json").write_text("{}")
-    assert not cli.is_free(tmp_path) and not cli.is_free(tmp_path / "args.json")
+    assert not rundir.is_free(tmp_path) and not rundir.is_free(tmp_path / "args.json")

@@ -8,6 +8,7 @@ import torch
 
 import adapters
 import data
+import sampling
 import eval
 import losses
 import loop
@@ -66,7 +67,7 @@ def test_the_first_loss_is_that_of_the_rows_by_a_slow_way(here, tmp_path):
     """slic has no fixed first value, so it is computed from the pairs' file: the loss named is the loss trained, and the rows are right."""
     pref(tmp_path / "run", "--loss", "slic", "--delta", "2", "--reg", "0.3")
     facts, model = json.loads((tmp_path / "run" / "args.json").read_text()), GPT.from_pretrained("out/toy/sft")
-    total, rows = 0.0, data.read_pairs(facts["pairs"])["val"]
+    total, rows = 0.0, sampling.read_pairs(facts["pairs"])["val"]
     with torch.no_grad():
         for row in rows:
             sums = []
@@ -129,7 +130,7 @@ def test_the_reference_is_fixed_and_without_gradient(here, tmp_path, monkeypatch
     pref(tmp_path / "run", "--loss", "spy", "--lr", "1e-2", "--patience", "0")
     facts = json.loads((tmp_path / "run" / "args.json").read_text())
     reference, want = GPT.from_pretrained("out/toy/sft"), set()
-    for rows in data.read_pairs(facts["pairs"]).values():
+    for rows in sampling.read_pairs(facts["pairs"]).values():
         for batch in data.Batches(rows, 16):
             want |= {round(x, 2) for x in sequence_logps(reference, batch["idx"], batch["completion_mask"])[0].tolist()}
     del seen[1.0]    # the pairs with which the hyperparameters are tried
@@ -226,7 +227,7 @@ def test_adapter_runs_train_save_the_adapter_alone_and_load_again(here, tmp_path
     start = first_log(tmp_path / "run")[0]
     assert (abs(start - math.log(2)) < 1e-5) == (mode != "replace")
     facts, policy, reference = eval.load_policy(tmp_path / "run", torch.device("cpu"))
-    rows = data.read_pairs(facts["pairs"])["val"]
+    rows = sampling.read_pairs(facts["pairs"])["val"]
     measured = measures.pair_measures(policy, lambda: eval.as_reference(policy, reference), rows, 16, torch.autocast("cpu", enabled=False))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert 0.1 * measured["margin"].mean() == pytest.approx(

@@ -9,7 +9,7 @@ import pytest
 
 import data
 import eval
-import sources
+from support import sources
 from conftest import REAL
 from test_data import real, write_jsonl
 

@@ -4,28 +4,28 @@ WHOLE = "test_layouts.py::test_the_prompt_is_all_that_prompt_and_answers_say_and
 COLUMNS = "test_layouts.py::test_system_and_history_stand_in_the_prompt_of_every_layout"
 
 FAULTS = {
-    "the longer of two lists kept": ("messages.py", "return (other or system) + turns[:n - k] + more",
+    "the longer of two lists kept": ("support/messages.py", "return (other or system) + turns[:n - k] + more",
                                      "return max(first, second, key=len)", WHOLE),
-    "overlap of two lists stands twice": ("messages.py", "turns[:n - k] + more", "turns + more", WHOLE),
+    "overlap of two lists stands twice": ("support/messages.py", "turns[:n - k] + more", "turns + more", WHOLE),
     "prompts that contradict each other joined": (
-        "messages.py", 'if more and not k and (turns[-1]["role"] == more[0]["role"] or again):', "if False:",
+        "support/messages.py", 'if more and not k and (turns[-1]["role"] == more[0]["role"] or again):', "if False:",
         "test_layouts.py::test_parts_that_contradict_each_other_are_refused_with_file_and_row"),
     "two system messages, one taken": (
-        "messages.py", "if system and other and not same(system, other):", "if False:",
+        "support/messages.py", "if system and other and not same(system, other):", "if False:",
         "test_layouts.py::test_parts_that_contradict_each_other_are_refused_with_file_and_row"),
-    "column system ignored": ("messages.py", 'if record.get("system") in (None, ""):', "if True:", COLUMNS),
-    "column history ignored": ("messages.py", 'value = record.get("history")', "value = None", COLUMNS),
+    "column system ignored": ("support/messages.py", 'if record.get("system") in (None, ""):', "if True:", COLUMNS),
+    "column history ignored": ("support/messages.py", 'value = record.get("history")', "value = None", COLUMNS),
     "a second Assistant behind a beginning": (
-        "messages.py", "if not begun:", "if True:",
+        "support/messages.py", "if not begun:", "if True:",
         "test_layouts.py::test_an_answer_continues_the_beginning_that_the_prompt_ends_with"),
-    "Python's lists trained on as text": ("messages.py", "if DAMAGED.search(value):", "if False:",
+    "Python's lists trained on as text": ("support/messages.py", "if DAMAGED.search(value):", "if False:",
                                           "test_layouts.py::test_what_looks_like_messages_and_is_not_json_is_refused"),
-    "answers labelled false trained on": ("messages.py", "zip(splits[split], labels) if label is not False",
+    "answers labelled false trained on": ("support/messages.py", "zip(splits[split], labels) if label is not False",
                                           "zip(splits[split], labels)",
                                           "test_layouts.py::test_rows_labelled_false_are_dropped_and_counted"),
-    "class 0 dropped as not wanted": ("messages.py", "any(isinstance(label, float) for part in", "any(False for part in",
+    "class 0 dropped as not wanted": ("support/messages.py", "any(isinstance(label, float) for part in", "any(False for part in",
                                       "test_layouts.py::test_a_label_that_is_a_class_drops_nothing"),
-    "columns that are not used left unsaid": ("messages.py", "if self.columns:", "if False:",
+    "columns that are not used left unsaid": ("support/messages.py", "if self.columns:", "if False:",
                                               "test_layouts.py::test_text_in_other_columns_is_named_once"),
     "a run asked in a form that it never saw": (
         "chat.py", 'return form["before"] + text + form["after"]', "return text",

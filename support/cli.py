@@ -1,9 +1,9 @@
 """What every script shares: the flags that mean the same everywhere, run directories, and errors in one line."""
 import argparse
-import importlib.metadata
 import inspect
 import math
 import os
+import re
 import shlex
 import sys
 from contextlib import contextmanager
@@ -11,17 +11,9 @@ from pathlib import Path
 
 import torch
 
-import adapters
-import bpe
-import cpu
-import loop
-import parallel
-from checkpoint import read_json, write_json
-
-try:
-    from losses import LOSSES, number
-except ValueError as e:    # of register: in every script the one line that says how to write the loss, and no traceback
-    raise SystemExit(f"error: {e}") from None
+from support import cpu, parallel, tokenizers
+from support.registry import number
+from support.rundir import is_free, is_run, read_args, run_dirs
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a wrong flag is answered with one line instead of the whole usage; flags are never guessed from a beginning."""
@@ -151,24 +143,51 @@ def add_common_flags(p):
     p.add_argument("--compile", action="store_true", help="torch.compile the trunk; a minute to start, pays on long runs")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out_dir, or else the newest of this name")
 
-def add_loss_flags(p):
-    """--loss, what goes with all losses, and every hyperparameter of any loss, read off LOSSES. Called last, so that it sees all names."""
-    p.add_argument("--loss", default="dpo", choices=list(LOSSES), help="see losses.py (default: %(default)s)")
+def add_loss_flags(p, losses, taken):
+    """
+    --loss, what goes with all losses, and every hyperparameter of any of losses, which is LOSSES. Called last, so that it sees all names.
+    taken: further names that a hyperparameter cannot have.
+    """
+    p.add_argument("--loss", default="dpo", choices=list(losses), help="see losses.py (default: %(default)s)")
     p.add_argument("--beta_end", type=float, help="beta at the last update, where it goes, and at evaluations (default: beta stays)")
     p.add_argument("--beta_schedule", choices=("linear", "cosine", "constant"), help="how it goes there (default: linear)")
     p.add_argument("--mean_logps", action="store_true", help="log-probs per token in place of sums")
     p.add_argument("--sft_weight", type=not_negative, help="adds the chosen's NLL per token, times this, as RPO does (default: 0)")
-    for name in dict.fromkeys(h for loss in LOSSES.values() for h in loss.hparams):
-        takers = {k: loss.hparams[name] for k, loss in LOSSES.items() if name in loss.hparams}
-        kind = flag_type(p, name, {k: LOSSES[k].flag_types[name] for k in takers})
+    for name in dict.fromkeys(h for loss in losses.values() for h in loss.hparams):
+        takers = {k: loss.hparams[name] for k, loss in losses.items() if name in loss.hparams}
+        kind = flag_type(p, name, {k: losses[k].flag_types[name] for k in takers})
         about = "for " + ", ".join(f"{k} (default: {v})" for k, v in takers.items())
         try:
-            if name in inspect.signature(loop.fit).parameters:    # fit_flags would hand it to the loop
+            if name in taken:
                 raise argparse.ArgumentError(None, name)
             p.add_argument(f"--{name}", help=about.replace("%", "%%"),
                            **({"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}))
         except argparse.ArgumentError:
             p.error(f"loss {' and '.join(takers)}: the hyperparameter {name} has a name that is taken; rename it in losses.py")
+
+def add_sampling_flags(p):
+    """Flags of pairs that are sampled and ranked."""
+    p.add_argument("--n_prompts", type=positive,
+                   help="toy, imdb: prompts to sample pairs for, 4 completions each (default: 600; imdb: 1200)")
+    p.add_argument("--reward", help="toy, imdb: rank them by this run of rlhf.train_reward (default: toy's exact reward)")
+    p.add_argument("--prompt_tokens", help="imdb: a prompt is so many tokens of a review, as 32 or 2-8 (default: 32)")
+
+def check_sampling_flags(p, args):
+    """Fills in their defaults; refuses those that have no effect, and pairs of IMDB without a reward."""
+    sampled, on, without = args.data in ("toy", "imdb"), f"on --data {args.data}", "without --data toy or imdb"
+    refuse(p, args, (("n_prompts", sampled, without), ("reward", sampled, without), ("prompt_tokens", args.data == "imdb", on),
+                         ("max_prompt_len", not sampled, on), ("n_val", not sampled, on)))
+    if args.data == "imdb" and not args.reward:
+        p.error("--data imdb has no pairs: they are sampled and ranked; train a reward model by rlhf.train_reward and give it as --reward")
+    args.n_prompts = args.n_prompts or {"toy": 600, "imdb": 1200}.get(args.data)
+    check_prompt_tokens(p, args)
+
+def check_prompt_tokens(p, args):
+    """Sets args.prompt_tokens to its default if it is missing."""
+    args.prompt_tokens = args.prompt_tokens or ("32" if args.data == "imdb" else None)
+    span = re.fullmatch(r"([1-9]\d*)(?:-([1-9]\d*))?", args.prompt_tokens or "32")
+    if not span or int(span[1]) > int(span[2] or span[1]):
+        p.error(f"--prompt_tokens {args.prompt_tokens}: is a number of tokens, or a range of them, as 2-8")
 
 def flag_type(p, name, kinds):
     """One type for a hyperparameter that several losses take; kinds: {loss: its type}. Where one is a float, whole numbers are too."""
@@ -180,11 +199,11 @@ def flag_type(p, name, kinds):
     p.error(f"--{name} has two types: " + ", ".join(f"{kind} for {loss}" for kind, loss in examples.items())
             + "; a flag has one, so rename the hyperparameter in losses.py")
 
-def resolve_loss_flags(p, args):
+def resolve_loss_flags(p, args, losses):
     """Fills the chosen loss's hyperparameters with its defaults; refuses flags that mean nothing to it."""
-    loss, name = LOSSES[args.loss], args.loss
+    loss, name = losses[args.loss], args.loss
     taken = ", ".join(f"--{h}" for h in loss.hparams) or "no hyperparameter"
-    others = {h for other in LOSSES.values() for h in other.hparams} - loss.hparams.keys()
+    others = {h for other in losses.values() for h in other.hparams} - loss.hparams.keys()
     for h in sorted(others):
         if getattr(args, h) is not None:    # 0 and --no-... too, which refuse takes for not given
             p.error(f"--{h} has no effect on --loss {name}, which takes {taken}")
@@ -203,10 +222,11 @@ def refuse(p, args, rules):
         if getattr(args, flag) not in (None, False) and not effective:
             p.error(f"--{flag} has no effect {why}")
 
-def take_adapter(p, args, start):
-    """If the start is an adapter run, sets --adapter and --adapter_rank to its own; refuses flags that differ."""
-    with bad_input():
-        about = adapters.read_about(start)
+def take_adapter(p, args, start, about):
+    """
+    If the start is an adapter run, sets --adapter and --adapter_rank to its own, and refuses flags that differ.
+    about: what adapters.read_about says of the start.
+    """
     for flag, own in (("adapter", about["mode"]), ("adapter_rank", about["rank"])) if about else ():
         if getattr(args, flag) not in (None, own):
             p.error(f"--{flag} {getattr(args, flag)}: {start} is an adapter run "
@@ -240,9 +260,9 @@ def resume(p, args, argv, script, name):
     again.out_dir = str(out_dir)
     return again
 
-def fit_flags(args):
-    """The flags that loop.fit takes, by its names."""
-    return {name: getattr(args, name) for name in inspect.signature(loop.fit).parameters if name in args}
+def flags_of(args, fn):
+    """The flags that a function takes, by its parameters' names."""
+    return {name: getattr(args, name) for name in inspect.signature(fn).parameters if name in args}
 
 def pass_on(args, *flags):
     """The flags of these names that have been given, for the main of another script."""
@@ -281,73 +301,5 @@ def check_fits(model, tokenizer, max_len, name):
                          f"{tokenizer.n_vocab:,}: it was made for other data")
     if model.config.block_size < max_len:
         raise ValueError(f"--max_len {max_len} is more than the {model.config.block_size} tokens that {name} can take")
-    if not is_run(name):
-        bpe.check_own(name, tokenizer)
-
-# ---------------------------------------------------------------------------------------------------------------------
-# run directories
-
-def data_name(data):
-    return Path(data).name.split(".")[0]
-
-def run_dirs(args, name):
-    """The runs of this name that are there: out/toy/dpo, out/toy/dpo-2, ... in their order."""
-    root, found = Path("out") / data_name(args.data), []
-    while (d := root / (name if not found else f"{name}-{len(found) + 1}")).exists():
-        found.append(d)
-    return found
-
-def is_free(out_dir):
-    """Whether nothing is there, but for what a kill in the midst of writing may have left."""
-    return not out_dir.exists() or (out_dir.is_dir() and all(p.suffix == ".tmp" for p in out_dir.iterdir()))
-
-def check_out_dir(args):
-    """Raises ValueError if something stands where the run is to go: nothing is written over."""
-    if args.out_dir and not args.resume and not is_free(Path(args.out_dir)):
-        raise ValueError(f"--out_dir {args.out_dir}: something is there already; go on with it by --resume, choose another, or delete it")
-
-def claim_run_dir(args, script, name, **facts):
-    """
-    Makes args.out_dir, or the next free name, and writes args.json, what it takes to repeat the run. facts: what else it was made
-    from; raises ValueError if a run that is resumed was made from something else.
-    """
-    check_out_dir(args)
-    if not args.out_dir:
-        n = len(run_dirs(args, name)) + 1
-        args.out_dir = str(Path("out") / data_name(args.data) / (name if n == 1 else f"{name}-{n}"))
-    path = Path(args.out_dir) / "args.json"
-    before = read_args(path.parent) if args.resume and path.exists() else {}
-    parallel.wait()    # until all have looked
-    for key, value in facts.items():
-        if before.get(key, value) != value:
-            raise ValueError(f"--resume: {path} says {key} {before[key]}, but it is {value} now: data or weights have changed since")
-    versions = {package: importlib.metadata.version(package) for package in ("torch", "tiktoken", "numpy", "safetensors")}
-    versions |= {"python": sys.version.split()[0], "threads": torch.get_num_threads(), "processes": parallel.world()}
-    for key, value in before.get("versions", {}).items():
-        if versions.get(key) != value:
-            print(f"--resume: {key} was {value}, and is {versions.get(key)} from here on: the last bits may differ")
-    if parallel.rank() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"script": script, "args": vars(args), **facts, "versions": versions})
-    parallel.wait()
-    return args.out_dir
-
-def args_path(run):
-    """args.json of a run, or of the one that a folder step-N is in."""
-    return (Path(run).parent if Path(run).name.startswith("step-") else Path(run)) / "args.json"
-
-def is_run(folder):
-    """Whether a folder is a run of ours, by its args.json."""
-    path = args_path(folder)
-    return path.is_file() and isinstance(facts := read_json(path), dict) and "script" in facts
-
-def read_args(run):
-    """The content of args.json."""
-    path = args_path(run)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file: {run} is not a run")
-    facts = read_json(path)
-    try:
-        return facts | {"args": dict(facts["args"]), "script": facts["script"]}
-    except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{path}: damaged ({type(e).__name__}: {e})") from None
+    if not is_run(name) and tokenizer.name != "nanopref_toy":    # its size has been compared
+        tokenizers.check_own(name, tokenizer)

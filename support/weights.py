@@ -9,7 +9,7 @@ import re
 
 import torch
 
-from checkpoint import load_tensors, read_json
+from support.checkpoint import load_tensors, read_json
 
 VOCAB, WTE = 50257, "transformer.wte.weight"
 SAID = set()    # folders whose cut vocabulary has been reported

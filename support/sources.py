@@ -13,9 +13,8 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-import toy
-from bpe import check_text
-from messages import DIFFERENT, TURN, Remarks, example_of, short, text_of
+from support.tokenizers import check_text
+from support.messages import DIFFERENT, TURN, Remarks, example_of, short, text_of
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
 LINE = 2**26
@@ -179,14 +178,12 @@ def load_examples(data, data_dir=None, pairs=True, say=print):
     """
     ({split: examples} as the source has them, a Counter of what was dropped and why). Raises ValueError or OSError in one line.
 
-    data      toy, a name of HUB, or a path to a file
+    data      a name of HUB, or a path to a file
     data_dir  a folder with the files of a HUB data set, instead of the hub
     pairs     whether `rejected` is needed
     say       where a line goes about what the texts hold that is not used, or not as one might think
     """
     check_source(data, data_dir)
-    if data == "toy":
-        return {"train": toy.examples("train", 20_000), "val": toy.examples("val", 512)}, Counter()
     splits, dropped, seen, remarks = {}, Counter(), set(), Remarks(pairs)
     for split, where, record in records_of(data, data_dir):
         example = (HUB[data][1] if data in HUB else example_of)(record, where, pairs)

@@ -1,7 +1,7 @@
 """
 The tokenizers: the toy world's own, GPT-2's BPE, the first of its merges, and bytes alone. All are tiktoken.Encoding.
 
-    tokenizer = get_tokenizer("pairs.jsonl", n_vocab=257)    # bytes, without any file
+    tokenizer = text_tokenizer(n_vocab=257)    # bytes, without any file
     check_own(folder, tokenizer)                             # a model from elsewhere may have been made with another one
 
 Read next: sources.py
@@ -11,9 +11,8 @@ from pathlib import Path
 
 import tiktoken
 
-import toy
-from checkpoint import read_json
-from weights import VOCAB
+from support.checkpoint import read_json
+from support.weights import VOCAB
 
 BYTES = 257    # the vocabulary of bytes alone: 256 and EOS
 # GPT-2's pattern tries again at every character of a run of white space, and gives up, in a panic, after a million of them
@@ -32,15 +31,13 @@ def byte_encoding():
     return tiktoken.Encoding("bytes", pat_str=r"\S+|\s+", mergeable_ranks={bytes([b]): rank for rank, b in enumerate(byte_order())},
                              special_tokens={"<|endoftext|>": BYTES - 1})
 
-def get_tokenizer(data, n_vocab=None):
+def text_tokenizer(n_vocab=None):
     """
-    The tokenizer of a data set and of a model with n_vocab tokens: the toy world's own, else GPT-2's BPE (also for n_vocab None).
+    The tokenizer of text for a model with n_vocab tokens: GPT-2's BPE (also for n_vocab None), or the first of its tokens.
 
     A smaller vocabulary is the first n_vocab - 1 of GPT-2's tokens and EOS. Merges are ordered, so these are a BPE of their own. The
     smallest of them, 257, is bytes alone and needs no files. Raises ValueError in one line if GPT-2's files are missing.
     """
-    if data == "toy":
-        return toy.encoding()
     if n_vocab == BYTES:
         return byte_encoding()
     try:
@@ -49,8 +46,8 @@ def get_tokenizer(data, n_vocab=None):
         raise ValueError(f"GPT-2's BPE files are missing and could not be downloaded ({type(e).__name__}): connect once, or "
                          "set TIKTOKEN_CACHE_DIR to a folder where tiktoken has left them; without them, train_sft.py --bpe bytes "
                          "trains a small model from scratch") from None
-    # a model of fewer tokens than bytes, or of the toy world's, has another tokenizer: check_fits then says so
-    if n_vocab is None or n_vocab >= gpt2.n_vocab or n_vocab < BYTES or n_vocab == toy.encoding().n_vocab:
+    # a model of fewer tokens than bytes has another tokenizer: check_fits then says so
+    if n_vocab is None or n_vocab >= gpt2.n_vocab or n_vocab < BYTES:
         return gpt2
     first = {token: rank for token, rank in gpt2._mergeable_ranks.items() if rank < n_vocab - 1}
     return tiktoken.Encoding(f"gpt2-{n_vocab}", pat_str=gpt2._pat_str, mergeable_ranks=first,
@@ -65,7 +62,7 @@ def check_own(folder, tokenizer):
     or its folder holds a tokenizer with other ids. A folder without a tokenizer, and a name of the hub, are taken as GPT-2's.
     """
     folder = Path(folder)
-    if not folder.is_dir() or tokenizer.name == toy.encoding().name:    # check_fits has compared the size
+    if not folder.is_dir():
         return
     if tokenizer.name != "gpt2":
         raise ValueError(f"{folder}: has {tokenizer.n_vocab:,} tokens, so it was made with a tokenizer of its own, and only GPT-2's "
