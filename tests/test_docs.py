@@ -144,4 +144,4 @@ def test_a_file_opens_with_what_it_is_and_public_functions_have_docstrings(path)
 
 def test_the_readme_names_every_core_file():
     """A file that is not in the reading order is not read."""
-    assert all(path.name in README for path in CORE)
+    assert all(path.name in README for path in CORE if path.parent == ROOT)

@@ -68,7 +68,7 @@ def test_a_mutant_differs_from_the_file_in_one_place(file):
     """Every mutant can be read by Python, and the file outside of the changed node is as it was."""
     text = (ROOT / file).read_text()
     found = mutants(file, text)
-    assert len(found) > 50 and {m.kind for m in found} >= {"condition fixed", "arguments swapped", "constant"}
+    assert len(found) > 40 and {m.kind for m in found} >= {"condition fixed", "arguments swapped", "constant"}
     for m in found:
         assert 0 <= m.start < m.end <= len(text) and text[m.start:m.end] != m.text and m.old != m.new
     for m in found[::25]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 import losses
 import train_pref
+from support import registry
 from losses import LOSSES, register, try_out
 from study import bandit, table
 
@@ -330,5 +331,5 @@ def test_the_bandit_overwrites_the_results_only_with_update(monkeypatch, in_tmp)
 
 def test_a_number_of_a_flag_is_whole_only_if_written_so():
     """An index must stay an int; nothing of a float may be lost."""
-    assert [losses.number(text) for text in ("3", "-2", "0.5", "1e-3", "2.0")] == [3, -2, 0.5, 1e-3, 2.0]
-    assert [type(losses.number(text)) for text in ("3", "-2", "2.0")] == [int, int, float]
+    assert [registry.number(text) for text in ("3", "-2", "0.5", "1e-3", "2.0")] == [3, -2, 0.5, 1e-3, 2.0]
+    assert [type(registry.number(text)) for text in ("3", "-2", "2.0")] == [int, int, float]
