@@ -135,9 +135,9 @@ FAULTS = {
                                    'if key != "reward" and before.get(key, value) != value:', MATERIAL + "[reward of PPO]"),
     "pairs of another reward taken": ("sampling.py", '{"weights": weights, "reward": reward.name}', '{"weights": weights}',
                                       MATERIAL + "[reward that ranked]"),
-    "validation rows not in the fingerprint": ("data.py", 'for split in ("train", "val") for row in rows[split]):\n        h.update',
-                                               'for split in ("train",) for row in rows[split]):\n        h.update',
+    "validation rows not in the fingerprint": ("data.py", 'for split in ("train", "val"):\n        for row in rows[split]:\n            content',
+                                               'for split in ("train",):\n        for row in rows[split]:\n            content',
                                                MATERIAL + "[prompts of PPO]"),
-    "labels not in the fingerprint": ("data.py", '"rejected", "label") if k in row', '"rejected") if k in row',
+    "labels not in the fingerprint": ("data.py", '*SIDES, "label") if field in row', '*SIDES) if field in row',
                                       RESUME + "test_the_label_of_a_text_is_part_of_the_data"),
 }
