@@ -139,7 +139,7 @@ FAULTS = {
                                       "args.rollout // args.k)] * args.k", "test_ppo.py"),
     "the KL praised": ("rlhf/train_ppo.py", "judged.mean().item() - beta * kl", "judged.mean().item() + beta * kl", "test_ppo.py"),
     "beta forgotten": ("support/checkpoint.py", " | dict(model.named_buffers())", "", "test_ppo.py"),
-    "test prompts in training": ("sampling.py", "% 10 == 0) == (split == \"test\")", "% 10 >= 0)", "test_data.py"),
+    "test prompts in training": ("sampling.py", "and is_test == (split == \"test\"):", ":", "test_data.py"),
     "padding in the whitening": ("rlhf/train_ppo.py", "mean = masked_mean(x, mask)\n", "mean = x.mean()\n", "test_ppo.py"),
     "no other gold": ("eval.py", 'else {"reward": ranked, "gold": args.gold}', 'else {"reward": ranked, "gold": ranked}', "test_reward.py"),
     "the test's reviews are training's": ("sampling.py", 'if split != "train" else ()', 'if split == "train" else ()', "test_data.py"),
