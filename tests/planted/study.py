@@ -86,7 +86,7 @@ FAULTS = {
                                   ONLINE + "test_validation_is_comparable_over_time"),
     "scores of completions alone": ("rlhf/train_ppo.py", "self.reward([p + a for p, a in zip(prompts, answers)])", "self.reward(answers)",
                                     ONLINE + "test_scores_are_the_reward_models_of_prompt_and_completion"),
-    "scores at the padding": ("reward.py", "[[len(texts[i]) - 1] for i in part]", "[[idx.shape[1] - 1] for i in part]",
+    "scores at the padding": ("reward.py", "ends = (lens - 1)", "ends = torch.full_like(lens, idx.shape[1] - 1)",
                               ONLINE + "test_scores_are_the_reward_models_of_prompt_and_completion"),
     "a penalty for EOS": ("rlhf/train_ppo.py", "args.eos_penalty * ~ended", "args.eos_penalty * ended",
                           ONLINE + "test_scores_are_the_reward_models_of_prompt_and_completion"),
