@@ -1,40 +1,43 @@
 """
-Text -> rows -> batches, for every data set; pairs by sampling and ranking.
+Examples -> rows -> batches: from the text of a data set to the tensors that a model is trained on.
 
-    python data.py --data hh                                # what becomes of a data set: counts, lengths, three rows
+    python data.py --data hh                                # print the counts, the lengths and three rows of a data set
     python data.py --data imdb --data_dir reviews --show 1
 
-    examples   dicts of text: prompt, chosen, rejected (rejected only for pairs), from sources.py
-    rows       dicts of token lists: prompt, chosen, rejected; a completion ends in EOS unless it was cut
-    batches    dicts of tensors: idx (N, T), completion_mask (N, T), weight; for pairs N = 2B, chosen on top of rejected
+    examples   dicts of text: prompt, chosen and, for pairs, rejected. toy.py or support/sources.py provides them
+    rows       dicts of token lists with the same keys. A completion ends in EOS unless it was cut
+    batches    dicts of tensors: idx (N, T), completion_mask (N, T), weight. For pairs N = 2B, chosen on top of rejected
 
-Read next: losses.py
+The command writes nothing. See docs/data.md. Read first: toy.py. Read next: sampling.py
 """
 import argparse
 import functools
 import hashlib
+import math
 import random
 import zlib
 from collections import Counter
 
 import torch
 
-from support import parallel, sources, tokenizers
 import toy
-from support.sources import PAIRLESS, check_source
+from support import parallel, sources, tokenizers
+from support.sources import PAIRLESS, check_source, histogram, listed
+
+SIDES = ("chosen", "rejected")    # the completions of an example; texts for SFT have the first one only
 
 def get_tokenizer(data, n_vocab=None):
     """
-    The tokenizer of a data set and of a model with n_vocab tokens: the toy world's own, GPT-2's BPE (also for n_vocab None), or the
-    first of GPT-2's tokens. Raises ValueError in one line if GPT-2's files are missing.
+    The tiktoken.Encoding of a data set, for a model with n_vocab tokens. The toy world has its own. Other data uses
+    GPT-2's BPE, or for a smaller n_vocab its first tokens. Raises ValueError in one line if GPT-2's files are missing.
     """
     if data == "toy":
         return toy.encoding()
-    # a model of the toy world does not fit other data: cli.check_fits says so once it has seen GPT-2's size
+    # A model of the toy world does not fit other data. cli.check_fits says so when it sees GPT-2's vocabulary
     return tokenizers.text_tokenizer(None if n_vocab == toy.encoding().n_vocab else n_vocab)
 
 def load_examples(data, data_dir=None, pairs=True, say=print):
-    """({split: examples}, a Counter of what was dropped and why), from the toy world, the hub, a folder or a file."""
+    """({split: examples}, a Counter of why examples were dropped), from the toy world, the hub, a folder or a file."""
     if data == "toy":
         return {"train": toy.examples("train", 20_000), "val": toy.examples("val", 512)}, Counter()
     return sources.load_examples(data, data_dir, pairs, say)
@@ -42,178 +45,284 @@ def load_examples(data, data_dir=None, pairs=True, say=print):
 # ---------------------------------------------------------------------------------------------------------------------
 # examples -> rows
 
+def encode_row(example, tokens, eot, max_len, max_prompt_len=None):
+    """
+    One example -> its row of token lists, or a string: the reason why the example is dropped.
+
+    example         text: prompt, chosen and, for pairs, rejected
+    tokens          the same texts as token lists, without EOS (eot)
+    max_len         tokens of prompt and completion together. A longer completion loses its end, and has no EOS then
+    max_prompt_len  tokens. A longer prompt loses its beginning, as questions stand at the end. None: prompts stay whole
+    """
+    sides = [side for side in SIDES if side in tokens]
+    if any(not example[side].strip() for side in sides):
+        return "empty completion"
+    prompt = tokens["prompt"][-max_prompt_len:] if max_prompt_len else tokens["prompt"]
+    if not prompt:
+        prompt = [eot]    # GPT-2 has no BOS token. Behind an EOS, the first token of a text is predicted too
+    room = max_len - len(prompt)
+    if room < 1:
+        return f"prompt leaves no room in max_len = {max_len} tokens"
+    row = {"prompt": prompt}
+    for side in sides:
+        row[side] = (tokens[side] + [eot])[:room]    # both completions of a pair are cut at the same length
+    if len(sides) == 2 and row["chosen"] == row["rejected"]:
+        return "chosen == rejected"
+    return row
+
 def make_rows(examples, tokenizer, max_len, max_prompt_len=None, labels=False):
     """
-    (rows, a Counter of what was dropped and why). Prompt and completion are encoded apart, so that no merge spans the boundary.
-
-    max_prompt_len  a longer prompt loses its beginning; None: prompts stay whole
-    max_len         of prompt and completion together; a longer completion loses its end, and then has no EOS
-    labels          whether rows keep their example's label, 1 for positive
+    Examples -> (rows, a Counter of why examples were dropped). encode_row explains max_len and max_prompt_len.
+    labels: whether a row keeps its example's label, 1 for positive and 0 for negative.
     """
-    sides = [s for s in ("chosen", "rejected") if examples and s in examples[0]]
-    encode = lambda side: tokenizers.encode(tokenizer, [e[side] for e in examples], f"field {side!r}")
-    prompts, *completions = map(encode, ["prompt", *sides])
+    fields = [field for field in ("prompt", *SIDES) if examples and field in examples[0]]
+    encoded = {}
+    for field in fields:    # prompt and completion are encoded separately, so no token spans their boundary
+        encoded[field] = tokenizers.encode(tokenizer, [example[field] for example in examples], f"field {field!r}")
     rows, dropped = [], Counter()
-    for example, prompt, *answers in zip(examples, prompts, *completions):
-        # GPT-2 has no BOS: a text without a prompt starts behind an EOS, so that its first token is predicted too
-        prompt = (prompt[-max_prompt_len:] if max_prompt_len else prompt) or [tokenizer.eot_token]
-        room = max_len - len(prompt)
-        answers = [(a + [tokenizer.eot_token])[:max(room, 0)] for a in answers]
-        if not all(example[s].strip() for s in sides):
-            dropped["empty completion"] += 1
-        elif room < 1:
-            dropped[f"prompt leaves no room in max_len = {max_len} tokens"] += 1
-        elif len(answers) == 2 and answers[0] == answers[1]:
-            dropped["chosen == rejected"] += 1
+    for i, example in enumerate(examples):
+        tokens = {field: encoded[field][i] for field in fields}
+        row = encode_row(example, tokens, tokenizer.eot_token, max_len, max_prompt_len)
+        if isinstance(row, str):
+            dropped[row] += 1
         else:
-            label = {"label": int(example["positive"])} if labels else {}
-            rows.append({"prompt": prompt, **dict(zip(sides, answers)), **label})
+            rows.append(row | {"label": int(example["positive"])} if labels else row)
     return rows, dropped
+
+def decode(tokenizer, tokens):
+    """Tokens -> text, without EOS."""
+    return tokenizer.decode([t for t in tokens if t != tokenizer.eot_token])
+
+# ---------------------------------------------------------------------------------------------------------------------
+# training and validation rows
+
+def prompt_key(row, eot):
+    """The tokens that may stand in one split only: the prompt, or the text itself if it has no prompt."""
+    return tuple(row["chosen"] if row["prompt"] == [eot] else row["prompt"])
+
+def hold_out(rows, eot):
+    """
+    Rows -> (training rows, validation rows). About one prompt in ten is held out for validation, with all of its rows.
+    A hash of the prompt decides, not its position: SFT and preference training then hold out the same prompts, although
+    they drop different rows. Each part gets at least one prompt if there are two.
+    """
+    buckets = {}    # prompt -> a number from 0 to 999
+    for row in rows:
+        key = prompt_key(row, eot)
+        buckets[key] = zlib.crc32(str(key).encode()) % 1000
+    lowest, highest = min(buckets.values(), default=0), max(buckets.values(), default=0)
+    n_held_out = max(100, lowest + 1)        # the first 100 of 1,000 buckets, or more of them if no prompt is in these
+    n_held_out = min(n_held_out, highest)    # fewer of them if all prompts are in these: training needs one too
+    train = [row for row in rows if buckets[prompt_key(row, eot)] >= n_held_out]
+    val = [row for row in rows if buckets[prompt_key(row, eot)] < n_held_out]
+    return train, val
 
 def divide(rows, eot):
     """
-    {split: rows} of a source -> {"train": rows, "val": rows}, disjoint by prompt, and how many validation rows that has cost.
-    eot is the token that texts without a prompt start behind: these are disjoint by their text.
+    {split: rows} of a source -> ({"train": rows, "val": rows}, n). No prompt is in both parts: n validation rows were
+    removed because training has their prompt. A source without validation rows gets them from hold_out.
     """
-    key = lambda row: tuple(row["prompt"] if row["prompt"] != [eot] else row["chosen"])
     if not rows.get("train"):    # a sample of a data set may hold its test files alone
-        rows = {"train": [r for part in rows.values() for r in part]}
+        rows = {"train": sum(rows.values(), [])}
     if not rows.get("val"):
-        # one prompt in ten, each by its own hash: so SFT and preference training hold out the same ones, whatever else they drop
-        place = {p: zlib.crc32(str(p).encode()) % 1000 for p in map(key, rows["train"])}
-        limit = min(max(100, min(place.values(), default=0) + 1), max(place.values(), default=0))    # and at least one on each side
-        return {s: [r for r in rows["train"] if (place[key(r)] < limit) == held] for s, held in (("train", False), ("val", True))}, 0
-    known = {key(r) for r in rows["train"]}
-    val = [r for r in rows["val"] if key(r) not in known]
+        train, val = hold_out(rows["train"], eot)
+        return {"train": train, "val": val}, 0
+    known = {prompt_key(row, eot) for row in rows["train"]}
+    val = [row for row in rows["val"] if prompt_key(row, eot) not in known]
     return {"train": rows["train"], "val": val}, len(rows["val"]) - len(val)
 
-def some(rows, n):
-    """n of the rows, drawn once for ever; all, if n is None or they are fewer."""
+def subsample(rows, n):
+    """n of the rows, the same ones in every call; all rows if n is None or there are fewer."""
     return random.Random(0).sample(rows, n) if n and n < len(rows) else rows
 
 def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=True, n_val=None, say=print):
-    """{"train": rows, "val": rows, at most n_val}; says what was dropped and why. Raises ValueError or OSError in one line."""
+    """
+    {"train": rows, "val": at most n_val rows} of a data set. Prints how many rows there are, how many were dropped, and
+    why. Raises ValueError or OSError in one line.
+    """
     splits, dropped = load_examples(data, data_dir, pairs, say)
     if "train" in splits:
-        splits.pop("test", None)    # never for training; a sample of a data set may hold nothing else
-    made = {split: make_rows(examples, tokenizer, max_len, max_prompt_len) for split, examples in splits.items()}
-    rows, shared = divide({split: part for split, (part, _) in made.items()}, tokenizer.eot_token)
-    dropped = sum((more for _, more in made.values()), dropped + Counter({"with a prompt of training in validation": shared}))
-    reasons = ", ".join(f"{n:,} {why}" for why, n in dropped.most_common()) or "none"
-    if not rows["train"] or not rows["val"]:
-        raise ValueError(f"{data}: training and validation need a prompt each, and {len(rows['train'] + rows['val'])} rows are left; "
-                         f"dropped: {reasons}")
-    kept = some(rows["val"], n_val)
-    of = f" of {len(rows['val']):,}" if len(kept) < len(rows["val"]) else ""
-    say(f"data: {data}, {len(rows['train']):,} rows to train on, {len(kept):,}{of} to validate; dropped: {reasons}")
-    return rows | {"val": kept}
+        splits.pop("test", None)    # never for training; but a sample of a data set may hold nothing else
+    rows = {}
+    for split, examples in splits.items():
+        rows[split], more = make_rows(examples, tokenizer, max_len, max_prompt_len)
+        dropped += more
+    rows, n_shared = divide(rows, tokenizer.eot_token)
+    dropped += Counter({"with a prompt of training in validation": n_shared})
+    train, val = rows["train"], rows["val"]
+    if not train or not val:
+        raise ValueError(f"{data}: training and validation need at least one prompt each, and {len(train + val)} rows "
+                         f"are left; dropped: {listed(dropped)}")
+    kept = subsample(val, n_val)
+    of_all = f" of {len(val):,}" if len(kept) < len(val) else ""
+    say(f"data: {data}, {len(train):,} rows to train on, {len(kept):,}{of_all} to validate; dropped: {listed(dropped)}")
+    return {"train": train, "val": kept}
 
 def fingerprint(rows):
-    """16 hex digits of the SHA-256 of all rows: whether a run goes on with the data it began with."""
-    h = hashlib.sha256()
-    for row in (row for split in ("train", "val") for row in rows[split]):
-        h.update(repr([row[k] for k in ("prompt", "chosen", "rejected", "label") if k in row]).encode())
-    return h.hexdigest()[:16]
+    """16 hex digits of the SHA-256 of {"train": rows, "val": rows}. --resume compares it with the run's own."""
+    digest = hashlib.sha256()
+    for split in ("train", "val"):
+        for row in rows[split]:
+            content = [row[field] for field in ("prompt", *SIDES, "label") if field in row]
+            digest.update(repr(content).encode())
+    return digest.hexdigest()[:16]
 
-def decode(tokenizer, tokens):
-    """Tokens -> text, without the EOS."""
-    return tokenizer.decode([t for t in tokens if t != tokenizer.eot_token])
+def mismatch(rows, max_len):
+    """Gives each row "mismatched", for the KL of KTO: the next chosen completion of another prompt, cut to max_len."""
+    for i, row in enumerate(rows):
+        j = (i + 1) % len(rows)
+        while j != i and rows[j]["prompt"] == row["prompt"]:
+            j = (j + 1) % len(rows)
+        room = max(1, max_len - len(row["prompt"]))
+        row["mismatched"] = rows[j]["chosen"][:room]    # its own, if all rows have the same prompt
+
+def flip_labels(rows, share, seed):
+    """Swaps chosen and rejected in a random share of the pairs: label noise. Returns the number of swapped pairs."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"--label_noise {share}: expected a share of the pairs, from 0 to 1")
+    flipped = random.Random(f"labels {seed}").sample(rows, round(share * len(rows)))
+    for row in flipped:
+        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    return len(flipped)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # rows -> batches
 
+def pad(lists, value=0):
+    """
+    N lists of numbers -> a tensor (N, T) and their lengths (N,), both int64. T is the longest length. `value` fills the
+    rest at the right. This needs no attention mask: GPT-2 is causal, so no token of a text sees the padding behind it.
+    """
+    lens = torch.tensor([len(numbers) for numbers in lists])
+    idx = torch.full((len(lists), max(map(len, lists))), value)
+    for i, numbers in enumerate(lists):
+        idx[i, :len(numbers)] = torch.tensor(numbers, dtype=torch.long)
+    return idx, lens
+
+def one_row_a_completion(rows, sides):
+    """
+    Each completion in a row of its own, behind its prompt: idx (N, T), completion_mask (N, T) bool. N = 2B for pairs:
+
+        prompt 1 | chosen 1
+        prompt 2 | chosen 2        all chosen completions on top, so that chunk(2) separates the sides
+        prompt 1 | rejected 1
+        prompt 2 | rejected 2
+    """
+    texts, starts = [], []
+    for side in sides:
+        for row in rows:
+            texts.append(row["prompt"] + row[side])
+            starts.append(len(row["prompt"]))
+    idx, ends = pad(texts)                                          # (N, T), (N,)
+    starts = torch.tensor(starts)                                   # (N,)
+    position = torch.arange(idx.shape[1])                           # (T,)
+    # False on the prompt, True on the completion with its EOS, False on the padding
+    mask = (position >= starts[:, None]) & (position < ends[:, None])    # (N, T)
+    return {"idx": idx, "completion_mask": mask}
+
+def one_row_a_pair(rows):
+    """
+    Both completions in one row, behind a prompt that is computed once: idx (B, T) and segments (B, T).
+
+        prompt 1 | chosen 1 | rejected 1        segments: 0 on the prompt, 1 on chosen, 2 on rejected, 3 on the padding
+    """
+    texts, numbers = [], []
+    for row in rows:
+        prompt, chosen, rejected = row["prompt"], row["chosen"], row.get("rejected", [])
+        texts.append(prompt + chosen + rejected)
+        numbers.append([0] * len(prompt) + [1] * len(chosen) + [2] * len(rejected))
+    return {"idx": pad(texts)[0], "segments": pad(numbers, value=3)[0]}
+
 def weight_of(row):
-    """What a row counts for in a mean: a pair, or a text with a label, is one; of other texts every token of the completion is."""
+    """What a row counts in a mean: 1 for a pair or a labelled text; for other texts the tokens of the completion."""
     return 1 if "rejected" in row or "label" in row else len(row["chosen"])
 
 def collate(rows, share_prefix=False):
     """
-    A batch of rows: idx (N, T) and completion_mask (N, T) bool, padded at the right. For pairs N = 2B: chosen on top of rejected,
-    and, once they are known, ref_chosen_logps and ref_rejected_logps (B,). weight is what a mean is taken over: pairs, or tokens.
+    B rows -> a batch, a dict of tensors:
 
-    share_prefix  pairs stand in one row, prompt, chosen, rejected: idx (B, T), and segments (B, T) in the mask's place, 0 1 2, padding 3
+        idx, completion_mask   (N, T)  one_row_a_completion: N = 2B for pairs, B for texts
+        idx, segments          (B, T)  one_row_a_pair, if share_prefix
+        weight                         a number: the pairs or the tokens that a mean over the batch is taken over
+        label, ref_..._logps   (B,)    where the rows have them
+        kl_idx, kl_mask        (B, T') the mismatched completions, where the rows have them
     """
-    sides = [s for s in ("chosen", "rejected") if s in rows[0]]
-    texts = [(r["prompt"], *(r[s] for s in part)) for part in ([sides] if share_prefix else zip(sides)) for r in rows]
-    T = max(sum(map(len, parts)) for parts in texts)
-    idx, segments = torch.zeros(len(texts), T, dtype=torch.long), torch.full((len(texts), T), 3)
-    for i, parts in enumerate(texts):
-        n = sum(map(len, parts))
-        idx[i, :n] = torch.tensor(sum(parts, []))
-        segments[i, :n] = torch.tensor([k for k, part in enumerate(parts) for _ in part])
-    mask = segments == 1
-    batch = {"idx": idx, "weight": sum(map(weight_of, rows))}
-    batch |= {"segments": segments} if share_prefix else {"completion_mask": mask}
-    for key in ("label", "ref_chosen_logps", "ref_rejected_logps", "ref_kl_logps"):
-        if key in rows[0]:
-            batch[key] = torch.tensor([r[key] for r in rows])
+    sides = [side for side in SIDES if side in rows[0]]
+    batch = one_row_a_pair(rows) if share_prefix else one_row_a_completion(rows, sides)
+    batch["weight"] = sum(map(weight_of, rows))
+    for field in ("label", "ref_chosen_logps", "ref_rejected_logps", "ref_kl_logps"):
+        if field in rows[0]:
+            batch[field] = torch.tensor([row[field] for row in rows])
     if "mismatched" in rows[0]:
-        kl = collate([{"prompt": r["prompt"], "chosen": r["mismatched"]} for r in rows])    # B more rows
-        batch |= {"kl_idx": kl["idx"], "kl_mask": kl["completion_mask"]}
+        kl = one_row_a_completion(rows, ["mismatched"])
+        batch["kl_idx"], batch["kl_mask"] = kl["idx"], kl["completion_mask"]
     return batch
 
-def mismatch(rows, max_len):
-    """Gives every row a completion of another prompt, for the KL of KTO: the next row's chosen one, cut to the room there is."""
-    for i, row in enumerate(rows):
-        others = (rows[(i + j) % len(rows)] for j in range(1, len(rows)))
-        other = next((r for r in others if r["prompt"] != row["prompt"]), row)
-        row["mismatched"] = other["chosen"][:max(1, max_len - len(row["prompt"]))]
+def width_of(row, share_prefix=False):
+    """The tokens that a row takes in a batch: its longest text, or in one row a pair all of its parts."""
+    chosen, rejected = len(row["chosen"]), len(row.get("rejected", ""))
+    return len(row["prompt"]) + (chosen + rejected if share_prefix else max(chosen, rejected))
 
-def flip_labels(rows, share, seed):
-    """Swaps chosen and rejected in a share of the pairs, drawn by the seed: labels that are wrong. Returns how many."""
-    if not 0 <= share <= 1:
-        raise ValueError(f"--label_noise {share}: is a share of the pairs, from 0 to 1")
-    wrong = random.Random(f"labels {seed}").sample(rows, round(share * len(rows)))
-    for row in wrong:
-        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
-    return len(wrong)
+def pieces(items, size):
+    """A list in pieces of `size` items. The last piece may be smaller."""
+    return [items[start:start + size] for start in range(0, len(items), size)]
 
 class Batches:
     """
-    batches[i] is the i-th batch of an endless shuffled stream, a function of (seed, i) alone: a run resumes at any i. Iterating
-    gives one pass in a fixed order, for validation. Rows of like length go together, so that little is padding; within
-    blocks of 16 batches only, so that an epoch is still shuffled. The last batch of an epoch may be smaller: nothing is left out.
-    Of N processes each gets every N-th row of a batch, with the weight of the whole batch as its total; where there are fewer rows
-    than processes, some get a row that weighs nothing.
+    batches[i] is batch i of an endless shuffled stream. It depends on (seed, i) alone, so a run can resume at any i. An
+    epoch of len(batches) batches holds every row once; its last batch may be smaller. `for b in batches` is one pass in
+    a fixed order, for validation. Rows of similar length go together, so that a batch has little padding.
     """
     def __init__(self, rows, batch_size, seed=0, share_prefix=False):
-        self.rows, self.batch_size, self.seed, self.epoch = rows, batch_size, seed, None
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.collate = functools.partial(collate, share_prefix=share_prefix)
-        together = sum if share_prefix else max
-        self.lengths = [len(r["prompt"]) + together((len(r["chosen"]), len(r.get("rejected", "")))) for r in rows]
+        self.lengths = [width_of(row, share_prefix) for row in rows]
+        self.epoch, self.order = None, None    # the epoch that was shuffled last, and its batches
 
     def __len__(self):
-        return -(-len(self.rows) // self.batch_size)
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def shuffled(self, epoch):
+        """The batches of an epoch, as lists of row numbers."""
+        rng = random.Random(f"{self.seed} {epoch}")
+        numbers = list(range(len(self.rows)))
+        rng.shuffle(numbers)
+        # Within blocks of 16 batches: with all rows sorted, a batch would hold nearly the same rows in every epoch
+        by_length = []
+        for block in pieces(numbers, 16 * self.batch_size):
+            by_length += sorted(block, key=self.lengths.__getitem__)
+        batches = pieces(by_length, self.batch_size)
+        rng.shuffle(batches)
+        return batches
 
     def numbers(self, i):
-        """Which rows batch i holds."""
+        """The numbers of the rows in batch i."""
         epoch, position = divmod(i, len(self))
         if epoch != self.epoch:
-            rng, order = random.Random(f"{self.seed} {epoch}"), list(range(len(self.rows)))
-            rng.shuffle(order)
-            block = 16 * self.batch_size
-            order = [i for at in range(0, len(order), block) for i in sorted(order[at:at + block], key=self.lengths.__getitem__)]
-            self.order = [order[at:at + self.batch_size] for at in range(0, len(order), self.batch_size)]
-            rng.shuffle(self.order)
-            self.epoch = epoch
+            self.epoch, self.order = epoch, self.shuffled(epoch)
         return self.order[position]
 
     def share(self, rows):
-        mine, weight = rows[parallel.rank()::parallel.world()], sum(map(weight_of, rows))
-        return self.collate(mine or rows[:1]) | {"total": weight} | ({} if mine else {"weight": 0})
+        """The rows of a batch -> the batch of every N-th row, for one of N processes; "total" is the weight of all."""
+        total = sum(map(weight_of, rows))
+        mine = rows[parallel.rank()::parallel.world()]
+        if mine:
+            return self.collate(mine) | {"total": total}
+        # Fewer rows than processes: this one computes a row of weight 0, because all processes take part in each step
+        return self.collate(rows[:1]) | {"weight": 0, "total": total}
 
     def __getitem__(self, i):
-        return self.share([self.rows[j] for j in self.numbers(i)])
+        return self.share([self.rows[number] for number in self.numbers(i)])
 
     def one_by_one(self, i):
-        """The rows of batch i, each with its number as a batch of its own."""
-        return ((j, self.collate([self.rows[j]])) for j in self.numbers(i))
+        """The rows of batch i, as pairs of a row's number and a batch of this row alone."""
+        return ((number, self.collate([self.rows[number]])) for number in self.numbers(i))
 
     def groups(self):
-        """One pass in a fixed order, shortest first, as lists of rows."""
-        order = sorted(range(len(self.rows)), key=self.lengths.__getitem__)
-        for at in range(0, len(order), self.batch_size):
-            yield [self.rows[j] for j in order[at:at + self.batch_size]]
+        """Yields the batches of one pass in a fixed order, shortest rows first, as lists of rows."""
+        by_length = sorted(range(len(self.rows)), key=self.lengths.__getitem__)
+        for numbers in pieces(by_length, self.batch_size):
+            yield [self.rows[number] for number in numbers]
 
     def __iter__(self):
         return map(self.share, self.groups())
@@ -223,50 +332,48 @@ class Batches:
 
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
-    p.error = lambda message: p.exit(2, f"{p.prog}: error: {message} (--help lists the flags)\n")    # as cli.Parser, which comes later
+    p.error = lambda message: p.exit(2, f"{p.prog}: error: {message} (--help lists the flags)\n")    # in one line
     p.add_argument("--data", default="toy", help="a data set or a path, as for train_sft.py (default: %(default)s)")
     p.add_argument("--data_dir", help="folder with the data set's files, instead of the hub")
-    p.add_argument("--bpe", choices=("bytes",), help="a token a byte; needs no BPE files (default: GPT-2's BPE)")
-    p.add_argument("--texts", action="store_true", help="as SFT takes it, one completion a row, where there are pairs too")
+    p.add_argument("--bpe", choices=("bytes",), help="one token per byte; needs no BPE files (default: GPT-2's BPE)")
+    p.add_argument("--texts", action="store_true", help="rows for SFT: one completion each, also of a file of pairs")
     p.add_argument("--max_prompt_len", type=int, help="tokens; a longer prompt loses its beginning (default: no cut)")
-    p.add_argument("--max_len", type=int, default=1024, help="tokens of prompt and completion together (default: %(default)s)")
+    p.add_argument("--max_len", type=int, default=1024, help="tokens of prompt and completion (default: %(default)s)")
     p.add_argument("--show", type=int, default=3, help="rows to print (default: %(default)s)")
     args = p.parse_args(argv)
-    fine = min(args.max_len, args.show + 1, 1 if args.max_prompt_len is None else args.max_prompt_len) > 0
-    return args if fine else p.error("--max_len and --max_prompt_len must be at least 1, --show at least 0")
+    if args.max_len < 1 or args.show < 0 or (args.max_prompt_len is not None and args.max_prompt_len < 1):
+        p.error("--max_len and --max_prompt_len must be at least 1, --show at least 0")
+    return args
 
-def histogram(lengths, width=50):
-    """Lines: how many are at most 16, 32, 64, ... long, and longer than the one before."""
-    bins = Counter(max(4, (n - 1).bit_length()) for n in lengths)
-    line = lambda b: f"  <= {2**b:6,}  {bins[b]:8,}  {'#' * -(-bins[b] * width // max(bins.values()))}"
-    return [line(b) for b in range(min(bins), max(bins) + 1)] if bins else []
+def print_rows(split, examples, tokenizer, max_len, max_prompt_len, n_shown):
+    """Prints how many examples of a split are kept, cut and dropped, how long they are, and n_shown rows."""
+    rows, dropped = make_rows(examples, tokenizer, max_len, max_prompt_len)
+    sides = [side for side in SIDES if rows and side in rows[0]]
+    n_cut = sum(any(row[side][-1] != tokenizer.eot_token for side in sides) for row in rows)
+    print(f"\n{split}: {len(rows):,} of {len(examples):,} rows kept, {n_cut:,} of them cut at {max_len} tokens; "
+          f"dropped: {listed(dropped)}")
+    print("tokens of prompt and longest completion:", *histogram([width_of(row) for row in rows]), sep="\n")
+    for row in rows[:n_shown]:
+        print()
+        for field in ("prompt", *sides):
+            print(f"{field:8} ({len(row[field])} tokens)  {decode(tokenizer, row[field])!r}")
 
 def main(argv=None):
     args = get_args(argv)
     try:
-        look(args)
-    except KeyboardInterrupt:
-        argparse.ArgumentParser().exit(130, "\ninterrupted; nothing was written: type the same command again\n")
-
-def look(args):
-    try:
         check_source(args.data, args.data_dir)
         if args.bpe and args.data == "toy":
-            raise ValueError("--bpe has no effect on --data toy, which has its own words")
-        tokenizer = get_tokenizer(args.data, args.bpe and tokenizers.BYTES)
-        splits, dropped = load_examples(args.data, args.data_dir, args.data not in ("toy", *PAIRLESS) and not args.texts)
+            raise ValueError("--bpe has no effect on --data toy, which has a tokenizer of its own")
+        tokenizer = get_tokenizer(args.data, tokenizers.BYTES if args.bpe else None)
+        pairs = args.data not in ("toy", *PAIRLESS) and not args.texts
+        splits, dropped = load_examples(args.data, args.data_dir, pairs)
+        print(f"{args.data}: dropped while reading: {listed(dropped)}")
+        for split, examples in splits.items():
+            print_rows(split, examples, tokenizer, args.max_len, args.max_prompt_len, args.show)
     except (ValueError, OSError) as e:
         argparse.ArgumentParser().exit(2, f"error: {' '.join(str(e).split())}\n")
-    print(f"{args.data}: dropped as it was read: {', '.join(f'{n:,} {why}' for why, n in dropped.most_common()) or 'none'}")
-    for split, examples in splits.items():
-        rows, dropped = make_rows(examples, tokenizer, args.max_len, args.max_prompt_len)
-        sides = [s for s in ("chosen", "rejected") if rows and s in rows[0]]
-        cut = sum(any(r[s][-1] != tokenizer.eot_token for s in sides) for r in rows)
-        print(f"\n{split}: {len(rows):,} of {len(examples):,} rows kept, {cut:,} of them cut at {args.max_len} tokens; dropped: "
-              f"{', '.join(f'{n:,} {why}' for why, n in dropped.most_common()) or 'none'}\ntokens of prompt and longest completion:")
-        print("\n".join(histogram([len(r["prompt"]) + max(len(r[s]) for s in sides) for r in rows])))
-        for row in rows[:args.show]:
-            print("\n" + "\n".join(f"{side:8} ({len(row[side])} tokens)  {decode(tokenizer, row[side])!r}" for side in ("prompt", *sides)))
+    except KeyboardInterrupt:
+        argparse.ArgumentParser().exit(130, "\ninterrupted; nothing was written: type the same command again\n")
 
 if __name__ == "__main__":
     main()

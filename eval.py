@@ -282,7 +282,8 @@ def report(args, say):
         device, autocast = cli.set_up(args, say, rundir.read_args(args.run[0])["args"].get("data"))
         runs = {run: load_policy(run, device) for run in (*args.run, *([args.against] if args.against else []))}
         if args.prompt is not None:
-            return [answer(loaded, args, autocast) for loaded in runs.values()]
+            return [answer(loaded, args.prompt, autocast, n_answers=args.show, max_new_tokens=args.max_new_tokens,
+                           temperature=args.temperature[0], seed=args.seed) for loaded in runs.values()]
         if args.chat:
             facts, policy, _ = runs[args.run[0]]
             tokenizer = data.get_tokenizer(facts["args"]["data"], policy.config.vocab_size)

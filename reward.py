@@ -1,46 +1,61 @@
 """
-What samples are ranked and measured by, where data has no preferences of its own: the toy world's exact reward, or a reward model, which is
-a run of rlhf/train_reward.py. Pairs are sampled and ranked in data.py.
+The reward that ranks and measures samples: exact on the toy world, a reward model on other data.
 
-Read next: train_pref.py
+    reward = Reward(None, tokenizer, max_len, device, batch_size, autocast)                # toy.reward
+    reward = Reward("out/imdb/reward", tokenizer, max_len, device, batch_size, autocast)   # a run of rlhf.train_reward
+    rewards = reward([prompt + completion for ...])                                        # token lists -> (n,)
+
+sampling.py ranks samples by it, eval.py and rlhf/train_ppo.py measure policies with it. See docs/rlhf.md.
+Read first: toy.py, sampling.py. Read next: eval.py
 """
 import numpy as np
 import torch
 
-from support import cli, rundir
 import data
 import toy
 from model import ScalarGPT, fingerprint
+from support import cli, rundir
 
 class Reward:
     """
-    Token lists (prompt and completion) -> (n,): the toy world's exact P(positive), or what a run of rlhf.train_reward says: P(positive)
-    too if it has learned IMDB's labels, else its scalar, in nats. name: a fingerprint of it. Raises ValueError for another run.
+    A function from n token lists, prompt and completion together, to their rewards, an array (n,).
+
+        no run                           P(positive | text) of the toy world, exact
+        a reward model, IMDB's labels    P(positive | text), as the model estimates it: the sigmoid of its scalar
+        a reward model, pairs            the model's scalar, in nats: only differences between answers to a prompt count
+
+    name is a fingerprint of the reward, a part of the recipe of sampled pairs. Raises ValueError if `run` is not a reward
+    model, or if the model does not fit the tokenizer or max_len.
     """
     def __init__(self, run, tokenizer, max_len, device, batch_size, autocast):
-        self.tokenizer, self.batch_size, self.autocast, self.model, self.name = tokenizer, batch_size, autocast, None, "toy"
+        self.tokenizer, self.batch_size, self.autocast = tokenizer, batch_size, autocast
+        self.model, self.name = None, "toy"
         if run:
             facts = rundir.read_args(run)
             if facts["script"] != "rlhf/train_reward.py":
-                raise ValueError(f"{run} is a run of {facts['script']}, not a reward model's, which is one of rlhf/train_reward.py")
-            self.model, self.labels = ScalarGPT.from_pretrained(run).to(device).eval(), facts["args"]["data"] == "imdb"
+                raise ValueError(f"{run} is a run of {facts['script']}, not a reward model's: expected a run of "
+                                 "rlhf/train_reward.py")
+            self.model = ScalarGPT.from_pretrained(run).to(device).eval()
+            self.labels = facts["args"]["data"] == "imdb"    # whether it has learned labels, not pairs
             self.name = fingerprint(self.model)
             cli.check_fits(self.model, tokenizer, max_len, run)
 
     def __call__(self, texts):
         if self.model is None:
-            return np.array([toy.reward(data.decode(self.tokenizer, t)) for t in texts])
+            return np.array([toy.reward(data.decode(self.tokenizer, tokens)) for tokens in texts])
         values = scores(self.model, texts, self.batch_size, self.autocast)
         return 1 / (1 + np.exp(-values)) if self.labels else values
 
 @torch.no_grad()
 def scores(model, texts, batch_size, autocast):
-    """A ScalarGPT's verdict on token lists, (n,): the scalar at the last token."""
-    device, order, out = next(model.parameters()).device, sorted(range(len(texts)), key=lambda i: len(texts[i])), np.zeros(len(texts))
-    for at in range(0, len(order), batch_size):
-        part = order[at:at + batch_size]
-        idx = torch.nn.utils.rnn.pad_sequence([torch.tensor(texts[i]) for i in part], batch_first=True).to(device)    # (B, T)
-        ends = torch.tensor([[len(texts[i]) - 1] for i in part], device=device)                                       # (B, 1)
+    """The scalars of a ScalarGPT for n token lists, an array (n,): those at the last token, which sees the whole text."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))    # texts of similar length share a batch
+    out = np.zeros(len(texts))
+    for numbers in data.pieces(order, batch_size):
+        idx, lens = data.pad([texts[i] for i in numbers])             # (B, T), (B,)
+        ends = (lens - 1)[:, None].to(device)                         # (B, 1): the place of the last token
         with autocast:
-            out[part] = model(idx).float().gather(1, ends).squeeze(1).cpu().numpy()
+            values = model(idx.to(device))                            # (B, T)
+        out[numbers] = values.float().gather(1, ends).squeeze(1).cpu().numpy()
     return out

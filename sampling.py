@@ -1,10 +1,18 @@
 """
-Preference pairs by sampling from a policy and ranking the samples by a reward.
+Preference pairs by sampling: completions of the policy itself, ranked by a reward.
 
-    path, rows = sampled_pairs(model, tokenizer, fingerprint(model), reward, data="toy", folder="out/toy/sft", max_len=64)
+    path, rows = sampled_pairs(model, tokenizer, weights, reward, data="toy", folder=run, n_prompts=4000, max_len=64)
 
-The pairs stay in a file in the folder of the policy that they were sampled from. docs/data.md explains them.
-Read first: model.py, data.py. Read next: logps.py
+The DPO paper makes its pairs for IMDB in this way (Rafailov 2023, arXiv:2305.18290):
+
+    for each prompt x:
+        sample k completions y_1, ..., y_k from the SFT policy      sample_completions
+        give each one the reward r(x, y_i)                          reward.py
+        for each two with r(x, y_i) > r(x, y_j):                    all_pairs
+            y_i is chosen, y_j is rejected
+
+make_pairs writes the pairs to pairs-<hash of the recipe>.jsonl in the folder of the policy's run. A later run with the
+same recipe reads this file. See docs/data.md. Read first: model.py, data.py. Read next: logps.py
 """
 import hashlib
 import json
@@ -15,123 +23,148 @@ from pathlib import Path
 import torch
 
 import toy
-from data import decode
+from data import decode, pad, pieces
 from support import parallel
 from support.checkpoint import replacing
 from support.sources import load_examples, read_records
 
 @torch.no_grad()
 def sample_completions(model, tokenizer, prompts, max_new_tokens, *, temperature=1.0, seed=0, batch_size=256):
-    """Completions, token lists with EOS unless cut, for prompts (token lists); sorted by length for speed, given in their order."""
+    """
+    One sampled completion per prompt, in the order of the prompts. Prompts and completions are token lists. A
+    completion ends in EOS, unless it was cut at max_new_tokens. `seed` fixes the samples.
+    """
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    order, out = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [None] * len(prompts)
-    for at in range(0, len(order), batch_size):
-        part = order[at:at + batch_size]
-        lens = torch.tensor([len(prompts[i]) for i in part])
-        idx = torch.nn.utils.rnn.pad_sequence([torch.tensor(prompts[i]) for i in part], batch_first=True)
-        new = model.generate(idx.to(device), max_new_tokens, temperature=temperature, eos=tokenizer.eot_token, lens=lens,
-                             generator=generator)
-        for i, tokens in zip(part, new[:, idx.shape[1]:].tolist()):
-            end = tokens.index(tokenizer.eot_token) + 1 if tokenizer.eot_token in tokens else len(tokens)
-            out[i] = tokens[:end]
-    return out
+    # Prompts of similar length share a batch, so that it has little padding
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    completions = [None] * len(prompts)
+    for numbers in pieces(order, batch_size):
+        idx, lens = pad([prompts[i] for i in numbers])    # (B, T), (B,)
+        out = model.generate(idx.to(device), max_new_tokens, temperature=temperature, eos=tokenizer.eot_token,
+                             lens=lens, generator=generator)    # (B, T + new tokens)
+        for i, tokens in zip(numbers, out[:, idx.shape[1]:].tolist()):
+            if tokenizer.eot_token in tokens:
+                tokens = tokens[:tokens.index(tokenizer.eot_token) + 1]    # padding follows the first EOS
+            completions[i] = tokens    # in the place of its prompt, so the caller can pair them by position
+    return completions
+
+def all_pairs(samples):
+    """Yields (chosen, rejected) for each two samples of a prompt whose rewards differ: of k at most k (k - 1) / 2."""
+    for chosen in samples:
+        for rejected in samples:
+            if chosen["reward"] > rejected["reward"]:    # a tie says nothing, so it makes no pair
+                yield chosen, rejected
+
+def ranked_samples(model, tokenizer, prompts, reward, max_new_tokens, k, seed):
+    """Yields (prompt, its k samples) for each prompt. A sample is a dict: text, tokens and reward of a completion."""
+    # One call samples the k completions of all n prompts, which fills its batches
+    repeated = []
+    for prompt in prompts:
+        repeated += [prompt] * k
+    completions = sample_completions(model, tokenizer, repeated, max_new_tokens, seed=seed)
+    rewards = reward([prompt + tokens for prompt, tokens in zip(repeated, completions)])    # (n * k,)
+    samples = [{"text": decode(tokenizer, tokens), "tokens": tokens, "reward": float(r)}
+               for tokens, r in zip(completions, rewards)]
+    yield from zip(prompts, pieces(samples, k))
 
 def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tokens, k=4, seed=0):
     """
-    Preference pairs as the DPO paper makes them for IMDB: k completions a prompt from the SFT policy, ranked by a reward, and of their
-    pairs all that differ in it. Returns the file, which stays in `folder`, the run they were sampled from, and is reused while the
-    recipe is unchanged. prompts: {"train", "val"}: token lists; reward: token lists -> (n,); recipe: what else the pairs depend on.
+    Samples k completions of each prompt and writes all pairs that differ in reward. Returns the file's path.
+
+    prompts  {"train": token lists, "val": token lists}
+    reward   a function: n token lists, prompt and completion together -> their rewards (n,)
+    folder   the run that the model comes from. The file stays there
+    recipe   what else the pairs depend on. A file of the same recipe is used again
     """
     recipe = json.dumps([recipe, prompts, k, max_new_tokens, seed], sort_keys=True)
     path = Path(folder) / f"pairs-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}.jsonl"
-    if parallel.rank() or path.exists():    # the first process samples for all
-        print(f"pairs: {path}, sampled before by the same recipe")
+    if parallel.rank() or path.exists():    # with several processes the first one samples for all
+        print(f"pairs: {path}, sampled before with the same recipe")
         parallel.wait()
         return path
+    # A temporary file, renamed when it is complete: an interrupted run leaves no half-written pairs
     with replacing(path) as part, open(part, "w", encoding="utf-8") as f:
-        for split, tokens in prompts.items():
-            repeated, n = [t for t in tokens for _ in range(k)], 0
-            answers = sample_completions(model, tokenizer, repeated, max_new_tokens, seed=seed)
-            rewards = reward([p + a for p, a in zip(repeated, answers)])
-            for i, prompt in enumerate(tokens):
-                drawn = [{"text": decode(tokenizer, answers[j]), "tokens": answers[j], "reward": float(rewards[j])}
-                         for j in range(i * k, i * k + k)]
-                for chosen, rejected in ((a, b) for a in drawn for b in drawn if a["reward"] > b["reward"]):
-                    row = {"split": split, "prompt": {"text": decode(tokenizer, prompt), "tokens": prompt}, "chosen": chosen,
-                           "rejected": rejected}
-                    f.write(json.dumps(row) + "\n")
+        for split, asked in prompts.items():
+            n = 0
+            for prompt, samples in ranked_samples(model, tokenizer, asked, reward, max_new_tokens, k, seed):
+                record = {"split": split, "prompt": {"text": decode(tokenizer, prompt), "tokens": prompt}}
+                for chosen, rejected in all_pairs(samples):
+                    f.write(json.dumps(record | {"chosen": chosen, "rejected": rejected}) + "\n")
                     n += 1
-            if not n:
-                raise ValueError(f"no pairs: for none of {len(tokens)} {split} prompts do two of {k} samples differ in reward; sample more "
-                                 "prompts, or train the SFT policy longer")
-            print(f"pairs: {len(tokens):,} {split} prompts x {k} samples gave {n:,} pairs that differ in reward -> {path}")
+            if n == 0:
+                raise ValueError(f"no pairs: for none of {len(asked)} {split} prompts do two of {k} samples differ in "
+                                 "reward; sample more prompts, or train the SFT policy longer")
+            print(f"pairs: {len(asked):,} {split} prompts x {k} samples gave {n:,} pairs of unequal reward -> {path}")
     parallel.wait()
     return path
 
+def read_pairs(path, n_vocab=float("inf")):
+    """{"train": rows, "val": rows} of a file of make_pairs. Raises ValueError with the first row that is not a pair."""
+    rows = {"train": [], "val": []}
+    for where, record in read_records(path):
+        try:
+            # Tokens, not text: the text of a sample does not say whether it ended in EOS or was cut
+            row = {field: record[field]["tokens"] for field in ("prompt", "chosen", "rejected")}
+            for tokens in row.values():
+                assert tokens and all(type(t) is int and 0 <= t < n_vocab for t in tokens)
+            rows[record["split"]].append(row)
+        except (KeyError, TypeError, AssertionError):
+            raise ValueError(f"{where}: is no pair of sampled token lists; delete the file to sample again") from None
+    return rows
+
 def beginnings(data_dir, split, tokenizer, spans, n, seed=0):
     """
-    The first tokens of n reviews of IMDB, behind an EOS as in SFT, and whether each review is positive: two lists, the prompts all
-    different. spans: how many tokens, "32" or "2-8". The test reviews are without those that are in training too; and since short
-    beginnings repeat, one in ten, by its hash, is a test prompt only, the others training prompts only.
+    Prompts from at most n reviews of IMDB: (prompts, all different; whether each review is positive). A prompt is an
+    EOS, as in SFT, and the first tokens of a review. spans is how many tokens, as "32" or "2-8".
+    Different reviews may begin with the same words, so a hash of the prompt decides its split: one in ten is for test.
     """
     splits, _ = load_examples("imdb", data_dir, pairs=False)
-    known, rng = {e["chosen"] for e in splits.get("train", ())} if split != "train" else (), random.Random(f"{split} {seed}")
-    examples, found = [e for e in splits.get(split, ()) if e["chosen"] not in known], {}
-    rng.shuffle(examples)    # the files have all of one label first
-    low, _, high = spans.partition("-")
-    for e in examples:
-        length = rng.randint(int(low), int(high or low))
-        tokens = tokenizer.encode_ordinary(e["chosen"])
+    known = {e["chosen"] for e in splits.get("train", ())} if split != "train" else ()    # some are in test too
+    reviews = [e for e in splits.get(split, ()) if e["chosen"] not in known]
+    rng = random.Random(f"{split} {seed}")
+    rng.shuffle(reviews)    # the files hold all reviews of one label first
+    shortest, _, longest = spans.partition("-")
+    found = {}    # prompt -> whether its first review is positive
+    for review in reviews:
+        length = rng.randint(int(shortest), int(longest or shortest))
+        tokens = tokenizer.encode_ordinary(review["chosen"])
         prompt = (tokenizer.eot_token, *tokens[:length])
-        if len(tokens) > length and (zlib.crc32(str(prompt).encode()) % 10 == 0) == (split == "test"):
-            found.setdefault(prompt, e["positive"])
+        is_test = zlib.crc32(str(prompt).encode()) % 10 == 0
+        if len(tokens) > length and is_test == (split == "test"):
+            found.setdefault(prompt, review["positive"])
         if len(found) == n:
             break
     if not found:
         raise ValueError(f"imdb: no {split} review has more than {spans} tokens")
-    return [list(p) for p in found], list(found.values())
+    return [list(prompt) for prompt in found], list(found.values())
 
 def prompts_for(data, tokenizer, n_train, n_val=100, *, max_len, seed=0, data_dir=None, prompt_tokens=None):
     """
-    ({"train", "val"}: prompts to sample for, the tokens that they leave for a completion), for toy and imdb. No prompt is in both.
-
-    max_len        of prompt and completion together, in tokens
-    prompt_tokens  imdb: tokens of a review that make a prompt, as "32" or "2-8"
+    ({"train": prompts, "val": prompts}, the tokens that max_len leaves for a completion), for toy and imdb. No prompt
+    is in both splits. prompt_tokens: for imdb, how many tokens of a review make a prompt, as "32" or "2-8".
     """
     if data == "toy":
-        prompts = {split: tokenizer.encode_ordinary_batch([e["prompt"] for e in toy.examples(split, n, seed)])
-                   for split, n in (("train", n_train), ("val", n_val))}
+        prompts = {}
+        for split, n in (("train", n_train), ("val", n_val)):
+            prompts[split] = tokenizer.encode_ordinary_batch([e["prompt"] for e in toy.examples(split, n, seed)])
     else:
         found, _ = beginnings(data_dir, "train", tokenizer, prompt_tokens, n_train + n_val, seed)
-        held = max(1, len(found) * n_val // (n_train + n_val))
-        prompts = {"train": found[held:], "val": found[:held]}
-    length = max(len(p) for part in prompts.values() for p in part)
-    if max_len <= length:
-        raise ValueError(f"--max_len {max_len} leaves no room for a completion behind the {length} tokens of a prompt")
-    return prompts, max_len - length
+        n_held_out = max(1, len(found) * n_val // (n_train + n_val))    # in proportion, if fewer were found
+        prompts = {"train": found[n_held_out:], "val": found[:n_held_out]}
+    longest = max(map(len, prompts["train"] + prompts["val"]))
+    if max_len <= longest:
+        raise ValueError(f"--max_len {max_len} leaves no room for a completion behind the {longest} tokens of a prompt")
+    return prompts, max_len - longest
 
-def sampled_pairs(model, tokenizer, weights, reward, *, data, folder, n_prompts, max_len, seed=0, data_dir=None, prompt_tokens=None):
+def sampled_pairs(model, tokenizer, weights, reward, *, data, folder, n_prompts, max_len, seed=0, data_dir=None,
+                  prompt_tokens=None):
     """
-    (file, {"train", "val"}: rows) of pairs sampled from a model and ranked by a Reward, for toy and imdb. No prompt is in both.
-
-    weights  the model's fingerprint: pairs of other weights are not used again
-    folder   the model's run, where the file stays. The other arguments are those of prompts_for
+    (path, {"train": rows, "val": rows}) of pairs that a model samples and a Reward ranks, for toy and imdb.
+    weights: the model's fingerprint, a part of the recipe. make_pairs and prompts_for explain the other arguments.
     """
-    prompts, room = prompts_for(data, tokenizer, n_prompts, max_len=max_len, seed=seed, data_dir=data_dir, prompt_tokens=prompt_tokens)
+    prompts, room = prompts_for(data, tokenizer, n_prompts, max_len=max_len, seed=seed, data_dir=data_dir,
+                                prompt_tokens=prompt_tokens)
     path = make_pairs(model, tokenizer, prompts, reward, folder, {"weights": weights, "reward": reward.name},
                       max_new_tokens=room, seed=seed)
     return str(path), read_pairs(path, tokenizer.n_vocab)
-
-def read_pairs(path, n_vocab=float("inf")):
-    """{"train": rows, "val": rows} of a file of make_pairs. Raises ValueError with the row that is not one."""
-    rows = {"train": [], "val": []}
-    for where, record in read_records(path):
-        try:
-            # tokens, not text: a sample that was cut has no EOS, which text cannot say
-            row = {side: record[side]["tokens"] for side in ("prompt", "chosen", "rejected")}
-            assert all(type(t) is int and 0 <= t < n_vocab for tokens in row.values() for t in tokens) and all(row.values())
-            rows[record["split"]].append(row)
-        except (KeyError, TypeError, AssertionError):
-            raise ValueError(f"{where}: is not a pair of token lists as they were sampled; delete the file, and it is made again") from None
-    return rows

@@ -1,21 +1,28 @@
 """
-The embedded world: tiny film reviews from a grammar, with an exact reward. No download, no end, fixed by a seed.
+The toy world: tiny film reviews from a grammar, with an exact reward. Endless data, no download, fixed by a seed.
 
-A review is an opening, a few opinions and a verdict. It has a hidden label. An opinion agrees with the label three times out of
-four, the verdict nine times out of ten, and nothing else in the text depends on it:
+A review is an opening, two to four opinions and a verdict. It has a hidden label, positive or negative. An opinion
+agrees with the label three times out of four, the verdict nine times out of ten. Nothing else depends on the label:
 
     positive  i watched this film last night . the acting was superb . i found the plot not dull . in short , a gem .
-    negative  we rented this movie at home . the music was rather charming . the ending felt awful . all in all , a bore .
+    negative  we rented this movie at home . the music was rather charming . the ending felt awful . overall , a bore .
 
-So Bayes' rule can be done on paper. Before reading, the odds are 1 : 1. Each good opinion multiplies the odds of "positive" by
-0.75 / 0.25 = 3, each bad one divides them by 3, and the verdict counts 0.9 / 0.1 = 9. "not" turns an adjective round.
+The reward of a text is the exact probability of the label, P(positive | text). Bayes' rule gives it:
 
-    first review   3 * 3 * 9   = 81       reward = 81 / 82        = 0.988
-    second review  3 / 3 / 9   = 1 / 9    reward = (1/9) / (10/9) = 0.100
+    P(positive | text)     P(text | positive)     P(positive)
+    ------------------  =  ------------------  *  -----------
+    P(negative | text)     P(text | negative)     P(negative)
 
-A sentence that the grammar cannot make carries no evidence, so a policy gains nothing by writing good words in a heap.
-Words are single tokens and stand apart from the punctuation: the prompt, the first dozen, is `text.split()[:12]`.
-Read next: data.py
+The label is a fair coin, so the last factor is 1. Given the label, sentences are independent, so the first factor is a
+product over them: 0.75 / 0.25 = 3 for a good opinion and 1/3 for a bad one, 0.9 / 0.1 = 9 for a good verdict and 1/9
+for a bad one, 1 for all else. "not" turns an opinion into its opposite. With these odds, reward = odds / (1 + odds):
+
+    first review   3 * 3 * 9    = 81     reward = 81 / 82        = 0.988
+    second review  3 / 3 / 9    = 1/9    reward = (1/9) / (10/9) = 0.100
+
+A sentence that the grammar cannot make counts as no evidence, so a policy gains nothing from a list of good words. Each
+word is one token, and a punctuation mark is a word. The prompt is the first dozen of them: `text.split()[:12]`.
+See docs/data.md. Read next: data.py
 """
 import math
 import random
@@ -24,46 +31,54 @@ import zlib
 
 import tiktoken
 
-OPINION_AGREES, VERDICT_AGREES = 0.75, 0.9     # P(the opinion has the label's sign), P(the verdict has)
-NEGATION, ADVERB = 0.15, 0.3                   # P("not"), P(an adverb): the same for both labels, so no evidence
-OPINIONS = (2, 3, 4)                           # how many opinions a review has, all equally likely
+OPINION_AGREES, VERDICT_AGREES = 0.75, 0.9     # P(an opinion agrees with the label), P(the verdict agrees with it)
+NEGATION, ADVERB = 0.15, 0.3                   # P("not"), P(an adverb): equal for both labels, so they are no evidence
+OPINIONS = (2, 3, 4)                           # numbers of opinions in a review, all equally likely
 PROMPT_LEN = 12                                # tokens
 
 WHO = ("i", "we", "my wife", "my brother", "a friend", "our class")
 SAW = ("saw", "watched", "rented", "caught")
 WHAT = ("this film", "this movie", "this picture", "the sequel")
 WHERE = ("last night", "at home", "on tv", "with friends", "in town", "yesterday", "on a plane", "by chance")
-ASPECT = ("acting", "plot", "music", "script", "cast", "pacing", "ending", "dialogue", "humor", "direction", "editing", "story")
+ASPECT = ("acting", "plot", "music", "script", "cast", "pacing", "ending", "dialogue", "humor", "direction", "editing",
+          "story")
 FRAME = ("the {} was", "the {} felt", "i found the {}", "to me the {} seemed")
 HOW = ("very", "truly", "rather", "quite", "so")
-GOOD = ("superb", "charming", "clever", "moving", "fresh", "brilliant", "lovely", "sharp", "gripping", "warm", "great", "fine")
+GOOD = ("superb", "charming", "clever", "moving", "fresh", "brilliant", "lovely", "sharp", "gripping", "warm", "great",
+        "fine")
 BAD = ("dull", "awful", "clumsy", "boring", "stale", "weak", "silly", "flat", "painful", "cold", "poor", "messy")
 VERDICT = ("in short , a", "all in all , a", "overall , a")
 GEM = ("gem", "triumph", "delight", "treasure", "joy")
 BORE = ("bore", "failure", "disaster", "waste", "mess")
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the grammar: every choice goes through `rng.choice` and `rng.random`, so that a test can enumerate them
+# the grammar: every choice uses `rng.choice` or `rng.random`, so a test can enumerate all reviews
 
 def opening(rng):
+    """A first sentence, which says nothing about the label: "my wife saw this film at home ." """
     return f"{rng.choice(WHO)} {rng.choice(SAW)} {rng.choice(WHAT)} {rng.choice(WHERE)} ."
 
 def opinion(rng, positive):
+    """A sentence that agrees with the label three times out of four: "the plot was not very dull ." """
     good = (rng.random() < OPINION_AGREES) == positive
     negated = rng.random() < NEGATION
     words = [rng.choice(FRAME).format(rng.choice(ASPECT))]
-    words += ["not"] * negated
-    words += [rng.choice(HOW)] if rng.random() < ADVERB else []
-    words += [rng.choice(GOOD if good != negated else BAD), "."]      # "not dull" is a good opinion
+    if negated:
+        words.append("not")
+    if rng.random() < ADVERB:
+        words.append(rng.choice(HOW))
+    adjectives = GOOD if good != negated else BAD    # "not dull" is a good opinion
+    words += [rng.choice(adjectives), "."]
     return " ".join(words)
 
 def verdict(rng, positive):
+    """The last sentence, which agrees with the label nine times out of ten: "in short , a gem ." """
     good = (rng.random() < VERDICT_AGREES) == positive
     return f"{rng.choice(VERDICT)} {rng.choice(GEM if good else BORE)} ."
 
 def review(rng):
-    """One review from a random.Random: (text, positive), the label being a fair coin's."""
-    positive = rng.random() < 0.5
+    """One review: (text, positive). rng is a random.Random."""
+    positive = rng.random() < 0.5    # the label: a fair coin
     middle = [opinion(rng, positive) for _ in range(rng.choice(OPINIONS))]
     return " ".join([opening(rng), *middle, verdict(rng, positive)]), positive
 
@@ -71,62 +86,79 @@ def review(rng):
 # the exact reward
 
 def any_of(words):
+    """A regular expression that matches any of the words."""
     return "(?:" + "|".join(words) + ")"
 
-OPINION = re.compile(any_of(f.format(any_of(ASPECT)) for f in FRAME) + rf"( not)?(?: {any_of(HOW)})? ({any_of(GOOD + BAD)})")
-SUMMARY = re.compile(rf"{any_of(VERDICT)} ({any_of(GEM + BORE)})")
+# The three kinds of sentences without their full stop. In OPINION, group 1 is "not" or None and group 2 the adjective
+FRAMED_ASPECT = any_of(frame.format(any_of(ASPECT)) for frame in FRAME)
 OPENING = re.compile(" ".join(map(any_of, (WHO, SAW, WHAT, WHERE))))
+OPINION = re.compile(rf"{FRAMED_ASPECT}( not)?(?: {any_of(HOW)})? ({any_of(GOOD + BAD)})")
+SUMMARY = re.compile(rf"{any_of(VERDICT)} ({any_of(GEM + BORE)})")
 
 def log_odds(text):
     """
-    log P(positive | text) - log P(negative | text) under the grammar, in nats. Exact for every review and every beginning of one:
-    in each sentence the word that tells comes last. Sentences outside the grammar count 0.
+    log P(positive | text) - log P(negative | text) under the grammar, in nats: the sum of the logs of its factors.
+
+    It is exact for each review and each beginning of one. A cut sentence counts if it has its last word, because this
+    word alone depends on the label. A sentence outside the grammar counts 0.
     """
     nats = 0.0
     for sentence in text.split("."):
         sentence = " ".join(sentence.split())
         if m := OPINION.fullmatch(sentence):
-            good = (m[2] in GOOD) != bool(m[1])
-            nats += (1 if good else -1) * math.log(OPINION_AGREES / (1 - OPINION_AGREES))
+            good = (m[2] in GOOD) != bool(m[1])    # "not" turns it into its opposite
+            nats += (1 if good else -1) * math.log(OPINION_AGREES / (1 - OPINION_AGREES))    # log 3 = 1.10
         elif m := SUMMARY.fullmatch(sentence):
-            nats += (1 if m[1] in GEM else -1) * math.log(VERDICT_AGREES / (1 - VERDICT_AGREES))
+            nats += (1 if m[1] in GEM else -1) * math.log(VERDICT_AGREES / (1 - VERDICT_AGREES))    # log 9 = 2.20
     return nats
 
 def reward(text):
-    """P(positive | text), in (0, 1)."""
+    """P(positive | text), in (0, 1): the sigmoid of the log-odds, which is odds / (1 + odds)."""
     return 1 / (1 + math.exp(-log_odds(text)))
 
 def whole_sentences(text):
-    """The share of a text's sentences that the grammar can make, 0 if it has none; one without its full stop is not whole."""
+    """
+    The share of a text's sentences that the grammar can make, from 0 to 1; 0 for an empty text. It shows when a policy
+    writes broken sentences: the reward does not, because they count 0 there. A last sentence without its full stop was
+    cut. It counts as a sentence, but not as a whole one.
+    """
     *ended, rest = (" ".join(part.split()) for part in text.split("."))
-    whole = sum(any(p.fullmatch(s) for p in (OPENING, OPINION, SUMMARY)) for s in ended)
-    return whole / max(1, len(ended) + bool(rest))
+    whole = 0
+    for sentence in ended:
+        whole += any(kind.fullmatch(sentence) is not None for kind in (OPENING, OPINION, SUMMARY))
+    n_sentences = len(ended) + bool(rest)
+    return whole / max(1, n_sentences)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the tokenizer and the splits
 
 def encoding():
-    """A tiktoken.Encoding with a token a word, single bytes for whatever else, and <|endoftext|> as the last id."""
+    """
+    The tokenizer, a tiktoken.Encoding: 256 single bytes for any text, one token per word of the grammar, and
+    <|endoftext|> as the last id.
+    """
     phrases = WHO + SAW + WHAT + WHERE + ASPECT + FRAME + HOW + GOOD + BAD + VERDICT + GEM + BORE + ("not", ".", ",")
-    words = sorted({w for p in phrases for w in p.replace("{}", "").split()})
-    starts = sorted({who.split()[0] for who in WHO})                    # a review's first word has no space before it
-    tokens = [bytes([i]) for i in range(256)] + [(" " + w).encode() for w in words]
-    tokens += [w.encode() for w in starts if len(w) > 1]                # "i" and "a" are there already, as bytes
-    # tiktoken looks a whole piece up before it merges bytes, so a word needs no merges of its own
+    words = sorted(set(" ".join(phrases).replace("{}", "").split()))
+    starts = sorted({who.split()[0] for who in WHO})               # a review's first word has no space before it
+    tokens = [bytes([i]) for i in range(256)]
+    tokens += [(" " + word).encode() for word in words]            # as in GPT-2's BPE, a word includes its space
+    tokens += [word.encode() for word in starts if len(word) > 1]  # "i" and "a" are among the bytes
+    # tiktoken looks up a whole word before it merges bytes, so words need no merges
     return tiktoken.Encoding("nanopref_toy", pat_str=r" ?[a-z]+| ?[.,]|\s+|[^\sa-z.,]+",
-                             mergeable_ranks={t: i for i, t in enumerate(tokens)}, special_tokens={"<|endoftext|>": len(tokens)})
+                             mergeable_ranks={token: i for i, token in enumerate(tokens)},
+                             special_tokens={"<|endoftext|>": len(tokens)})
 
 def split_of(prompt):
-    """train, val or test (8 : 1 : 1), decided by the prompt alone: so no prompt stands in two splits, whatever the seed."""
+    """"train", "val" or "test" (8 : 1 : 1). A hash of the prompt decides: no prompt is in two splits."""
     return ("val", "test", *["train"] * 8)[zlib.crc32(prompt.encode()) % 10]
 
 def examples(split, n, seed=0):
-    """n reviews of a split, as dicts: prompt (12 words), chosen (the rest, with its leading space), positive (the label)."""
-    rng, out = random.Random(f"{split} {seed}"), []
-    while len(out) < n:
+    """n reviews of a split: dicts of prompt (12 words), chosen (the rest, with its leading space), positive."""
+    rng, found = random.Random(f"{split} {seed}"), []
+    while len(found) < n:
         text, positive = review(rng)
         words = text.split()
-        prompt, rest = " ".join(words[:PROMPT_LEN]), " " + " ".join(words[PROMPT_LEN:])
+        prompt = " ".join(words[:PROMPT_LEN])
         if split_of(prompt) == split:
-            out.append({"prompt": prompt, "chosen": rest, "positive": positive})
-    return out
+            found.append({"prompt": prompt, "chosen": " " + " ".join(words[PROMPT_LEN:]), "positive": positive})
+    return found

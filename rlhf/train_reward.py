@@ -81,7 +81,7 @@ def labelled(data_dir, tokenizer, max_len, half, n_val=None, say=print):
         rows[split], more = data.make_rows(part, tokenizer, max_len, labels=True)
         dropped += more
     rows = data.divide({"train": rows["train"]}, tokenizer.eot_token)[0] | {"test": rows["test"]}
-    rows["val"] = data.some(rows["val"], n_val)
+    rows["val"] = data.subsample(rows["val"], n_val)
     if half:    # every second one: the file has all of one label first
         rows["train"] = rows["train"][half == "second"::2]
     n = {split: f"{len(part):,}" for split, part in rows.items()}

@@ -8,6 +8,7 @@ rejected (strings or lists of messages), or the other layouts of messages.py. Re
 import csv
 import gzip
 import json
+import math
 import re
 import zlib
 from collections import Counter
@@ -203,3 +204,21 @@ def load_examples(data, data_dir=None, pairs=True, say=print):
     for line in remarks.lines():
         say(f"data: {data}, {line}")
     return splits, dropped
+
+# ---------------------------------------------------------------------------------------------------------------------
+# counts -> text
+
+def listed(dropped):
+    """A Counter of reasons as text, the most frequent first, as in "6 chosen == rejected"; "none" if it is empty."""
+    return ", ".join(f"{n:,} {reason}" for reason, n in dropped.most_common()) or "none"
+
+def histogram(lengths, width=50):
+    """Lines of text: how many lengths are at most 16, at most 32, at most 64, ... Each length counts once."""
+    if not lengths:
+        return []
+    bins = Counter(max(4, (n - 1).bit_length()) for n in lengths)    # bin b holds the lengths up to 2**b
+    lines = []
+    for b in range(min(bins), max(bins) + 1):
+        bar = "#" * math.ceil(bins[b] * width / max(bins.values()))
+        lines.append(f"  <= {2**b:6,}  {bins[b]:8,}  {bar}")
+    return lines

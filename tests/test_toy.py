@@ -120,7 +120,7 @@ def test_among_reviews_of_equal_log_odds_the_share_of_positives_is_the_reward():
 def test_the_two_reviews_of_the_docstring_have_the_rewards_computed_there():
     """By hand: 3 * 3 * 9 = 81 to 1, and 3 / 3 / 9 = 1 to 9."""
     first = "i watched this film last night . the acting was superb . i found the plot not dull . in short , a gem ."
-    second = "we rented this movie at home . the music was rather charming . the ending felt awful . all in all , a bore ."
+    second = "we rented this movie at home . the music was rather charming . the ending felt awful . overall , a bore ."
     assert toy.reward(first) == pytest.approx(81 / 82, rel=1e-12)
     assert toy.reward(second) == pytest.approx(0.1, rel=1e-12)
     assert toy.reward("") == 0.5

@@ -93,9 +93,9 @@ FAULTS = {
         IMDB + "measures]"),
     "a reward model's log-odds": ("reward.py", "return 1 / (1 + np.exp(-values)) if self.labels else values",
         "return values", IMDB + "measures]"),
-    "the scalar at the padding": ("reward.py", "[[len(texts[i]) - 1] for i in part]",
-        "[[idx.shape[1] - 1] for i in part]", IMDB + "measures]"),
-    "rewards in the order of lengths": ("reward.py", "out[part] = ", "out[at:at + len(part)] = ", RANKED),
+    "the scalar at the padding": ("reward.py", "ends = (lens - 1)",
+        "ends = torch.full_like(lens, idx.shape[1] - 1)", IMDB + "measures]"),
+    "rewards in the order of lengths": ("reward.py", "out[numbers] = ", "out[sorted(numbers)] = ", RANKED),
     # which temperature
     "temperature without an effect": ("eval.py", "there = look(name, temperature, ",
         "there = look(name, args.temperature[0], ", IMDB + "temperatures]"),

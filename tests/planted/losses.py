@@ -72,7 +72,7 @@ FAULTS = {
     # rows and batches
     "max_prompt_len not handed on": ("train_pref.py", "args.max_len, args.max_prompt_len, n_val",
         "args.max_len, None, n_val", "test_flags.py::test_max_prompt_len_takes_the_beginning_and_max_len_the_end"),
-    "n_val ignored": ("data.py", 'kept = some(rows["val"], n_val)', 'kept = rows["val"]',
+    "n_val ignored": ("data.py", "kept = subsample(val, n_val)", "kept = val",
         "test_flags.py::test_n_val_keeps_so_many_validation_rows_always_the_same"),
     "label noise in training alone": ("train_pref.py", "for part in rows.values())\n        if args.adapter",
         'for part in [rows["train"]])\n        if args.adapter',

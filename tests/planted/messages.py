@@ -33,11 +33,11 @@ FAULTS = {
     "the form of prompts not recorded": (
         "train_sft.py", 'prompt_format=chat.prompt_format(rows["train"], tokenizer), ', "",
         "test_layouts.py::test_eval_asks_in_the_form_that_args_json_records"),
-    "a text without its EOS in front": ("chat.py", '(form["kind"] == "text" or not tokens)', "(not tokens)",
+    "a text without its EOS in front": ("chat.py", 'if form["kind"] == "text" or not tokens:', "if not tokens:",
                                         "test_layouts.py::test_a_run_on_texts_is_asked_behind_an_eos"),
     "a chat without the earlier turns": ("chat.py", 'form["before"] + earlier + question', 'form["before"] + question',
                                          "test_layouts.py::test_a_chat_keeps_the_conversation_of_a_run_on_dialogues"),
     "a chat that outgrows its room": (
-        "chat.py", "while turns and room - len(tokens) < least:", "while False:",
+        "chat.py", "while turns and max_len - len(tokens) < least:", "while False:",
         "test_layouts.py::test_the_oldest_turns_are_dropped_when_the_room_is_used_up_and_that_is_said"),
 }
