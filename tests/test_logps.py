@@ -1,6 +1,6 @@
 """
-logps.py: the log-prob of a token by hand, against log_softmax and in pieces; of a completion against a slow loop; of both completions
-of a pair behind one prompt against each behind its own, and who may see whom.
+logps.py and support/fast_logps.py: the log-prob of a token by hand, and in chunks against the plain way; of a completion against
+a slow loop and the plain way; of both completions of a pair behind one prompt against each behind its own, and who may see whom.
 """
 import copy
 import math
@@ -14,8 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import data
 import logps
 from adapters import MODES, adapter_state_dict, adapters_off, add_adapters
-from logps import TokenLogps, batch_logps, sequence_logps, shared_logps
+from logps import batch_logps, completion_token_logps, plain_logps, sequence_logps
+from logps import plain_token_logps as plain
 from model import GPT, GPTConfig
+from support import fast_logps
+from support.fast_logps import shared_layout, shared_logps, token_logps
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the log-prob of a token
@@ -28,11 +31,6 @@ def case(dtype=torch.float32, scale=1.0):
     states, weight, grad = (torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype) for shape in ((M, C), (V, C), (M,)))
     return (scale * states).requires_grad_(), weight.requires_grad_(), torch.randint(V, (M,), generator=g), grad
 
-def plain(states, weight, targets):
-    """The whole log softmax, for all the rows at once."""
-    logits = F.linear(states, weight)
-    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(1).gather(1, targets[:, None]).squeeze(1)
-
 def run(fn, states, weight, targets, grad):
     """(values, gradient of the states, of the weight)."""
     out = fn(states, weight, targets)
@@ -42,10 +40,11 @@ def near(got, want, atol=1e-5, rtol=1e-5):
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, atol=atol, rtol=rtol)
 
-def test_a_token_logp_and_its_gradients_by_hand():
+@pytest.mark.parametrize("fn", [plain, token_logps], ids=["plain", "fast"])
+def test_a_token_logp_and_its_gradients_by_hand(fn):
     """On paper: logits log 3 and 0, so p = 3/4 and 1/4, and d logp[0] / d logits = (1/4, -1/4). Without the one-hot: (-3/4, -1/4)."""
     states, weight = torch.tensor([[math.log(3), 0.0]], requires_grad=True), torch.tensor([[1.0, 2.0], [0.0, 4.0]], requires_grad=True)
-    logp, = out = TokenLogps.apply(states, weight, torch.tensor([0]))
+    logp, = out = fn(states, weight, torch.tensor([0]))
     assert logp.item() == pytest.approx(math.log(3 / 4))
     out.sum().backward()
     assert states.grad.flatten().tolist() == pytest.approx([1 / 4, 2 / 4 - 4 / 4], abs=1e-6)    # w[0] / 4 - w[1] / 4
@@ -58,26 +57,26 @@ pieces = pytest.mark.parametrize("piece", PIECES.values(), ids=PIECES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_token_logps_equal_log_softmax_and_gather_whatever_the_pieces(dtype, piece, monkeypatch):
     """A last piece that is shorter, a weight's gradient of the last piece alone, a piece of no rows: each is right for some sizes."""
-    monkeypatch.setattr(logps, "PIECE", piece)
-    got, want = run(TokenLogps.apply, *case(dtype)), run(plain, *case(dtype))
+    monkeypatch.setattr(fast_logps, "CHUNK", piece)
+    got, want = run(token_logps, *case(dtype)), run(plain, *case(dtype))
     assert {x.dtype for x in got} == {dtype}
     near(got, want, *(1e-5, 1e-5) if dtype == torch.float32 else (1e-12, 1e-12))
 
 @pieces
 def test_gradients_equal_finite_differences(piece, monkeypatch):
     """A gradient written by hand is the derivative of nothing until it is compared with one."""
-    monkeypatch.setattr(logps, "PIECE", piece)
+    monkeypatch.setattr(fast_logps, "CHUNK", piece)
     states, weight, targets, _ = case(torch.float64)
-    assert torch.autograd.gradcheck(lambda s, w: TokenLogps.apply(s, w, targets), (states, weight))
+    assert torch.autograd.gradcheck(lambda s, w: token_logps(s, w, targets), (states, weight))
 
 @pytest.mark.parametrize("inside", [True, False], ids=["backward inside", "backward outside"])
 @pytest.mark.parametrize("dtype, atol", [(torch.bfloat16, 0.032), (torch.float16, 0.004)])    # the last bit of numbers from 4 to 8
 def test_under_autocast_logps_are_float32_of_the_products_that_autocast_makes(dtype, atol, inside, monkeypatch):
     """Autocast does not reach a backward of one's own: its products would be float32's, or fail for dtypes that do not fit."""
     for piece in (1, 7 * V, M * V):
-        monkeypatch.setattr(logps, "PIECE", piece)
+        monkeypatch.setattr(fast_logps, "CHUNK", piece)
         results = []
-        for fn in (TokenLogps.apply, plain):
+        for fn in (token_logps, plain):
             states, weight, targets, grad = case()
             with torch.autocast("cpu", dtype):
                 out = fn(states, weight, targets)
@@ -91,19 +90,19 @@ def test_logits_of_ten_thousand_do_not_overflow():
     """exp(1e4) is inf, inf / inf is NaN: the largest must be subtracted first, and in backward too."""
     states, weight = torch.tensor([[1e4]], requires_grad=True), torch.tensor([[1.0], [0.0], [-1.0]], requires_grad=True)
     for target, want in enumerate([0.0, -1e4, -2e4]):
-        logp, grad_states, grad_weight = run(TokenLogps.apply, states, weight, torch.tensor([target]), torch.ones(1))
+        logp, grad_states, grad_weight = run(token_logps, states, weight, torch.tensor([target]), torch.ones(1))
         assert logp.item() == want and grad_states.item() == -target    # all of the mass is on the first: w[target] - w[0]
         assert grad_weight.flatten().tolist() == [(1e4 if i == target else 0) - (1e4 if i == 0 else 0) for i in range(3)]
     double = [x.detach().double().requires_grad_() if x.is_floating_point() else x for x in case(scale=1e4)]
-    got, want = run(TokenLogps.apply, *case(scale=1e4)), run(plain, *double)    # sums of products of 1e4 are rounded at 1e-3
+    got, want = run(token_logps, *case(scale=1e4)), run(plain, *double)    # sums of products of 1e4 are rounded at 1e-3
     near(got, [x.float() for x in want], atol=2e-2, rtol=1e-3)
 
 def test_a_row_does_not_depend_on_the_rows_beside_it():
     """A maximum or a sum taken over the piece in place of the row is right for rows that are alike."""
     states, weight, targets, _ = case()
     spread = torch.logspace(-2, 2, M)[:, None]
-    together = TokenLogps.apply(states * spread, weight, targets)
-    alone = torch.cat([TokenLogps.apply(s[None], weight, t[None]) for s, t in zip(states * spread, targets)])
+    together = token_logps(states * spread, weight, targets)
+    alone = torch.cat([token_logps(s[None], weight, t[None]) for s, t in zip(states * spread, targets)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 class Watch(TorchDispatchMode):
@@ -122,23 +121,23 @@ class Watch(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_more_logits_than_a_piece_stand_in_memory(rows, dtype, monkeypatch):
     """One tensor of (M, V), in backward say, and the memory is that of the plain way: 3.3 GB for 16,384 tokens of GPT-2."""
-    monkeypatch.setattr(logps, "PIECE", rows * V)
+    monkeypatch.setattr(fast_logps, "CHUNK", rows * V)
     largest = {}
-    for fn in (TokenLogps.apply, plain):
+    for fn in (token_logps, plain):
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), Watch() as watch:
             run(fn, *case())
         largest[fn] = max(math.prod(shape) for _, shape in watch.seen)
     assert largest[plain] == M * V    # so it would be seen
-    assert largest[TokenLogps.apply] == max(rows * V, V * C, M * C)
+    assert largest[token_logps] == max(rows * V, V * C, M * C)
 
 @pytest.mark.parametrize("frozen", ["nothing", "the states", "the weight"])
 def test_what_is_frozen_costs_no_product(frozen, monkeypatch):
     """Under an adapter the vocabulary is frozen: its gradient would be a third of the work, and 154 MB for GPT-2."""
-    monkeypatch.setattr(logps, "PIECE", 4 * V)
+    monkeypatch.setattr(fast_logps, "CHUNK", 4 * V)
     states, weight, targets, grad = case()
     states.requires_grad_(frozen != "the states")
     weight.requires_grad_(frozen != "the weight")
-    out = TokenLogps.apply(states, weight, targets)
+    out = token_logps(states, weight, targets)
     with Watch() as watch:
         out.backward(grad)
     products = {shape for name, shape in watch.seen if "mm" in name or "linear" in name}    # 23 rows are five times four and three
@@ -148,12 +147,16 @@ def test_what_is_frozen_costs_no_product(frozen, monkeypatch):
     for x, g in zip((states, weight), want[1:], strict=True):
         assert x.grad is None if not x.requires_grad else torch.allclose(x.grad, g, atol=1e-5)
 
+def test_the_fast_way_is_what_runs():
+    """The choice is one line: `logps.token_logps` is set there, and everything else reads it."""
+    assert logps.token_logps is token_logps
+
 def test_with_nothing_to_train_there_is_no_graph():
     """The reference and the evaluation: what backward would need must not be kept."""
     states, weight, targets, _ = case()
     with torch.no_grad():
-        assert not TokenLogps.apply(states, weight, targets).requires_grad
-    assert not TokenLogps.apply(states.detach(), weight.detach(), targets).requires_grad
+        assert not token_logps(states, weight, targets).requires_grad
+    assert not token_logps(states.detach(), weight.detach(), targets).requires_grad
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the log-prob of a completion
@@ -230,6 +233,50 @@ def test_the_gradient_equals_that_of_the_whole_log_softmax(tiny, batch):
         grads.append([p.grad for p in model.parameters()])
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads))
 
+@pytest.mark.parametrize("mode", [None, *MODES])
+@pytest.mark.parametrize("dtype, tol", [(torch.float32, 1e-5), (torch.float64, 1e-11)])
+def test_the_fast_way_equals_the_definition_in_value_and_gradient(dtype, tol, mode, monkeypatch):
+    """Chunks, states under the mask only, a frozen head: each is a chance to be almost right."""
+    monkeypatch.setattr(fast_logps, "CHUNK", 7 * 50)    # several chunks
+    idx, mask, results = torch.randint(50, (4, 16)), torch.zeros(4, 16, dtype=torch.bool), []
+    for row, (a, b) in enumerate(((5, 9), (1, 16), (12, 13), (3, 14))):
+        mask[row, a:b] = True
+    m = strong(dtype) if mode is None else add_adapters(strong(dtype), mode, 3)
+    for fn in (sequence_logps, plain_logps):
+        m.zero_grad()
+        values, lens = fn(m, idx, mask)
+        values.backward(torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=dtype))
+        results.append((values.detach(), lens, {n: p.grad for n, p in m.named_parameters() if p.requires_grad}))
+    assert results[0][0].dtype == dtype
+    same(*results, atol=5 * tol, rtol=tol)
+
+@pytest.mark.parametrize("dtype, rtol", [(torch.bfloat16, 0.01), (torch.float16, 0.002)])
+def test_under_autocast_both_ways_give_float32_of_the_same_products(dtype, rtol, tiny, batch):
+    """A definition that forgets float() sums in bfloat16; a fast way that leaves autocast has other logits."""
+    with torch.autocast("cpu", dtype), torch.no_grad():
+        fast, slow = sequence_logps(tiny, *batch)[0], plain_logps(tiny, *batch)[0]
+    assert fast.dtype == slow.dtype == torch.float32
+    torch.testing.assert_close(fast, slow, atol=1e-3, rtol=rtol)
+
+def test_the_plain_way_can_be_chosen_in_its_place(tiny, batch, monkeypatch):
+    """A reader may set the one line that chooses to the plain function: nothing else may depend on the fast one."""
+    want = sequence_logps(tiny, *batch)
+    monkeypatch.setattr(logps, "token_logps", plain)
+    torch.testing.assert_close(sequence_logps(tiny, *batch), want, atol=1e-5, rtol=1e-5)
+
+def test_log_probs_of_single_tokens_equal_a_slow_double_loop_and_add_up(tiny, batch):
+    """One column too far to the left or right, the page of a run would color the wrong words; prompt and padding must stay 0."""
+    idx, mask = batch
+    with torch.no_grad():
+        per_token, log_p = completion_token_logps(tiny, idx, mask), tiny(idx).log_softmax(-1)
+    want = torch.zeros(4, 19)
+    for i, (a, b) in enumerate(SPANS):
+        for t in range(a, b):
+            want[i, t - 1] = log_p[i, t - 1, idx[i, t]]
+    assert per_token.shape == (4, 19)
+    torch.testing.assert_close(per_token, want, atol=1e-5, rtol=1e-5)
+    assert torch.equal(per_token.sum(1), sequence_logps(tiny, idx, mask)[0]) and (per_token[~mask[:, 1:]] == 0).all()
+
 def test_logps_are_float32_under_bfloat16_autocast(tiny, batch):
     """A sum of hundreds in bfloat16 has two digits: the difference of two such sums is noise."""
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
@@ -302,6 +349,17 @@ def test_both_completions_behind_one_prompt_have_the_logps_and_gradients_of_each
     apart, shared = both_ways(strong(dtype), rows)
     assert shared[0].dtype == dtype and apart[1].tolist() == [len(r[side]) for side in ("chosen", "rejected") for r in rows]
     same(shared, apart, atol=5 * tol, rtol=tol)    # gradients are sums of a hundred terms of order 10
+
+def test_the_layout_of_a_shared_prompt_is_the_example_of_its_docstring():
+    """On paper: ab cd ef, and p q rs with two columns of padding. A rejected token counts on from the prompt and skips the chosen."""
+    positions, sees, before = shared_layout(torch.tensor([[0, 0, 1, 1, 2, 2], [0, 1, 2, 2, 3, 3]]))
+    assert positions.tolist() == [[0, 1, 2, 3, 2, 3], [0, 1, 1, 2, 0, 0]]
+    assert before[0, 2:].tolist() == [1, 2, 1, 4] and before[1, 1:4].tolist() == [0, 0, 2]
+    lines = shared_layout.__doc__.split("sees ")[-1].splitlines()[1:7]    # "a  x     ", then the second row
+    for row, (start, tokens) in enumerate(((21, "abcdef"), (49, "pqrs.."))):
+        shown = [[cell == "x" for cell in line.ljust(80)[start:start + 18:3]] for line in lines]
+        assert [line[start - 3] for line in lines] == list(tokens)
+        assert sees[row].tolist() == shown
 
 def test_logps_by_one_prompt_equal_a_slow_double_loop():
     """Against the model itself, one text and one token at a time, in case both ways err alike."""
