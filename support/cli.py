@@ -53,7 +53,7 @@ def interruptible(script, args, argv=None):
         yield
     except KeyboardInterrupt:
         if parallel.rank() == 0:
-            print(f"\ninterrupted. To go on: {go_on()}", file=sys.stderr)
+            print(f"\ninterrupted. To resume: {go_on()}", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
         RUNNING.pop()

@@ -139,7 +139,7 @@ def test_early_stopping_and_an_interruption_are_agreed_on(here, tmp_path):    # 
                 return real(*args)
             loop.train_step = step
     assert ended(start(3, ["--out_dir", str(tmp_path / "cut"), *FLAGS], before=interrupt, folder=tmp_path)) == [130] * 3
-    assert "To go on: python train_pref.py --resume" in (tmp_path / "rank-0").read_text()
+    assert "To resume: python train_pref.py --resume" in (tmp_path / "rank-0").read_text()
     assert "interrupted" not in (tmp_path / "rank-1").read_text()
 
 @pytest.mark.parametrize("first, then", [(2, 1), *(pytest.param(*n, marks=pytest.mark.slow) for n in ((1, 3), (3, 2)))])

@@ -170,7 +170,7 @@ def test_the_command_that_is_given_goes_on_to_the_same_run(here, capsys, monkeyp
         patch.setattr(train_pref, "batch_logps", ctrl_c)
         with pytest.raises(SystemExit):
             train_pref.main(PREF)
-    command = capsys.readouterr().err.split("To go on: python train_pref.py ")[1].split()
+    command = capsys.readouterr().err.split("To resume: python train_pref.py ")[1].split()
     assert train_pref.main(command)["step"] == 2
     assert [p.name for p in Path("out/good").iterdir()] == ["dpo"] and Path("out/good/dpo/eval.json").is_file()
 

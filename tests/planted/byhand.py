@@ -43,7 +43,7 @@ FAULTS = {
     "the last weights measured": ("eval.py", "policy, about = adapters.load_model(run)",
         'policy, about = adapters.load_model(max(Path(run).glob("step-*"), default=run))', TOY + "measures]"),
     "the last step reported as the best": ("loop.py", '"best_step": stopper.best_step, "best',
-        '"best_step": step, "best', f"{BEST}[toy]"),
+        '"best_step": state.step, "best', f"{BEST}[toy]"),
     "best of n from the policy": ("eval.py", "with models[base]() as model:\n            rewards = sample",
         'with models["after"]() as model:\n            rewards = sample', TOY + "best_of]"),
     "the other run's reference": ("eval.py", "sample(runs[args.against][1], ", "sample(runs[args.against][2], ",
@@ -122,6 +122,6 @@ FAULTS = {
         f"{PRINTED}[imdb]"),
     "ends of the interval swapped": ("eval.py", '[{v[1]:{f}}, {v[2]:{f}}]" if v else',
         '[{v[2]:{f}}, {v[1]:{f}}]" if v else', f"{PRINTED}[file]"),
-    "learning rate of the step before": ("loop.py", 'group["lr"] = cosine_lr(step, ',
-        'group["lr"] = cosine_lr(max(0, step - 1), ', f"{UPDATE}[file]"),
+    "learning rate of the step before": ("loop.py", 'group["lr"] = cosine_lr(state.step, ',
+        'group["lr"] = cosine_lr(max(0, state.step - 1), ', f"{UPDATE}[file]"),
 }

@@ -17,6 +17,6 @@ FAULTS = {
         "reward.py", "if self.labels else values", "if not self.labels else values",
         "test_reward.py::test_a_models_reward_is_a_probability_only_if_it_has_learned_labels"),
     "a range of prompt lengths that falls": (
-        "reward.py", "int(span[1]) > int(span[2] or span[1])", "int(span[1]) < int(span[2] or span[1])",
+        "support/cli.py", "int(span[1]) > int(span[2] or span[1])", "int(span[1]) < int(span[2] or span[1])",
         "test_reward.py::test_prompt_tokens_are_a_number_or_a_range_that_rises"),
 }

@@ -28,7 +28,7 @@ FAULTS = {
                              T + "test_no_flag_takes_nonsense_in_silence_nor_with_a_traceback[judge]"),
     "half an update of warm-up": ("support/cli.py", '"--warmup_steps", type=count', '"--warmup_steps", type=not_negative',
                                   T + "test_no_flag_takes_nonsense_in_silence_nor_with_a_traceback[train_reward]"),
-    "the weights of step None": ("loop.py", 'if stopper.best_step is not None else "No weights are"', 'if True else ""',
+    "the weights of step None": ("loop.py", '"No weights are" if best_step is None else ', '',
                                  T + "test_weights_that_were_never_kept_are_not_spoken_of"),
     # notes
     "the note on few pairs inverted": ("measures.py", "pairs < 32", "pairs > 32",
