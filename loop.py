@@ -104,7 +104,7 @@ def train_step(model, compute_loss, batches, optimizer, grad_clip=1.0, autocast=
     One optimizer update from a list of batches. Returns their mean metrics, and grad_norm, the norm before clipping.
 
     scaler    the loss scale of float16: see support/precision.py
-    Raises FloatingPointError if the loss is over max_loss, or loss or gradient is not finite. The weights do not change.
+    Raises FloatingPointError, with the weights unchanged, if loss or gradient is not finite or the loss over max_loss.
     """
     model.train()
     device = next(model.parameters()).device

@@ -5,7 +5,6 @@ import math
 import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -222,7 +221,7 @@ def test_only_a_float16_run_is_scaled(dtype, tmp_path):
     default = torch.get_autocast_dtype("cpu")
     torch.set_autocast_dtype("cpu", torch.float16)    # as it is for CUDA
     try:
-        _, autocast = cli.set_up(SimpleNamespace(seed=0, device="cpu", dtype=dtype))
+        _, autocast = cli.set_up(seed=0, device="cpu", dtype=dtype)
     finally:
         torch.set_autocast_dtype("cpu", default)
     fit(Line(), tmp_path, autocast=autocast, max_steps=4)
