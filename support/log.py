@@ -55,7 +55,7 @@ def read_log(path):
 # curves.png
 
 # What the y axis of a metric counts. A name that ends in / stands for all metrics that begin with it.
-UNITS = {"loss": "loss", "lr": "learning rate", "grad_norm": "norm before clipping", "accuracy": "share of pairs",
+UNITS = {"lr": "learning rate", "grad_norm": "norm before clipping", "accuracy": "share of pairs",
          "rewards/accuracies": "share of pairs", "rewards/": "beta x nats", "logps/": "nats per completion",
          "margin": "nats", "objective/kl": "nats per completion", "objective/eos": "share of samples",
          "policy/entropy": "nats per token"}
@@ -89,7 +89,7 @@ def plot_curves(out_dir):
 
 def draw_curves(out_dir):
     """One panel for each metric that varies. The panels of a row fill its width."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure    # here, because it takes a second to import
     series = read_log(Path(out_dir) / "log.csv")
     names = varying(series)
     if not names:
@@ -115,6 +115,7 @@ def draw_metric(ax, metric, splits):
             ax.plot(steps, values, style, label=NAMES[split], lw=0.9, ms=3.5)
     ax.set_title(metric, fontsize=10)
     ax.set_xlabel("step", fontsize=8)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_ylabel(unit(metric), fontsize=8)
     ax.tick_params(labelsize=8)
     ax.grid(alpha=0.3)

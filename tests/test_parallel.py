@@ -95,6 +95,28 @@ def test_a_batch_is_shared_out_whole():
                     seen += sorted(part["idx"][:part["weight"]].max(1).values.tolist())
                 assert sorted(seen) == sorted(10 + j for j in whole.numbers(i))
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_items_are_shared_out_and_their_numbers_come_back_in_order(monkeypatch, n):
+    """Each process computes its own items alone; the sum over processes puts the table together."""
+    groups, computed, tables = [[1, 2, 3, 4], [5], [6, 7]], [], []
+    def compute(items):
+        computed.extend(items)
+        return torch.tensor([[x, 10.0 * x] for x in items])
+    monkeypatch.setattr(parallel, "world", lambda: n)
+    monkeypatch.setattr(parallel, "totals", lambda numbers: tables.append(numbers) or numbers)
+    for rank in range(n):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        parallel.shared_out(groups, 2, compute)
+    assert sorted(computed) == [1, 2, 3, 4, 5, 6, 7]
+    monkeypatch.setattr(parallel, "totals", lambda numbers: [sum(column) for column in zip(*tables)])
+    assert parallel.shared_out(groups, 2, compute) == [(x, [x, 10 * x]) for x in range(1, 8)]
+
+def test_gradients_are_exchanged_at_the_last_batch_only():
+    """Without a wrapper all batches pass; the divisor is the whole batch's weight over the number of processes."""
+    batches = [{"weight": 2, "total": 5}, {"weight": 3, "total": 6}]
+    assert list(parallel.sync_at_last(lambda batch: None, batches)) == batches
+    assert parallel.total_weight(batches) == 11 and parallel.total_weight([{"weight": 4}]) == 4
+
 def test_only_the_first_process_writes_and_speaks(here, tmp_path):    # noqa: F811
     """Two writers of one file, or every line twice."""
     def deny(rank):
