@@ -279,7 +279,8 @@ def report(args, say):
     """All of main, of flags that are known."""
     others, known = None, {}
     with cli.bad_input():
-        device, autocast = cli.set_up(args, say, rundir.read_args(args.run[0])["args"].get("data"))
+        data_name = rundir.read_args(args.run[0])["args"].get("data")
+        device, autocast = cli.set_up(**cli.flags_of(args, cli.set_up) | {"say": say, "data": data_name})
         runs = {run: load_policy(run, device) for run in (*args.run, *([args.against] if args.against else []))}
         if args.prompt is not None:
             return [answer(loaded, args.prompt, autocast, n_answers=args.show, max_new_tokens=args.max_new_tokens,

@@ -257,11 +257,11 @@ def train(args):
     """All of main, of flags that are known."""
     with cli.bad_input():
         sources.check_source(args.data, args.data_dir, training=True)
-        rundir.check_out_dir(args)
-        args.init_from = args.init_from or train_sft.policy_for(args)
+        rundir.check_out_dir(args.out_dir, args.resume)
+        args.init_from = args.init_from or train_sft.policy_for(**cli.flags_of(args, train_sft.policy_for))
         if not args.true_reward:
             args.reward = args.reward or reward_for(args)
-        device, autocast = cli.set_up(args)
+        device, autocast = cli.set_up(**cli.flags_of(args, cli.set_up))
         policy, reference = (GPT.from_pretrained(args.init_from).to(device).eval() for _ in range(2))
         tokenizer = data.get_tokenizer(args.data, policy.config.vocab_size)
         cli.check_fits(policy, tokenizer, args.max_len, args.init_from)

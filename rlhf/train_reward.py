@@ -137,9 +137,9 @@ def train(args):
     parallel.join(args.device)
     with cli.bad_input():
         sources.check_source(args.data, args.data_dir, training=True)
-        rundir.check_out_dir(args)
-        args.init_from = args.init_from or train_sft.policy_for(args)
-        device, autocast = cli.set_up(args)
+        rundir.check_out_dir(args.out_dir, args.resume)
+        args.init_from = args.init_from or train_sft.policy_for(**cli.flags_of(args, train_sft.policy_for))
+        device, autocast = cli.set_up(**cli.flags_of(args, cli.set_up))
         model = ScalarGPT.from_pretrained(args.init_from, args.dropout).to(device)
         tokenizer = data.get_tokenizer(args.data, model.config.vocab_size)
         cli.check_fits(model, tokenizer, args.max_len, args.init_from)

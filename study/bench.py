@@ -43,6 +43,7 @@ import train_pref
 import train_sft
 from losses import LOSSES
 from model import GPT, GPTConfig
+from reference import add_reference
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MODELS = {"toy": GPTConfig(64, 356, 2, 4, 128), "10M": GPTConfig(256, 356, 6, 6, 384), "gpt2": GPTConfig()}
@@ -106,7 +107,7 @@ def counter():
 
 def ours(job):
     """Runs job["what"]: sft, reference, dpo or generate. Gives {"seconds": a step, "pairs": in it, ...}."""
-    device, autocast = cli.set_up(argparse.Namespace(seed=0, device="auto", dtype=job["dtype"]), say=lambda line: None)
+    device, autocast = cli.set_up(seed=0, device="auto", dtype=job["dtype"], say=lambda line: None)
     model = GPT.from_pretrained(job["folder"]) if "folder" in job else GPT(GPTConfig(**job["config"]))
     model.to(device)
     if job.get("adapter"):
@@ -127,7 +128,7 @@ def ours(job):
     else:
         compute_loss = lambda batch: train_pref.preference_loss(model, batch, LOSSES["dpo"], {"beta": 0.1})
     off = adapters.adapters_off if job.get("adapter") else nullcontext
-    reference = lambda: train_pref.add_reference(model, batches, autocast, off)
+    reference = lambda: add_reference(model, batches, autocast, off)
     def updates():
         for i in range(len(batches)):
             seconds.append(clocked(lambda i=i: loop.train_step(model, compute_loss, [batches[i]], optimizer, 1.0, autocast), device))
@@ -159,7 +160,7 @@ def one_loss(job):
     policy, reference = (GPT.from_pretrained(job[k]) for k in ("folder", "other"))
     batches = data.Batches(rows_of(job), job["batch_size"])
     none = torch.autocast("cpu", enabled=False)
-    train_pref.add_reference(reference, batches, none)
+    add_reference(reference, batches, none)
     mine = train_pref.preference_loss(policy, next(iter(batches)), LOSSES["dpo"], {"beta": 0.1})[0].item()
     trainer = trl_trainer(job, list(next(iter(batches.groups()))), reference=job["other"])
     batch = next(iter(trainer.get_train_dataloader()))

@@ -1,44 +1,51 @@
 """
-Files that a kill, a full disk or a damaged byte cannot take along: what a run leaves behind, and how it goes on from there.
+Crash-safe files: atomic writes, checksums, and the training state that `--resume` reads.
 
-    with replacing(path) as part: ...    # written beside, then renamed: `path` is the old file or the new one, never half of one
-    save_state(...), load_state(...)     # state.pt, and state.old.pt, the one before
+    with replacing(path) as part: ...    # an atomic write: path is the old file or the new one, never half of one
+    state.save(...), state.load(...)     # a TrainingState in state.pt; the one before it is in state.old.pt
 
-Read next: loop.py
+docs/reliability.md says what was tested. Read next: loop.py
 """
-import csv
 import hashlib
 import json
 import math
 import os
+import time
 import zipfile
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from support import parallel
+
 # ---------------------------------------------------------------------------------------------------------------------
 # files
 
 @contextmanager
 def replacing(path):
-    """A name to write to, which takes the place of `path` once all is on the disk. Raises OSError, one line; the old file then stays."""
+    """
+    Atomic write: gives a temporary name to write to, and renames it to `path` when all bytes are on the disk.
+    If that fails, the old file stays. A full disk raises OSError in one line.
+    """
     part = Path(f"{path}.{os.getpid()}.tmp")
     try:
         yield part
         with open(part, "rb+") as f:
-            os.fsync(f.fileno())    # else a power cut may leave the new name with nothing under it
+            os.fsync(f.fileno())    # without it, a power failure can leave an empty file under the new name
         os.replace(part, path)
-    except (OSError, RuntimeError, SafetensorError) as e:    # torch and safetensors have errors of their own for a full disk
-        raise OSError(f"{path} could not be written ({e}): make room, or choose another place; what was there is still there") from None
+    except (OSError, RuntimeError, SafetensorError) as e:    # torch and safetensors have their own for a full disk
+        raise OSError(f"{path} could not be written ({e}): free some disk space or choose another folder; "
+                      "the old file, if any, is unchanged") from None
     finally:
         with suppress(OSError):
-            part.unlink()    # on a full disk half a file takes the room of the next
+            part.unlink()    # half a file would take the space that the next one needs
 
 def finite(content):
-    """The same with None in the place of NaN and infinities, which are no JSON."""
+    """The same content with None for NaN and infinities, which JSON does not have."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -46,18 +53,19 @@ def finite(content):
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 def write_json(path, content):
+    """Writes a JSON file atomically."""
     with replacing(path) as part:
         part.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
 
 def read_json(path):
-    """The content of a JSON file. Raises ValueError in one line."""
+    """The content of a JSON file. Raises ValueError, in one line, if it is not valid JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path}: is not valid JSON ({e})") from None
 
 def digest(state):
-    """The SHA-256 of a dict of tensors, in hex."""
+    """The SHA-256 of a dict of tensors, in hex. It covers names and bytes, not the order of the dict."""
     h = hashlib.sha256()
     for name, x in sorted(state.items()):
         h.update(name.encode())
@@ -65,39 +73,49 @@ def digest(state):
     return h.hexdigest()
 
 def save_tensors(state, path):
-    """Writes a safetensors file with its own checksum in it."""
+    """Writes a safetensors file that contains its own checksum. The same tensors give the same bytes."""
     state = {name: x.detach().contiguous() for name, x in state.items()}
     with replacing(path) as part:
         save_file(state, part, metadata={"format": "pt", "sha256": digest(state)})
-        with open(part, "rb+") as f:    # safetensors writes the two in any order: the same weights would not be the same bytes
-            size = int.from_bytes(f.read(8), "little")
+        # safetensors writes the two metadata entries in random order. Sort them, so that equal weights are equal files.
+        with open(part, "rb+") as f:
+            size = int.from_bytes(f.read(8), "little")    # of the header, which is JSON padded with blanks
             header = json.loads(f.read(size))
             header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
             f.seek(8)
             f.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 def load_tensors(path):
-    """name -> tensor, on the CPU. Raises ValueError if the file is damaged: every bit counts if save_tensors wrote it."""
+    """
+    A safetensors file as name -> tensor, on the CPU. Raises ValueError if it is damaged. A file from save_tensors has a
+    checksum, so one changed bit is found.
+    """
     try:
         with safe_open(path, "pt") as f:
-            state, checksum = {name: f.get_tensor(name) for name in f.keys()}, (f.metadata() or {}).get("sha256")
+            state = {name: f.get_tensor(name) for name in f.keys()}
+            checksum = (f.metadata() or {}).get("sha256")
         if checksum and checksum != digest(state):
             raise ValueError("checksum")
         return state
-    except Exception as e:    # a damaged file can raise nearly anything
-        raise ValueError(f"{path}: damaged or cut short ({type(e).__name__}): fetch or copy it again") from None
+    except Exception as e:    # a damaged file can raise nearly any error
+        raise ValueError(f"{path}: damaged or cut short ({type(e).__name__}): download or copy it again") from None
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the state of a run
+# the training state of a run
 
 def kept(model):
-    """What of a model a state holds: what is trained, and buffers."""
+    """The part of a model that state.pt holds: trained parameters and buffers. The base's file has the frozen ones."""
     return {n: p for n, p in model.named_parameters() if p.requires_grad} | dict(model.named_buffers())
 
 def save_state(out_dir, model, optimizer, scaler, counters, log_bytes):
-    """Writes all that the next updates depend on. counters: a dict of plain numbers, strings and lists."""
-    state = {"model": kept(model), "optimizer": optimizer.state_dict(),
-             "scaler": scaler.state_dict(), "counters": counters, "log_bytes": log_bytes, "rng": torch.get_rng_state(),
+    """
+    Writes state.pt: everything that the next updates depend on. The state before it becomes state.old.pt.
+
+    counters     a dict of plain numbers, strings and lists
+    log_bytes    the size of log.csv now. Rows after it belong to updates that a resumed run makes again
+    """
+    state = {"model": kept(model), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+             "counters": counters, "log_bytes": log_bytes, "rng": torch.get_rng_state(),
              "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
     with replacing(out_dir / "state.pt") as part:
         torch.save(state, part)
@@ -105,32 +123,45 @@ def save_state(out_dir, model, optimizer, scaler, counters, log_bytes):
             os.replace(out_dir / "state.pt", out_dir / "state.old.pt")
 
 def read_state(path):
-    """The content of a state file. Raises ValueError if one bit of it is not as it was written."""
+    """The content of a state file. Raises ValueError if one bit of it has changed."""
     try:
-        if bad := zipfile.ZipFile(path).testzip():    # torch writes checksums, and does not look at them
-            raise ValueError(f"{bad} is not as it was written")
+        if bad := zipfile.ZipFile(path).testzip():    # torch.save writes checksums, but torch.load does not verify them
+            raise ValueError(f"{bad} has changed")
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {key: state[key] for key in ("model", "optimizer", "scaler", "counters", "log_bytes", "rng", "cuda_rng")}
-    except Exception as e:    # a damaged file can raise nearly anything
+    except Exception as e:    # a damaged file can raise nearly any error
         raise ValueError(f"{path}: damaged or cut short ({type(e).__name__})") from None
+
+def newest_state(out_dir, say=print):
+    """
+    (path, content) of state.pt, or of state.old.pt if state.pt is damaged; None if there is neither.
+    Raises SystemExit in one line if all that exist are damaged.
+    """
+    error = None
+    for path in (out_dir / "state.pt", out_dir / "state.old.pt"):
+        if not path.exists():
+            continue
+        if error:
+            say(f"{error}; resuming from {path}, the state before it")
+        try:
+            return path, read_state(path)
+        except ValueError as e:
+            error = e
+    if error:
+        raise SystemExit(f"{error}: there is no intact state to resume from; start a new run. {best(out_dir)}")
+    return None
 
 def load_state(out_dir, model, optimizer, scaler, say=print):
     """
-    Puts the newest whole state in place and returns its counters; None if the run was killed before its first. Cuts the log back
-    to it, since those updates will be made again. Raises SystemExit in one line if nothing can be gone on from.
+    Loads the newest intact state into model, optimizer, scaler and the random generators. Returns its counters, or None
+    if the run ended before its first state. Cuts the log back to the state, because later updates are made again.
+    Raises SystemExit in one line if no state can be used.
     """
-    found = [p for p in (out_dir / "state.pt", out_dir / "state.old.pt") if p.exists()]
-    for i, path in enumerate(found):
-        try:
-            state = read_state(path)
-            break
-        except ValueError as e:
-            if path == found[-1]:
-                raise SystemExit(f"{e}: there is no whole state to resume from; start a new run. {best(out_dir)}") from None
-            say(f"{e}; going on from {found[i + 1]}, the one before")
-    else:
+    found = newest_state(out_dir, say)
+    if found is None:
         cut_log(out_dir / "log.csv", 0, say)
         return None
+    path, state = found
     try:
         with torch.no_grad():
             for name, p in kept(model).items():
@@ -146,48 +177,52 @@ def load_state(out_dir, model, optimizer, scaler, say=print):
     return state["counters"]
 
 def best(out_dir):
+    """A sentence that says where the best weights are, "" if there are none."""
     weights = [p for p in (out_dir / "model.safetensors", out_dir / "adapter.safetensors") if p.exists()]
     return f"The best weights are in {weights[0]}." if weights else ""
 
 def cut_log(path, size, say):
-    """Takes off the rows after a state. A log that is shorter than the state says has lost rows: that is said, and the run goes on."""
+    """Removes the rows that were written after a state. If rows from before it are missing, says so and continues."""
     there = path.stat().st_size if path.exists() else 0
     if there > size:
         os.truncate(path, size)
     elif there < size:
         if there:
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)    # or half a row would run into the next one
-        say(f"{path}: {size - there:,} of the {size:,} bytes written before are missing: its curves will have a gap")
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)    # half a row would run into the next one
+        say(f"{path}: {size - there:,} of the {size:,} bytes before the state are missing: the curves will have a gap")
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the log and its picture
+@dataclass
+class TrainingState:
+    """Everything that changes during a run. state.pt holds it, so that a resumed run equals an uninterrupted one."""
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    stopper: object                                # EarlyStopping
+    step: int = 0                                  # updates so far
+    evaluated: bool = False                        # whether the weights of this step have been evaluated
+    skipped: list = field(default_factory=list)    # numbers of the skipped updates
+    losses: list = field(default_factory=list)     # training losses of the last 50 updates
+    seconds: float = 0.0                           # training time before this process, if the run is resumed
+    started: float = field(default_factory=lambda: time.time())
 
-def read_log(path):
-    """log.csv -> metric -> split -> (step, value) pairs. Raises ValueError with the row that is not one."""
-    series = {}
-    with open(path, newline="", encoding="utf-8", errors="replace") as f:
-        for n, row in enumerate(csv.DictReader(f), 2):
-            try:
-                series.setdefault(row["metric"], {}).setdefault(row["split"], []).append((int(row["step"]), float(row["value"])))
-            except (KeyError, TypeError, ValueError):
-                raise ValueError(f"{path}, line {n}: expected step,split,metric,value, not {str(list(row.values()))[:60]}") from None
-    return series
+    def elapsed(self):
+        """Seconds of training, in all processes that the run has been resumed in."""
+        return self.seconds + time.time() - self.started
 
-def plot_curves(out_dir):
-    """curves.png from log.csv: a panel a metric, training thin, validation with dots."""
-    from matplotlib.figure import Figure
-    series = read_log(Path(out_dir) / "log.csv")
-    columns, height = min(4, len(series)), -(-len(series) // 4)
-    fig = Figure(figsize=(3.2 * columns, 2.4 * height), layout="tight")
-    axes = fig.subplots(height, columns, squeeze=False)
-    for ax in axes.flat[len(series):]:
-        ax.axis("off")
-    for ax, (metric, splits) in zip(axes.flat, series.items()):
-        for split, points in sorted(splits.items()):
-            ax.plot(*zip(*points), "C1o-" if split == "val" else "C0-", label=split, lw=0.8, ms=3)
-        ax.set_title(metric + (" (nats)" if metric.startswith("logps") else ""), fontsize=9)
-        ax.set_xlabel("update", fontsize=8)
-        ax.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize=7)
-    with replacing(Path(out_dir) / "curves.png") as part:
-        fig.savefig(part, dpi=110, format="png")
+    def save(self, out_dir, log):
+        """Writes state.pt, in the first process. log: a Log, which is written to the disk first."""
+        log.file.flush()
+        stopper = {"best": self.stopper.best, "best_step": self.stopper.best_step, "bad": self.stopper.bad}
+        counters = {"step": self.step, "evaluated": self.evaluated, "skipped": self.skipped, "losses": self.losses,
+                    "seconds": self.elapsed(), "stopper": stopper}
+        if parallel.rank() == 0:
+            save_state(out_dir, self.model, self.optimizer, self.scaler, counters, log.file.tell())
+
+    def load(self, out_dir):
+        """Reads state.pt. If the run ended before its first state, nothing changes."""
+        counters = load_state(out_dir, self.model, self.optimizer, self.scaler)
+        if counters is None:
+            return
+        vars(self.stopper).update(counters["stopper"])    # all but patience, which is a flag that may change
+        for name in ("step", "evaluated", "skipped", "losses", "seconds"):
+            setattr(self, name, counters[name])

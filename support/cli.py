@@ -1,4 +1,8 @@
-"""What every script shares: the flags that mean the same everywhere, run directories, and errors in one line."""
+"""
+Command-line flags that mean the same in every script, errors in one line, and the command that resumes a run.
+
+docs/running.md explains how scripts run, stop and resume.
+"""
 import argparse
 import inspect
 import math
@@ -11,23 +15,25 @@ from pathlib import Path
 
 import torch
 
-from support import cpu, parallel, tokenizers
+from support import cpu, parallel, precision, tokenizers
 from support.registry import number
 from support.rundir import is_free, is_run, read_args, run_dirs
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong flag is answered with one line instead of the whole usage; flags are never guessed from a beginning."""
+    """argparse with errors in one line instead of the whole usage, and without abbreviated flags."""
     def __init__(self, doc):
-        super().__init__(description=doc.strip().split("\n")[0], epilog="The commands stand at the top of the file.", allow_abbrev=False)
+        summary = doc.strip().split("\n")[0]
+        super().__init__(description=summary, epilog="The file begins with example commands.", allow_abbrev=False)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
     def parse_args(self, args=None, namespace=None):
-        """Refuses what no flag can mean: NaN and infinity, which no comparison finds later, and nothing, as of a shell variable not set."""
+        """Also refuses NaN and infinity, which pass later checks, and empty values, as from an unset shell variable."""
         found = super().parse_args(args, namespace)
         for flag, value in vars(found).items():
-            for one in value if isinstance(value, list) else [value]:
+            values = value if isinstance(value, list) else [value]
+            for one in values:
                 if isinstance(one, float) and not math.isfinite(one):
                     self.error(f"argument --{flag}: must be a finite number, not {one}")
                 if isinstance(one, str) and not one.strip() and flag != "prompt":
@@ -36,216 +42,290 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def bad_input():
-    """What a user can get wrong ends in one line on stderr and exit status 2, not in a traceback."""
+    """Inside it, a ValueError or OSError is the user's mistake: one line on stderr and exit status 2, no traceback."""
     try:
         yield
     except (ValueError, OSError) as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
-RUNNING = []    # (script, its args, its argv) of each main that runs, a caller before those that it calls
+RUNNING = []    # (script, its args, its argv) of each main that runs: a caller comes before the scripts that it calls
 
 @contextmanager
 def interruptible(script, args, argv=None):
-    """Around a main's work: Ctrl-C ends in one line with the command that goes on, and exit status 130, not in a traceback."""
+    """Around a script's work: Ctrl-C prints one line with the command that resumes it. The exit status is 130."""
     RUNNING.append((script, args, sys.argv[1:] if argv is None else argv))
     try:
         yield
     except KeyboardInterrupt:
         if parallel.rank() == 0:
-            print(f"\ninterrupted. To go on: {go_on()}", file=sys.stderr)
+            print(f"\ninterrupted. To resume: {go_on()}", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
         RUNNING.pop()
 
 def go_on():
     """
-    The command that goes on with what was typed: --resume once that has a run, else the same again. What a script calls another
-    for, such as the SFT policy, is finished by it.
+    The command that resumes the script that the user typed: with --resume if its run directory exists, else the same
+    command again. It also completes scripts that this one called, for example the SFT run of train_pref.py.
     """
     script, args, argv = RUNNING[0]
     out_dir = getattr(args, "out_dir", None)
-    begun = out_dir and (Path(out_dir) / "args.json").is_file()
-    return shlex.join(["python", *script.split(), *(["--resume", "--out_dir", os.path.relpath(out_dir)] if begun else map(str, argv))])
+    if out_dir and (Path(out_dir) / "args.json").is_file():
+        argv = ["--resume", "--out_dir", os.path.relpath(out_dir)]
+    return shlex.join(["python", *script.split(), *map(str, argv)])
 
 # ---------------------------------------------------------------------------------------------------------------------
-# flags
+# types of flags
 
 def positive(text):
+    """An int of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
 
 def count(text):
+    """An int of at least 0."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
     return value
 
 def not_negative(text):
-    """A finite number; a whole one is an int unless it is written otherwise."""
+    """A finite number of at least 0. A whole number without a point or exponent is an int."""
     value = int(text) if text.strip().isdecimal() and len(text) < 20 else float(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a finite number, at least 0, not {text}")
     return value
 
 def above_zero(text):
+    """A finite number larger than 0."""
     if not (value := not_negative(text)):
         raise argparse.ArgumentTypeError("must be larger than 0")
     return value
 
 def temperature(text):
+    """A sampling temperature: 0 or at least 0.001."""
     if 0 < (value := not_negative(text)) < 1e-3:
-        raise argparse.ArgumentTypeError("is 0, for the likeliest token always, or at least 0.001, below which logits overflow")
+        raise argparse.ArgumentTypeError("must be 0 (greedy) or at least 0.001, below which logits overflow")
     return value
 
 def seed(text):
+    """A seed that torch accepts. 2^63 - 1 is left out, because some draws use the seed plus 1."""
     value = int(text)
-    if not 0 <= value < 2**63 - 1:    # what torch takes; some draws have the seed's successor
+    if not 0 <= value < 2**63 - 1:
         raise argparse.ArgumentTypeError(f"must be from 0 to 2^63 - 2, not {value}")
     return value
 
+# ---------------------------------------------------------------------------------------------------------------------
+# flags that several scripts share
+
 def add_device_flags(p):
-    p.add_argument("--seed", type=seed, default=0, help="of weights, order and samples (default: %(default)s)")
-    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one (default: %(default)s)")
+    """Flags of every script that runs a model."""
+    p.add_argument("--seed", type=seed, default=0,
+                   help="random seed of initial weights, batch order and samples (default: %(default)s)")
+    p.add_argument("--device", default="auto",
+                   help="cpu, cuda, cuda:1, mps; auto uses a GPU if there is one (default: %(default)s)")
     p.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
-                   help="of the matrix products; weights stay float32. auto: bfloat16 on a GPU, float16 on older ones, else float32")
-    p.add_argument("--batch_size", type=positive, default=64, help="rows, or pairs, in one forward pass (default: %(default)s)")
-    p.add_argument("--threads", type=positive, help="of the CPU; sums depend on it (default: 1 on toy, where a second one makes nothing "
-                   "faster and a seed is to give the same numbers everywhere; else PyTorch's choice)")
+                   help="dtype of matrix products; weights stay float32. auto: bfloat16 on a GPU, float16 on an older "
+                   "one, float32 elsewhere (default: %(default)s)")
+    p.add_argument("--batch_size", type=positive, default=64,
+                   help="rows, or pairs, in one forward pass; memory grows with it (default: %(default)s)")
+    p.add_argument("--threads", type=positive,
+                   help="CPU threads; the last digits depend on it (default: 1 on toy, so that a seed gives the same "
+                   "numbers on every machine; PyTorch's choice on other data)")
 
 def add_common_flags(p):
-    p.add_argument("--data", default="toy", help="toy, imdb, hh, ultrafeedback, tldr, or a path to .json .jsonl .jsonl.gz .csv .parquet "
-                   "(default: %(default)s)")
-    p.add_argument("--data_dir", help="folder with the data set's files, instead of the hub")
-    p.add_argument("--init_from", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder in Hugging Face's layout, or a run")
-    p.add_argument("--out_dir", help="where the run goes (default: the next free name under out/DATA)")
+    """Flags of every script that trains."""
+    p.add_argument("--data", default="toy", help="toy, imdb, hh, ultrafeedback, tldr, or the path of a .json, .jsonl, "
+                   ".jsonl.gz, .csv or .parquet file (default: %(default)s)")
+    p.add_argument("--data_dir", help="folder with the files of the data set (default: download from the hub)")
+    p.add_argument("--init_from", help="model to start from: gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder in "
+                   "Hugging Face's layout, or a run")
+    p.add_argument("--out_dir", help="run directory (default: the next free name under out/DATA)")
     add_device_flags(p)
-    p.add_argument("--grad_accum", type=positive, default=1, help="batches in one update (default: %(default)s)")
-    p.add_argument("--lr", type=not_negative, help="learning rate at its highest (default: %(default)s)")
-    p.add_argument("--min_lr", type=not_negative, default=0.0, help="learning rate at the end of the cosine (default: %(default)s)")
-    p.add_argument("--warmup_steps", type=count, help="updates in which the learning rate rises in a line (default: %(default)s)")
-    p.add_argument("--max_steps", type=positive, help="updates in all (default: %(default)s)")
-    p.add_argument("--eval_every", type=positive, help="updates between evaluations on the validation rows (default: %(default)s)")
-    p.add_argument("--patience", type=count, default=3, help="evaluations without a better one to stop (default: %(default)s)")
-    p.add_argument("--weight_decay", type=not_negative, default=0.0, help="AdamW's, on matrices only (default: %(default)s)")
-    p.add_argument("--adam_epsilon", type=above_zero, default=1e-8, help="AdamW's (default: 1e-8; 1e-3 for preferences and PPO on toy)")
-    p.add_argument("--grad_clip", type=not_negative, default=1.0, help="largest norm of the gradient; 0: any (default: %(default)s)")
+    p.add_argument("--grad_accum", type=positive, default=1,
+                   help="batches in one update; costs no memory (default: %(default)s)")
+    p.add_argument("--lr", type=not_negative, help="learning rate after warmup (default: %(default)s)")
+    p.add_argument("--min_lr", type=not_negative, default=0.0,
+                   help="learning rate at the end of the cosine schedule (default: %(default)s)")
+    p.add_argument("--warmup_steps", type=count,
+                   help="updates in which the learning rate rises linearly (default: %(default)s)")
+    p.add_argument("--max_steps", type=positive, help="number of updates (default: %(default)s)")
+    p.add_argument("--eval_every", type=positive,
+                   help="updates between evaluations on the validation rows (default: %(default)s)")
+    p.add_argument("--patience", type=count, default=3,
+                   help="early stopping after this many evaluations in a row that are not better; 0: never "
+                   "(default: %(default)s)")
+    p.add_argument("--weight_decay", type=not_negative, default=0.0,
+                   help="AdamW's weight decay, of matrices only (default: %(default)s)")
+    p.add_argument("--adam_epsilon", type=above_zero, default=1e-8,
+                   help="AdamW's epsilon; a larger one makes updates smaller where gradients are small (default: 1e-8; "
+                   "1e-3 for preferences and PPO on toy)")
+    p.add_argument("--grad_clip", type=not_negative, default=1.0,
+                   help="largest norm of the gradient; a larger one is scaled down to it; 0: no clipping "
+                   "(default: %(default)s)")
     p.add_argument("--on_nonfinite", default="stop", choices=("stop", "skip"),
-                   help="what to do about an update whose loss or gradient is not finite, or a loss that is a spike (default: %(default)s)")
-    p.add_argument("--dropout", type=not_negative, default=0.0, help="while training; adds noise to every log-ratio (default: %(default)s)")
-    p.add_argument("--max_prompt_len", type=positive, help="tokens; a longer prompt loses its beginning (default: no cut)")
+                   help="stop the run, or skip the update, if loss or gradient is not finite or the loss is a spike "
+                   "(default: %(default)s)")
+    p.add_argument("--dropout", type=not_negative, default=0.0,
+                   help="dropout probability in training; it adds noise to log-ratios (default: %(default)s)")
+    p.add_argument("--max_prompt_len", type=positive,
+                   help="largest prompt in tokens; a longer one loses its beginning (default: no limit)")
     p.add_argument("--max_len", type=positive, default=64,
-                   help="tokens of prompt and completion together; a longer completion loses its end (default: %(default)s)")
-    p.add_argument("--n_val", type=positive, help="validation rows at most, always the same of them (default: all)")
-    p.add_argument("--keep_all", action="store_true", help="keep the weights of each evaluation, in OUT_DIR/step-N, a run for eval.py")
-    p.add_argument("--compile", action="store_true", help="torch.compile the trunk; a minute to start, pays on long runs")
-    p.add_argument("--resume", action="store_true", help="go on with the run in --out_dir, or else the newest of this name")
+                   help="largest prompt plus completion in tokens; a longer completion loses its end "
+                   "(default: %(default)s)")
+    p.add_argument("--n_val", type=positive, help="number of validation rows, always the same ones (default: all)")
+    p.add_argument("--keep_all", action="store_true",
+                   help="keep the weights of every evaluation in OUT_DIR/step-N, which eval.py can open")
+    p.add_argument("--compile", action="store_true",
+                   help="torch.compile the model: a minute to start, faster updates on a GPU")
+    p.add_argument("--resume", action="store_true",
+                   help="resume the run in --out_dir, or the newest run of this name if --out_dir is not given")
+
+def add_adapter_flags(p, modes, inits):
+    """Flags of preference training with adapters. modes, inits: what adapters.py offers."""
+    p.add_argument("--adapter", choices=modes,
+                   help="train a small adapter in every block and freeze the rest (default: train all parameters)")
+    p.add_argument("--adapter_rank", type=positive, help="hidden units of each adapter (default: 16)")
+    p.add_argument("--adapter_init", choices=inits,
+                   help="for replace: initial weights, random or the MLP's most important neurons (default: neurons)")
 
 def add_loss_flags(p, losses, taken):
     """
-    --loss, what goes with all losses, and every hyperparameter of any of losses, which is LOSSES. Called last, so that it sees all names.
-    taken: further names that a hyperparameter cannot have.
+    --loss, the flags of all losses, and each hyperparameter of any loss. Call it last: no hyperparameter may have the
+    name of another flag. losses: the LOSSES table; taken: more names that a hyperparameter may not have.
     """
-    p.add_argument("--loss", default="dpo", choices=list(losses), help="see losses.py (default: %(default)s)")
-    p.add_argument("--beta_end", type=float, help="beta at the last update, where it goes, and at evaluations (default: beta stays)")
-    p.add_argument("--beta_schedule", choices=("linear", "cosine", "constant"), help="how it goes there (default: linear)")
-    p.add_argument("--mean_logps", action="store_true", help="log-probs per token in place of sums")
-    p.add_argument("--sft_weight", type=not_negative, help="adds the chosen's NLL per token, times this, as RPO does (default: 0)")
-    for name in dict.fromkeys(h for loss in losses.values() for h in loss.hparams):
+    p.add_argument("--loss", default="dpo", choices=list(losses), help="a loss of losses.py (default: %(default)s)")
+    p.add_argument("--beta_end", type=float,
+                   help="beta at the last update and at evaluations (default: beta stays constant)")
+    p.add_argument("--beta_schedule", choices=("linear", "cosine", "constant"),
+                   help="path from --beta to --beta_end (default: linear)")
+    p.add_argument("--mean_logps", action="store_true",
+                   help="use the mean log-prob of a completion's tokens in place of the sum")
+    p.add_argument("--sft_weight", type=not_negative,
+                   help="adds this times the NLL per token of the chosen completion to the loss, as RPO (default: 0)")
+    for name in hparam_names(losses):
         takers = {k: loss.hparams[name] for k, loss in losses.items() if name in loss.hparams}
         kind = flag_type(p, name, {k: losses[k].flag_types[name] for k in takers})
         about = "for " + ", ".join(f"{k} (default: {v})" for k, v in takers.items())
+        action = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
         try:
             if name in taken:
                 raise argparse.ArgumentError(None, name)
-            p.add_argument(f"--{name}", help=about.replace("%", "%%"),
-                           **({"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}))
+            p.add_argument(f"--{name}", help=about.replace("%", "%%"), **action)
         except argparse.ArgumentError:
-            p.error(f"loss {' and '.join(takers)}: the hyperparameter {name} has a name that is taken; rename it in losses.py")
+            p.error(f"loss {' and '.join(takers)}: the hyperparameter {name} has a name that is taken; "
+                    "rename it in losses.py")
 
-def add_sampling_flags(p):
-    """Flags of pairs that are sampled and ranked."""
-    p.add_argument("--n_prompts", type=positive,
-                   help="toy, imdb: prompts to sample pairs for, 4 completions each (default: 600; imdb: 1200)")
-    p.add_argument("--reward", help="toy, imdb: rank them by this run of rlhf.train_reward (default: toy's exact reward)")
-    p.add_argument("--prompt_tokens", help="imdb: a prompt is so many tokens of a review, as 32 or 2-8 (default: 32)")
-
-def check_sampling_flags(p, args):
-    """Fills in their defaults; refuses those that have no effect, and pairs of IMDB without a reward."""
-    sampled, on, without = args.data in ("toy", "imdb"), f"on --data {args.data}", "without --data toy or imdb"
-    refuse(p, args, (("n_prompts", sampled, without), ("reward", sampled, without), ("prompt_tokens", args.data == "imdb", on),
-                         ("max_prompt_len", not sampled, on), ("n_val", not sampled, on)))
-    if args.data == "imdb" and not args.reward:
-        p.error("--data imdb has no pairs: they are sampled and ranked; train a reward model by rlhf.train_reward and give it as --reward")
-    args.n_prompts = args.n_prompts or {"toy": 600, "imdb": 1200}.get(args.data)
-    check_prompt_tokens(p, args)
-
-def check_prompt_tokens(p, args):
-    """Sets args.prompt_tokens to its default if it is missing."""
-    args.prompt_tokens = args.prompt_tokens or ("32" if args.data == "imdb" else None)
-    span = re.fullmatch(r"([1-9]\d*)(?:-([1-9]\d*))?", args.prompt_tokens or "32")
-    if not span or int(span[1]) > int(span[2] or span[1]):
-        p.error(f"--prompt_tokens {args.prompt_tokens}: is a number of tokens, or a range of them, as 2-8")
+def hparam_names(losses):
+    """The hyperparameters of all losses, each once."""
+    names = {}
+    for loss in losses.values():
+        names |= loss.hparams
+    return list(names)
 
 def flag_type(p, name, kinds):
-    """One type for a hyperparameter that several losses take; kinds: {loss: its type}. Where one is a float, whole numbers are too."""
+    """The type of a hyperparameter that several losses take: float if one of them takes floats. kinds: loss -> type."""
     if len(found := set(kinds.values())) == 1:
         return found.pop()
     if found <= {int, number, float}:
         return float if float in found else number
     examples = {kind.__name__: loss for loss, kind in kinds.items()}
     p.error(f"--{name} has two types: " + ", ".join(f"{kind} for {loss}" for kind, loss in examples.items())
-            + "; a flag has one, so rename the hyperparameter in losses.py")
+            + "; a flag has one type, so rename the hyperparameter in losses.py")
 
-def resolve_loss_flags(p, args, losses):
-    """Fills the chosen loss's hyperparameters with its defaults; refuses flags that mean nothing to it."""
-    loss, name = losses[args.loss], args.loss
-    taken = ", ".join(f"--{h}" for h in loss.hparams) or "no hyperparameter"
-    others = {h for other in losses.values() for h in other.hparams} - loss.hparams.keys()
-    for h in sorted(others):
-        if getattr(args, h) is not None:    # 0 and --no-... too, which refuse takes for not given
-            p.error(f"--{h} has no effect on --loss {name}, which takes {taken}")
-    refuse(p, args, (("mean_logps", not loss.per_token, f"on --loss {name}, which takes means per token already"),
-                     ("sft_weight", not loss.has_nll, f"on --loss {name}, which has the chosen's NLL in it already"),
-                     ("beta_end", "beta" in loss.hparams, f"on --loss {name}, which has no beta"),
-                     ("beta_schedule", args.beta_end is not None, "without --beta_end")))
-    if args.beta_end == 0:
-        p.error("--beta_end 0: evaluations are at the last beta, and at 0 all policies have one loss; take a small one")
-    for h, default in loss.hparams.items():
-        setattr(args, h, default if getattr(args, h) is None else getattr(args, h))
+def add_pair_flags(p):
+    """Flags of preference pairs, and of sampling and ranking them where data has none."""
+    p.add_argument("--share_prefix", action="store_true",
+                   help="compute the prompt of a pair once for both completions: the same numbers in less time")
+    p.add_argument("--label_noise", type=not_negative, default=0.0,
+                   help="share of pairs, in validation too, with chosen and rejected swapped (default: %(default)s)")
+    p.add_argument("--n_prompts", type=positive,
+                   help="toy, imdb: number of prompts, with 4 sampled completions each (default: 600; imdb: 1200)")
+    p.add_argument("--reward", help="toy, imdb: reward model that ranks the samples, a run of rlhf.train_reward "
+                   "(default: toy's exact reward)")
+    p.add_argument("--prompt_tokens",
+                   help="imdb: tokens of a review that make the prompt, a number or a range as 2-8 (default: 32)")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what flags mean together
 
 def refuse(p, args, rules):
-    """Each rule is (flag, whether it has an effect, why it has none)."""
+    """Refuses flags that have no effect. Each rule is (flag, whether it has an effect, why it has none)."""
     for flag, effective, why in rules:
         if getattr(args, flag) not in (None, False) and not effective:
             p.error(f"--{flag} has no effect {why}")
 
-def take_adapter(p, args, start, about):
-    """
-    If the start is an adapter run, sets --adapter and --adapter_rank to its own, and refuses flags that differ.
-    about: what adapters.read_about says of the start.
-    """
-    for flag, own in (("adapter", about["mode"]), ("adapter_rank", about["rank"])) if about else ():
-        if getattr(args, flag) not in (None, own):
-            p.error(f"--{flag} {getattr(args, flag)}: {start} is an adapter run "
-                    f"({about['mode']}, rank {about['rank']}), and its adapter is trained further; leave the flag out")
-        setattr(args, flag, own)
-    refuse(p, args, (("adapter_init", not about, "on an adapter run, whose adapter is trained further"),))
+def check_sampling_flags(p, args):
+    """Sets the defaults of sampled pairs. Refuses their flags on other data, and IMDB without a reward model."""
+    sampled, on, without = args.data in ("toy", "imdb"), f"on --data {args.data}", "without --data toy or imdb"
+    refuse(p, args, (("n_prompts", sampled, without), ("reward", sampled, without),
+                     ("prompt_tokens", args.data == "imdb", on), ("max_prompt_len", not sampled, on),
+                     ("n_val", not sampled, on)))
+    if args.data == "imdb" and not args.reward:
+        p.error("--data imdb has no pairs, so they are sampled and ranked; train a reward model with "
+                "rlhf.train_reward and name it with --reward")
+    args.n_prompts = args.n_prompts or {"toy": 600, "imdb": 1200}.get(args.data)
+    check_prompt_tokens(p, args)
 
-# may change when a run goes on
+def check_prompt_tokens(p, args):
+    """Sets args.prompt_tokens to its default if it is missing. Refuses what is not a number or a rising range."""
+    args.prompt_tokens = args.prompt_tokens or ("32" if args.data == "imdb" else None)
+    span = re.fullmatch(r"([1-9]\d*)(?:-([1-9]\d*))?", args.prompt_tokens or "32")
+    if not span or int(span[1]) > int(span[2] or span[1]):
+        p.error(f"--prompt_tokens {args.prompt_tokens}: must be a number of tokens, or a range as 2-8")
+
+def check_loss_flags(p, args, losses):
+    """Sets the chosen loss's hyperparameters to their defaults. Refuses flags that have no effect on this loss."""
+    loss, name = losses[args.loss], args.loss
+    takes = ", ".join(f"--{h}" for h in loss.hparams) or "no hyperparameter"
+    others = set(hparam_names(losses)) - loss.hparams.keys()
+    for h in sorted(others):
+        if getattr(args, h) is not None:    # refuse() would let 0 and --no-... pass
+            p.error(f"--{h} has no effect on --loss {name}, which takes {takes}")
+    on = f"on --loss {name}, which"
+    refuse(p, args, (("mean_logps", not loss.per_token, f"{on} takes means per token already"),
+                     ("sft_weight", not loss.has_nll, f"{on} contains the NLL of the chosen completion already"),
+                     ("beta_end", "beta" in loss.hparams, f"{on} has no beta"),
+                     ("beta_schedule", args.beta_end is not None, "without --beta_end")))
+    if args.beta_end == 0:
+        p.error("--beta_end 0: evaluations use the last beta, and at 0 all policies have one loss; use a small one")
+    if loss.whole_batch and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        p.error(f"--loss {name} sorts all pairs of a batch, but a process of torchrun has only some: run it without")
+    for h, default in loss.hparams.items():
+        setattr(args, h, default if getattr(args, h) is None else getattr(args, h))
+
+def check_adapter_flags(p, args, start, about):
+    """
+    Refuses adapter flags that have no effect. If the model to start from is an adapter run, its adapter is trained
+    further: --adapter and --adapter_rank are set to its own. start: that model; about: its adapter.json, or None.
+    """
+    if about:
+        for flag, own in (("adapter", about["mode"]), ("adapter_rank", about["rank"])):
+            if getattr(args, flag) not in (None, own):
+                p.error(f"--{flag} {getattr(args, flag)}: {start} is an adapter run ({about['mode']}, rank "
+                        f"{about['rank']}), and its adapter is trained further; leave the flag out")
+            setattr(args, flag, own)
+    refuse(p, args, (("adapter_init", not about, "on an adapter run, whose adapter is trained further"),
+                     ("adapter_rank", args.adapter, "without --adapter"),
+                     ("adapter_init", args.adapter == "replace", "without --adapter replace")))
+
+# flags that may change when a run is resumed
 FREE = ("max_steps", "eval_every", "patience", "on_nonfinite", "keep_all", "device", "threads", "compile", "resume",
         "out_dir", "n_show")
 
 def resume(p, args, argv, script, name):
     """
-    The arguments of the run that --resume goes on with: at --out_dir, or the newest of its name. Refuses, by name, a flag that would
-    make it another run, and says which others have changed. A run that was killed before its first state begins again.
+    The arguments of the run that --resume continues: that in --out_dir, or the newest of its name. Flags that may
+    change are taken from argv and printed. Another changed flag is refused by name: it would make another run.
     """
-    out_dir = Path(args.out_dir) if args.out_dir else next((d for d in reversed(run_dirs(args, name)) if (d / "args.json").exists()), None)
+    begun = [d for d in run_dirs(args.data, name) if (d / "args.json").exists()]
+    out_dir = Path(args.out_dir) if args.out_dir else (begun or [None])[-1]
     if out_dir is None or is_free(out_dir):
-        p.error(f"--resume: {out_dir or f'no run of {name}'} holds no state.pt, nor anything else of a run; leave --resume out to begin it")
+        p.error(f"--resume: {out_dir or f'no run of {name}'} holds no state.pt or other file of a run; "
+                "leave --resume out to start it")
     with bad_input():
         facts = read_args(out_dir)
     saved = facts["args"]
@@ -253,7 +333,9 @@ def resume(p, args, argv, script, name):
         p.error(f"--resume: {out_dir} is a run of {facts['script']}, not of {script}")
     p.set_defaults(**saved)
     again = p.parse_args(argv)
-    for key, value in ((k, v) for k, v in saved.items() if k not in ("resume", "out_dir") and getattr(again, k, v) != v):
+    for key, value in saved.items():
+        if key in ("resume", "out_dir") or getattr(again, key, value) == value:
+            continue
         if key not in FREE:
             p.error(f"--resume: --{key} was {value} in {out_dir}; leave it out, or start a new run")
         print(f"--resume: --{key} was {value}, and is {getattr(again, key)} from here on")
@@ -261,45 +343,54 @@ def resume(p, args, argv, script, name):
     return again
 
 def flags_of(args, fn):
-    """The flags that a function takes, by its parameters' names."""
+    """The flags with the names of a function's parameters, as keyword arguments for it."""
     return {name: getattr(args, name) for name in inspect.signature(fn).parameters if name in args}
 
-def pass_on(args, *flags):
-    """The flags of these names that have been given, for the main of another script."""
-    return [word for flag in flags if getattr(args, flag) is not None for word in (f"--{flag}", str(getattr(args, flag)))]
+def words(**flags):
+    """Flags as words of a command line, without those that are None: words(lr=1) is ["--lr", "1"]."""
+    found = []
+    for flag, value in flags.items():
+        if value is not None:
+            found += [f"--{flag}", str(value)]
+    return found
 
-def set_up(args, say=print, data=None):
+def pass_on(args, *names):
+    """The flags of these names as words of a command line, for the main of another script."""
+    return words(**{name: getattr(args, name) for name in names})
+
+# ---------------------------------------------------------------------------------------------------------------------
+# before a model runs
+
+def set_up(*, seed, device, dtype, threads=None, data=None, say=print):
     """
-    Seeds torch, sets its threads; returns (device, autocast) and says them in one line. data: what the run is on, if args do not say.
-    Raises ValueError for a device that is not there.
+    Seeds torch and sets its threads. Returns (device, autocast) and prints them in one line with say.
+    data: what the run is on; the toy world takes one thread. Raises ValueError for a device that is missing.
     """
-    torch.manual_seed(args.seed)
-    if threads := getattr(args, "threads", None) or (1 if (data or getattr(args, "data", None)) == "toy" else None):
+    torch.manual_seed(seed)
+    threads = threads or (1 if data == "toy" else None)
+    if threads:
         torch.set_num_threads(threads)
-    name = args.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise ValueError(f"--device {name}: {str(e).splitlines()[0]}") from None
-    dtype, cuda = args.dtype, device.type == "cuda"
-    if dtype == "auto":    # not is_bf16_supported(), which counts what a card older than Ampere only emulates, slowly
-        dtype = "float32" if not cuda else "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+    device = precision.find_device(device)
+    dtype = precision.find_dtype(dtype, device)
     if device.type == "cpu":
         cpu.keep_memory()
     n = torch.get_num_threads()
-    say(f"device {device} ({torch.cuda.get_device_name(device) if cuda else f'{n} threads' if n > 1 else '1 thread'}), {dtype}"
-        + (f", {parallel.world()} processes" if parallel.world() > 1 else ""))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{n} thread{'s' if n > 1 else ''}"
+    processes = f", {parallel.world()} processes" if parallel.world() > 1 else ""
+    say(f"device {device} ({name}), {dtype}{processes}")
     return device, torch.autocast(device.type, dtype=getattr(torch, dtype), enabled=dtype != "float32")
 
+def parameter_counts(model):
+    """How many parameters of a model are trained, and how many are frozen, in words."""
+    trained, frozen = (sum(p.numel() for p in model.parameters() if p.requires_grad == yes) for yes in (True, False))
+    return f"{trained:,} trained parameters" + (f", {frozen:,} frozen" if frozen else "")
+
 def check_fits(model, tokenizer, max_len, name):
-    """Raises ValueError if a model has another vocabulary than the data, or is too short for it."""
+    """Raises ValueError if the model has another vocabulary than the tokenizer, or fewer positions than max_len."""
     if model.config.vocab_size != tokenizer.n_vocab:
-        raise ValueError(f"{name} has a vocabulary of {model.config.vocab_size:,} tokens, but the data's tokenizer, {tokenizer.name}, has "
-                         f"{tokenizer.n_vocab:,}: it was made for other data")
+        raise ValueError(f"{name} has a vocabulary of {model.config.vocab_size:,} tokens, but the data's tokenizer, "
+                         f"{tokenizer.name}, has {tokenizer.n_vocab:,}: the model was made for other data")
     if model.config.block_size < max_len:
         raise ValueError(f"--max_len {max_len} is more than the {model.config.block_size} tokens that {name} can take")
-    if not is_run(name) and tokenizer.name != "nanopref_toy":    # its size has been compared
+    if not is_run(name) and tokenizer.name != "nanopref_toy":    # of toy's tokenizer, the size says enough
         tokenizers.check_own(name, tokenizer)

@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 
 import adapters
 from support import checkpoint, rundir
+from support.log import read_log
 import data
 import sampling
 import eval
@@ -209,7 +210,7 @@ def readers(folder):
     checkpoint.write_json(run / "args.json", {"script": "train_pref.py", "args": {"data": "toy", "seed": 0}})
     found["args.json"] = run / "args.json", lambda: rundir.read_args(run)
     (run / "log.csv").write_text("step,split,metric,value\n" + "".join(f"{i},train,loss,{1 / (i + 1)}\n" for i in range(20)))
-    found["log.csv"] = run / "log.csv", lambda: checkpoint.read_log(run / "log.csv")
+    found["log.csv"] = run / "log.csv", lambda: read_log(run / "log.csv")
     pair = {side: {"text": "fine .", "tokens": [300, 301]} for side in ("prompt", "chosen", "rejected")}
     (run / "pairs.jsonl").write_text("".join(json.dumps({"split": s} | pair) + "\n" for s in ("train", "val")))
     found["pairs.jsonl"] = run / "pairs.jsonl", lambda: sampling.read_pairs(run / "pairs.jsonl", tokenizer.n_vocab)

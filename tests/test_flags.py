@@ -20,6 +20,7 @@ import train_sft
 from losses import LOSSES, Pairs, register, sequence_logps
 from model import GPT, GPTConfig
 from rlhf import train_ppo, train_reward
+from support import cli
 from test_loop import log_rows
 
 BATCHES = data.Batches
@@ -357,9 +358,12 @@ def test_bpe_vocab_counts_byte_pairs_without_eos(monkeypatch):
     """The matrix has one row more: without it EOS takes the place of the last byte pair."""
     asked = []
     monkeypatch.setattr(data, "get_tokenizer", lambda *args: asked.append(args) or types.SimpleNamespace(n_vocab=args[1] or 50257))
-    model, *_ = train_sft.make_model(train_sft.get_args(["--data", "my.jsonl", "--bpe_vocab", "300", *SMALL]))
+    def made(*flags):
+        args = train_sft.get_args(["--data", "my.jsonl", *SMALL, *flags])
+        return train_sft.make_model(args.data, **cli.flags_of(args, train_sft.make_model))[0]
+    model = made("--bpe_vocab", "300")
     assert asked == [("my.jsonl", 301)] and model.lm_head.weight.shape == (301, 16)
-    assert train_sft.make_model(train_sft.get_args(["--data", "my.jsonl", *SMALL]))[0].lm_head.weight.shape == (50257, 16)
+    assert made().lm_head.weight.shape == (50257, 16)
 
 def test_the_halves_of_a_reward_models_reviews(run, tmp_path):
     """The gold model must have learned from other reviews than the one that it is to find out."""

@@ -5,13 +5,12 @@ import math
 import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from support import cli
 import loop
+from support import cli, log, parallel
 
 class Line(torch.nn.Module):
     """y = a x + b with a dropout in front that does nothing unless it is left on."""
@@ -104,6 +103,25 @@ def test_accumulated_ragged_batches_give_the_gradient_of_their_union():
         metrics = loop.train_step(model, squared_error(model), batches, torch.optim.SGD(model.parameters(), lr=0.0), grad_clip=0)
         grads.append([model.a.grad.item(), model.b.grad.item(), metrics["loss"]])
     assert grads[0] == pytest.approx(grads[1], rel=1e-5, abs=1e-6)
+
+def test_accumulated_gradients_by_hand():
+    """Losses a, 2a and 5a of batches of 1, 1 and 2 pairs: the gradient of their mean is (1 + 2 + 2 * 5) / 4, not (1 + 2 + 5) / 3."""
+    a = torch.nn.Parameter(torch.tensor(1.0))
+    compute_loss = lambda batch: (batch["slope"] * a, {"slope": batch["slope"]})
+    batches = [{"slope": slope, "weight": weight} for slope, weight in ((1.0, 1), (2.0, 1), (5.0, 2))]
+    parts = loop.accumulate_gradients(compute_loss, batches, total=4)
+    assert a.grad.item() == 13 / 4
+    assert [(weight, m["slope"], m["loss"].item()) for weight, m in parts] == [(1, 1.0, 1.0), (1, 2.0, 2.0), (2, 5.0, 5.0)]
+    assert not any(m["loss"].requires_grad for _, m in parts)    # or every graph would stay in memory
+    assert parallel.averaged(parts) == {"loss": 13 / 4, "slope": 13 / 4}
+
+def test_matrices_decay_and_vectors_do_not():
+    """By their dimensions, and frozen parameters are in neither group."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3), torch.nn.Linear(3, 1))
+    model[2].requires_grad_(False)
+    matrices, vectors = loop.make_optimizer(model, lr=0.1, weight_decay=0.5, adam_epsilon=1e-6).param_groups
+    assert [p.shape for p in matrices["params"]] == [(3, 2)] and [p.shape for p in vectors["params"]] == [(3,)] * 3
+    assert (matrices["weight_decay"], vectors["weight_decay"], vectors["eps"]) == (0.5, 0.0, 1e-6)
 
 def test_evaluate_weighs_batches_by_their_size():
     """Likewise for the validation loss: the last, smaller batch must not count as much as the others."""
@@ -222,7 +240,7 @@ def test_only_a_float16_run_is_scaled(dtype, tmp_path):
     default = torch.get_autocast_dtype("cpu")
     torch.set_autocast_dtype("cpu", torch.float16)    # as it is for CUDA
     try:
-        _, autocast = cli.set_up(SimpleNamespace(seed=0, device="cpu", dtype=dtype))
+        _, autocast = cli.set_up(seed=0, device="cpu", dtype=dtype)
     finally:
         torch.set_autocast_dtype("cpu", default)
     fit(Line(), tmp_path, autocast=autocast, max_steps=4)
@@ -333,3 +351,18 @@ def test_the_curves_are_drawn_from_the_log(tmp_path):
     (tmp_path / "curves.png").unlink()
     loop.plot_curves(tmp_path)
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG" and (tmp_path / "curves.png").stat().st_size > 10_000
+
+def test_a_constant_has_no_panel_and_no_cell_is_empty(tmp_path):
+    """beta, or a learning rate of 0, says nothing in a picture; nine panels in rows of four leave three cells empty."""
+    series = {"loss": {"train": [(1, 0.7), (2, 0.6)]}, "beta": {"train": [(1, 0.1), (2, 0.1)], "val": [(0, 0.1)]},
+              "grad_norm": {"train": [(1, math.inf), (2, 1.0), (3, 1.0)]}, "accuracy": {"train": [(1, 0.5)], "val": [(0, 0.6)]}}
+    assert log.varying(series) == ["loss", "accuracy"] and log.varying({"lr": {"train": [(1, 0.0)]}}) == ["lr"]
+    assert [log.row_sizes(n) for n in (1, 4, 5, 7, 9, 10)] == [[1], [4], [3, 2], [4, 3], [3, 3, 3], [4, 3, 3]]
+    assert [log.unit(m) for m in ("rewards/margins", "rewards/accuracies", "logps/chosen", "loss")] == [
+        "beta x nats", "share of pairs", "nats per completion", ""]
+
+def test_a_picture_that_cannot_be_drawn_does_not_end_a_run(tmp_path, capsys):
+    """The run is over and its weights are there: only the picture is missing."""
+    (tmp_path / "log.csv").write_text("step,split,metric,value\n")
+    log.plot_curves(tmp_path)
+    assert "curves.png was not drawn" in capsys.readouterr().out and not (tmp_path / "curves.png").exists()

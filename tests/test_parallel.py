@@ -15,6 +15,7 @@ import data
 import sampling
 import eval
 import loop
+import reference
 from support import parallel
 import train_pref
 import train_sft
@@ -94,6 +95,28 @@ def test_a_batch_is_shared_out_whole():
                     seen += sorted(part["idx"][:part["weight"]].max(1).values.tolist())
                 assert sorted(seen) == sorted(10 + j for j in whole.numbers(i))
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_items_are_shared_out_and_their_numbers_come_back_in_order(monkeypatch, n):
+    """Each process computes its own items alone; the sum over processes puts the table together."""
+    groups, computed, tables = [[1, 2, 3, 4], [5], [6, 7]], [], []
+    def compute(items):
+        computed.extend(items)
+        return torch.tensor([[x, 10.0 * x] for x in items])
+    monkeypatch.setattr(parallel, "world", lambda: n)
+    monkeypatch.setattr(parallel, "totals", lambda numbers: tables.append(numbers) or numbers)
+    for rank in range(n):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        parallel.shared_out(groups, 2, compute)
+    assert sorted(computed) == [1, 2, 3, 4, 5, 6, 7]
+    monkeypatch.setattr(parallel, "totals", lambda numbers: [sum(column) for column in zip(*tables)])
+    assert parallel.shared_out(groups, 2, compute) == [(x, [x, 10 * x]) for x in range(1, 8)]
+
+def test_gradients_are_exchanged_at_the_last_batch_only():
+    """Without a wrapper all batches pass; the divisor is the whole batch's weight over the number of processes."""
+    batches = [{"weight": 2, "total": 5}, {"weight": 3, "total": 6}]
+    assert list(parallel.sync_at_last(lambda batch: None, batches)) == batches
+    assert parallel.total_weight(batches) == 11 and parallel.total_weight([{"weight": 4}]) == 4
+
 def test_only_the_first_process_writes_and_speaks(here, tmp_path):    # noqa: F811
     """Two writers of one file, or every line twice."""
     def deny(rank):
@@ -111,13 +134,12 @@ def test_the_pairs_are_sampled_once_and_the_reference_shared_out(here, tmp_path)
     for path in Path("out/toy/sft").glob("pairs-*"):
         path.unlink()
     def count(rank):
-        real = train_pref.batch_logps
+        real = reference.batch_logps
         def counted(model, batch):
-            if not torch.is_grad_enabled():
-                with open(tmp_path / f"seen-{rank}", "a") as f:
-                    f.write(f"{len(batch['idx']) // 2}\n")
+            with open(tmp_path / f"seen-{rank}", "a") as f:
+                f.write(f"{len(batch['idx']) // 2}\n")
             return real(model, batch)
-        train_pref.batch_logps = counted
+        reference.batch_logps = counted
         sample = sampling.sample_completions
         def sampled(*args, **more):
             assert rank == 0
@@ -139,7 +161,7 @@ def test_early_stopping_and_an_interruption_are_agreed_on(here, tmp_path):    # 
                 return real(*args)
             loop.train_step = step
     assert ended(start(3, ["--out_dir", str(tmp_path / "cut"), *FLAGS], before=interrupt, folder=tmp_path)) == [130] * 3
-    assert "To go on: python train_pref.py --resume" in (tmp_path / "rank-0").read_text()
+    assert "To resume: python train_pref.py --resume" in (tmp_path / "rank-0").read_text()
     assert "interrupted" not in (tmp_path / "rank-1").read_text()
 
 @pytest.mark.parametrize("first, then", [(2, 1), *(pytest.param(*n, marks=pytest.mark.slow) for n in ((1, 3), (3, 2)))])

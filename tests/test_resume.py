@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from support import cli, rundir
+from support import checkpoint, cli, rundir
 import data
 import sampling
 import loop
@@ -276,7 +276,7 @@ def run(folder, losses, cut=None, cut_val=None, after=None, clock=None, nan_at=N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "plot_curves", lambda folder: None)
         if clock:
-            patch.setattr(loop, "time", SimpleNamespace(time=lambda: clock[0]))
+            patch.setattr(checkpoint, "time", SimpleNamespace(time=lambda: clock[0]))
         try:
             result = loop.fit(model, model.compute_loss, Targets(cut, clock), Validation(cut_val, after), out_dir=folder, save=save,
                               **flags)
@@ -345,14 +345,14 @@ def test_a_cut_within_an_evaluation_repeats_all_of_it(tmp_path, cut):
 def test_a_kill_between_the_best_weights_and_the_state_is_made_good(tmp_path, monkeypatch, k):
     """The weights are then newer than the state: the updates between them are made again, to the same weights."""
     run(tmp_path / "whole", WORSE, patience=3, keep_all=True)
-    real, calls = loop.save_state, []
+    real, calls = checkpoint.save_state, []
     def killed(*args):
         calls.append(args)
         if len(calls) == k + 1:
             raise SystemExit(130)
         real(*args)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_state", killed)
+        patch.setattr(checkpoint, "save_state", killed)
         run(tmp_path / "cut", WORSE, patience=3, keep_all=True)
     run(tmp_path / "cut", WORSE, resume=True, patience=3, keep_all=True)
     same_run(tmp_path / "whole", tmp_path / "cut")

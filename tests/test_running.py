@@ -20,6 +20,7 @@ import eval as evaluation
 import judge
 import loop
 import measures
+import reference
 import sampling
 import toy
 import train_pref
@@ -61,7 +62,7 @@ def two_threads():
 def test_the_toy_world_takes_one_thread_unless_told_otherwise(two_threads, flags, threads):
     """Its sums, and so a seed's numbers, would depend on the machine; and two threads wait for each other on a busy one."""
     said = []
-    cli.set_up(SimpleNamespace(**{"seed": 0, "device": "cpu", "dtype": "float32", "threads": None} | flags), said.append)
+    cli.set_up(seed=0, device="cpu", dtype="float32", **flags, say=said.append)
     assert torch.get_num_threads() == threads
     assert said == [f"device cpu ({'1 thread' if threads == 1 else '2 threads'}), float32"]
 
@@ -72,7 +73,8 @@ def test_the_threads_are_those_of_all_scripts_that_a_script_calls(here, monkeypa
     monkeypatch.setattr(evaluation, "main", lambda argv, say=None: calls.append(argv) or {})
     train_pref.main([*PREF, *flag])
     shutil.rmtree("out/toy/sft")
-    for module, make in ((train_sft, train_sft.policy_for), (train_reward, train_ppo.reward_for)):
+    policy_for = lambda args: train_sft.policy_for(**cli.flags_of(args, train_sft.policy_for))
+    for module, make in ((train_sft, policy_for), (train_reward, train_ppo.reward_for)):
         monkeypatch.setattr(module, "main", calls.append)
         make(train_ppo.get_args(["--init_from", "sft", *flag]))
     assert len(calls) == 3 and all(flag == argv[argv.index("--threads"):][:2] if flag else "--threads" not in argv for argv in calls)
@@ -124,7 +126,7 @@ MOMENTS = {
     "dpo, pairs are sampled": (train_pref.main, ["--n_prompts", "2"], (sampling, "sample_completions"),
                                "python train_pref.py --n_prompts 2"),
     "dpo, sft's data are read": (train_pref.main, ["--loss", "ipo"], (data, "load_rows"), "python train_pref.py --loss ipo"),
-    "dpo, the reference's log-probs": (train_pref.main, PREF, (train_pref, "batch_logps"), RESUME),
+    "dpo, the reference's log-probs": (train_pref.main, PREF, (reference, "batch_logps"), RESUME),
     "dpo, validation": (train_pref.main, PREF, (loop, "evaluate"), RESUME),
     "dpo, the curves": (train_pref.main, PREF, (loop, "plot_curves"), RESUME),
     "dpo, samples at the end": (train_pref.main, PREF, (evaluation, "measure"), RESUME),
@@ -169,10 +171,10 @@ def test_ctrl_c_at_any_moment_is_one_line_with_the_command_that_goes_on(here, ca
 def test_the_command_that_is_given_goes_on_to_the_same_run(here, capsys, monkeypatch):
     """Stopped before the first state: to type the first command again would make a second run."""
     with monkeypatch.context() as patch:
-        patch.setattr(train_pref, "batch_logps", ctrl_c)
+        patch.setattr(reference, "batch_logps", ctrl_c)
         with pytest.raises(SystemExit):
             train_pref.main(PREF)
-    command = capsys.readouterr().err.split("To go on: python train_pref.py ")[1].split()
+    command = capsys.readouterr().err.split("To resume: python train_pref.py ")[1].split()
     assert train_pref.main(command)["step"] == 2
     assert [p.name for p in Path("out/good").iterdir()] == ["dpo"] and Path("out/good/dpo/eval.json").is_file()
 

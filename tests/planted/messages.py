@@ -31,7 +31,8 @@ FAULTS = {
         "chat.py", 'return form["before"] + text + form["after"]', "return text",
         "test_layouts.py::test_a_question_is_put_into_the_form_of_the_training_prompts"),
     "the form of prompts not recorded": (
-        "train_sft.py", 'prompt_format=chat.prompt_format(rows["train"], tokenizer), ', "",
+        "train_sft.py", """,
+                     "prompt_format": chat.prompt_format(rows["train"], tokenizer)""", "",
         "test_layouts.py::test_eval_asks_in_the_form_that_args_json_records"),
     "a text without its EOS in front": ("chat.py", 'if form["kind"] == "text" or not tokens:', "if not tokens:",
                                         "test_layouts.py::test_a_run_on_texts_is_asked_behind_an_eos"),

@@ -5,9 +5,9 @@ CTRL_C = T + "test_ctrl_c_at_any_moment_is_one_line_with_the_command_that_goes_o
 
 FAULTS = {
     # threads
-    "the toy world takes all threads": ("support/cli.py", '(1 if (data or getattr(args, "data", None)) == "toy" else None)', "None",
+    "the toy world takes all threads": ("support/cli.py", '(1 if data == "toy" else None)', "None",
                                         T + "test_the_toy_world_takes_one_thread_unless_told_otherwise"),
-    "--threads not passed on to SFT": ("train_sft.py", 'cli.pass_on(args, "device", "threads")', 'cli.pass_on(args, "device")',
+    "--threads not passed on to SFT": ("train_sft.py", "cli.words(device=device, threads=threads)", "cli.words(device=device)",
                                        T + "test_the_threads_are_those_of_all_scripts_that_a_script_calls"),
     "--threads not passed on to the evaluation": ("train_pref.py", 'cli.pass_on(args, "device", "dtype", "threads")',
                                                   'cli.pass_on(args, "device", "dtype")',
@@ -28,7 +28,7 @@ FAULTS = {
                              T + "test_no_flag_takes_nonsense_in_silence_nor_with_a_traceback[judge]"),
     "half an update of warm-up": ("support/cli.py", '"--warmup_steps", type=count', '"--warmup_steps", type=not_negative',
                                   T + "test_no_flag_takes_nonsense_in_silence_nor_with_a_traceback[train_reward]"),
-    "the weights of step None": ("loop.py", 'if stopper.best_step is not None else "No weights are"', 'if True else ""',
+    "the weights of step None": ("loop.py", '"No weights are" if best_step is None else ', '',
                                  T + "test_weights_that_were_never_kept_are_not_spoken_of"),
     # notes
     "the note on few pairs inverted": ("measures.py", "pairs < 32", "pairs > 32",

@@ -1,0 +1,45 @@
+"""
+The reference's log-probs, computed once before training and kept in the rows, so that no second model is in memory.
+
+    add_reference(model, batches, autocast)    # before training starts, the model is its own reference
+
+Read first: logps.py, data.py. Read next: train_pref.py
+"""
+from contextlib import nullcontext
+
+import torch
+
+import loop
+from logps import batch_logps, sequence_logps
+from support import parallel
+
+@torch.no_grad()
+def reference_logps(model, batch):
+    """
+    Summed log-probs in nats of a batch of B pairs under the reference: (B, 2), for chosen and rejected. In a batch for
+    KTO (B, 3): the third column is of completions of other prompts, from which KTO estimates the KL.
+    """
+    logps, _ = batch_logps(model, batch)                     # (2B,): chosen on top of rejected
+    columns = list(logps.chunk(2))                           # (B,) each
+    if "kl_idx" in batch:
+        kl_logps, _ = sequence_logps(model, batch["kl_idx"], batch["kl_mask"])    # (B,)
+        columns.append(kl_logps)
+    return torch.stack(columns, 1)
+
+def add_reference(model, batches, autocast, off=nullcontext):
+    """
+    Writes ref_chosen_logps and ref_rejected_logps (for KTO also ref_kl_logps) into every row of a data.Batches.
+    off(model): a context manager in which the model is the reference, such as adapters.adapters_off.
+    """
+    device = next(model.parameters()).device
+    names = ["ref_chosen_logps", "ref_rejected_logps"]
+    if "mismatched" in batches.rows[0]:
+        names.append("ref_kl_logps")
+
+    def compute(rows):
+        batch = loop.to_device(batches.collate(rows), device)
+        with autocast, off(model):
+            return reference_logps(model, batch)
+
+    for row, numbers in parallel.shared_out(batches.groups(), len(names), compute):
+        row.update(zip(names, numbers))
