@@ -25,10 +25,11 @@ import reward
 import train_sft
 from logps import batch_logps, sequence_logps
 try:
-    from losses import LOSSES, Pairs, try_out
+    from losses import LOSSES, Pairs
 except ValueError as e:    # from register: one line that says how to write the loss, and no traceback
     raise SystemExit(f"error: {e}") from None
 from model import fingerprint
+from support.registry import try_out
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
@@ -117,7 +118,7 @@ def train(args):
 
     with cli.bad_input():
         for step in (1, args.max_steps):
-            try_out(args.loss, hparams_at(step))    # a hyperparameter out of its range shows here, not after an hour
+            try_out(args.loss, hparams_at(step), Pairs)    # a hyperparameter out of its range shows here, not after an hour
         sources.check_source(args.data, args.data_dir, training=True)
         rundir.check_out_dir(args)
         args.init_from = args.init_from or train_sft.policy_for(args)
