@@ -141,8 +141,8 @@ FAULTS = {
     "beta forgotten": ("support/checkpoint.py", " | dict(model.named_buffers())", "", "test_ppo.py"),
     "test prompts in training": ("sampling.py", "% 10 == 0) == (split == \"test\")", "% 10 >= 0)", "test_data.py"),
     "padding in the whitening": ("rlhf/train_ppo.py", "mean = masked_mean(x, mask)\n", "mean = x.mean()\n", "test_ppo.py"),
-    "no other gold": ("eval.py", 'else {"reward": ranked, "gold": args.gold}', 'else {"reward": ranked, "gold": ranked}', "test_reward.py"),
+    "no other gold": ("reward.py", 'rewards["gold"] = load(gold)', 'rewards["gold"] = load(ranked)', "test_reward.py"),
     "the test's reviews are training's": ("sampling.py", 'if split != "train" else ()', 'if split == "train" else ()', "test_data.py"),
-    "KL the wrong way round": ("measures.py", "(log_p.exp() * difference).sum(-1)", "((log_p - difference).exp() * difference).sum(-1)",
+    "KL the wrong way round": ("measures.py", "(log_p.exp() * (log_p - log_q)).sum(-1)", "(log_q.exp() * (log_p - log_q)).sum(-1)",
                                "test_measures.py"),
 }
