@@ -1,16 +1,23 @@
 """
-Every preference loss in explicit tensor code: the Pairs, the losses, the LOSSES table.
+Every preference loss in explicit tensor code: the Pairs, the losses, and the LOSSES table.
 
-A loss sees log-probs only, no model: fn(pairs, *, hyperparameters) -> (losses, chosen_rewards, rejected_rewards), each (B,).
-With w and l for the log-ratios of the chosen (winning) and the rejected (losing) completion,
+    python train_pref.py --loss dpo --beta 0.1
 
-    w = log pi(y_w | x) - log pi_ref(y_w | x)        pairs.chosen_logratios      (B,) nats
-    l = log pi(y_l | x) - log pi_ref(y_l | x)        pairs.rejected_logratios    (B,) nats
-    h = beta * (w - l)                               what most losses push up
+A loss is a function of log-probs. It never sees a model:
 
-A new loss is one function under `@register`: the command line's choices, flags and help, the README's table and the tests read
-LOSSES; docs/new-loss.md says how to write one. The rewards are for the log: they carry no gradient. eps is label_smoothing, n and m are
-the lengths in tokens of the chosen and the rejected completion. Read next: loop.py
+    fn(pairs, *, hyperparameters) -> (losses, chosen_rewards, rejected_rewards), each (B,)
+
+The rewards are only logged, so they carry no gradient. The training loop takes the mean of the losses. Symbols:
+
+    w = log pi(y_w | x) - log pi_ref(y_w | x)    pairs.chosen_logratios: of the winning completion, (B,) nats
+    l = log pi(y_l | x) - log pi_ref(y_l | x)    pairs.rejected_logratios: of the losing completion, (B,) nats
+    h = beta * (w - l)                           the margin, which most losses increase
+    c, r                                         the policy's log-probs of the chosen and the rejected completion, nats
+    n, m                                         lengths of the chosen and the rejected completion, tokens
+    eps                                          label_smoothing
+
+To add a loss, write one function under `@register`. The command line, the documents' tables and the tests read LOSSES.
+docs/losses.md compares the losses, docs/new-loss.md says how to write one. Read next: loop.py
 """
 import math
 from dataclasses import dataclass
@@ -19,76 +26,81 @@ import torch
 import torch.nn.functional as F
 
 from logps import sequence_logps    # noqa: F401 - importable from here too
-from support.registry import LOSSES, need, register
+from support.registry import LOSSES, need, register    # noqa: F401 - LOSSES too
 
 # ---------------------------------------------------------------------------------------------------------------------
-# what a loss is given, and where it is found
+# The input of a loss
 
 @dataclass
 class Pairs:
-    """Summed log-probs in nats and lengths in tokens, each (B,). A loss with needs_ref=False does not look at the reference's."""
+    """
+    The log-probs of B pairs of completions: sums over tokens, in nats, and lengths in tokens. Each field is (B,).
+
+    The reference's log-probs are None for a loss with needs_ref=False, and kl_logratios is None unless needs_kl=True.
+    kl_logratios holds log-ratios of completions that belong to other prompts. kto estimates the KL with them.
+    """
     policy_chosen_logps: torch.Tensor
     policy_rejected_logps: torch.Tensor
     ref_chosen_logps: torch.Tensor
     ref_rejected_logps: torch.Tensor
     chosen_lens: torch.Tensor
     rejected_lens: torch.Tensor
-    kl_logratios: torch.Tensor | None = None    # log-ratios of completions beside the wrong prompts, for losses that estimate the KL
-
-    def per_token(self):
-        """The same with means per token in place of sums."""
-        n, m, kl = self.chosen_lens, self.rejected_lens, self.kl_logratios
-        ref = (None, None) if self.ref_chosen_logps is None else (self.ref_chosen_logps / n, self.ref_rejected_logps / m)
-        return Pairs(self.policy_chosen_logps / n, self.policy_rejected_logps / m, *ref, torch.ones_like(n), torch.ones_like(m), kl)
+    kl_logratios: torch.Tensor | None = None
 
     @property
     def chosen_logratios(self):
+        """w, (B,) nats."""
         return self.policy_chosen_logps - self.ref_chosen_logps
 
     @property
     def rejected_logratios(self):
+        """l, (B,) nats."""
         return self.policy_rejected_logps - self.ref_rejected_logps
 
-def try_out(name, hparams):
-    """Calls a loss on two pairs. Raises ValueError in one line for a hyperparameter out of its range, or an answer that is not a loss's."""
-    loss, (c, r) = LOSSES[name], -torch.ones(2, 2, requires_grad=True)
-    ref, kl = -torch.ones(2, 2) if loss.needs_ref else (None, None), torch.zeros(2) if loss.needs_kl else None
-    try:
-        out = loss.fn(Pairs(c, r, *ref, *torch.ones(2, 2), kl), **hparams)
-    except (TypeError, AttributeError) as e:
-        need("NoneType" not in str(e), f"--loss {name}: {e}: the reference's log-probs are None unless needs_ref=True, kl_logratios "
-             "is None unless needs_kl=True, and a hyperparameter may be None")
-        raise
-    out = out if isinstance(out, (tuple, list)) else [out]
-    shapes = [list(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__ for x in out]
-    need(shapes == [[2]] * 3, f"--loss {name} returns the shapes {', '.join(map(str, shapes))} for 2 pairs, not [2], [2], [2]; write "
-         "return losses, chosen_rewards, rejected_rewards, each one number per pair, without .mean(): the training loop takes the mean")
-    need(out[0].requires_grad, f"--loss {name}: its losses have no gradient; compute them from the policy's log-probs without .detach()")
-    need(not out[1].requires_grad and not out[2].requires_grad,
-         f"--loss {name}: its rewards have a gradient, but are only logged; return them with .detach()")
+    def per_token(self):
+        """The same pairs with means per token instead of sums. kl_logratios stay as they are."""
+        n, m = self.chosen_lens, self.rejected_lens
+        ref_chosen, ref_rejected = self.ref_chosen_logps, self.ref_rejected_logps
+        if ref_chosen is not None:
+            ref_chosen, ref_rejected = ref_chosen / n, ref_rejected / m
+        return Pairs(self.policy_chosen_logps / n, self.policy_rejected_logps / m, ref_chosen, ref_rejected,
+                     torch.ones_like(n), torch.ones_like(m), self.kl_logratios)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts that several losses share
 
 def log_ratios(pairs, beta):
-    """w, l and h = beta * (w - l), (B,) each."""
+    """w, l and h = beta * (w - l), (B,) each. Raises ValueError unless beta > 0."""
     need(beta > 0, f"beta must be > 0, not {beta}")
-    w, l = pairs.chosen_logratios, pairs.rejected_logratios
+    w, l = pairs.chosen_logratios, pairs.rejected_logratios    # (B,)
     return w, l, beta * (w - l)
 
+def mean_logps(pairs):
+    """c / n and r / m: the policy's log-probs as means per token, (B,) each, nats."""
+    return pairs.policy_chosen_logps / pairs.chosen_lens, pairs.policy_rejected_logps / pairs.rejected_lens
+
 def smoothed(h, eps):
-    """-(1 - eps) log sigmoid(h) - eps log sigmoid(-h)."""
+    """-(1 - eps) log sigmoid(h) - eps log sigmoid(-h), (B,): the logistic loss with a share eps of labels swapped."""
     need(0 <= eps < 0.5, f"label_smoothing must be in [0, 0.5), not {eps}")
-    # logsigmoid(h), not sigmoid(h).log(): at h = -110 the second is -inf with a NaN gradient in fp32
+    # F.logsigmoid(h), not h.sigmoid().log(): at h = -110 the second is -inf in float32, with a NaN gradient
     return -(1 - eps) * F.logsigmoid(h) - eps * F.logsigmoid(-h)
 
 def with_rewards(losses, beta, chosen, rejected):
+    """What a loss returns: losses, beta * chosen, beta * rejected, (B,) each. The rewards are detached."""
     return losses, (beta * chosen).detach(), (beta * rejected).detach()
 
 def exp_line(x, cap=30.0):
-    """e^x up to x = cap, then on along its tangent: finite in fp32 at x = 1e4, and with a gradient that does not vanish."""
+    """
+    e^x up to x = cap, and the tangent at cap from there on.
+
+    It is finite in float32 at x = 1e4. A clamp would be finite too, but its gradient is 0, so a pair out there would
+    never move.
+    """
     below = x.clamp(max=cap)
     return below.exp() * (1 + (x - below))
 
 # ---------------------------------------------------------------------------------------------------------------------
-# on the margin h: what counts is how far the chosen is above the rejected
+# Losses on the margin h: they compare the chosen completion with the rejected one
 
 @register(needs_ref=True, start="log(2)", limit="inf", trl="sigmoid")
 def dpo(pairs, *, beta=0.1):
@@ -97,14 +109,16 @@ def dpo(pairs, *, beta=0.1):
 
         L = -log sigmoid(h),   h = beta * (w - l)
 
-    beta  > 0. The strength of the KL penalty that the loss stands for: small beta lets the policy move far from the reference.
+    beta  > 0. Strength of the implied KL penalty: small beta lets the policy move far from the reference.
 
-    Where all pairs agree, no margin is ever enough: whatever beta, the policy leaves the reference behind.
+    The loss has no minimum where all pairs agree: for every beta, a larger margin is still better.
     """
-    w, l, h = log_ratios(pairs, beta)
-    return with_rewards(smoothed(h, 0.0), beta, w, l)
+    w, l, h = log_ratios(pairs, beta)    # (B,)
+    losses = -F.logsigmoid(h)            # (B,)
+    return with_rewards(losses, beta, w, l)
 
-@register(needs_ref=True, start="log(2)", limit="log((1 - label_smoothing) / label_smoothing) / beta", trl="none: sigmoid has no smoothing")
+@register(needs_ref=True, start="log(2)", limit="log((1 - label_smoothing) / label_smoothing) / beta",
+          trl="none: sigmoid has no smoothing")
 def cdpo(pairs, *, beta=0.1, label_smoothing=0.1):
     """
     Conservative DPO: Mitchell 2023, ericmitchell.ai/cdpo.pdf.
@@ -112,12 +126,13 @@ def cdpo(pairs, *, beta=0.1, label_smoothing=0.1):
         L = -(1 - eps) log sigmoid(h) - eps log sigmoid(-h)
 
     beta             > 0, as in dpo.
-    label_smoothing  eps in [0, 0.5): assumed probability that a pair is labelled backwards.
+    label_smoothing  eps in [0, 0.5): assumed probability that a pair is labeled backwards.
 
-    Unlike dpo it stops pushing where sigmoid(h) = 1 - eps, and pulls back what is beyond.
+    Unlike dpo it stops pushing at sigmoid(h) = 1 - eps, and pulls back a pair beyond that point.
     """
-    w, l, h = log_ratios(pairs, beta)
-    return with_rewards(smoothed(h, label_smoothing), beta, w, l)
+    w, l, h = log_ratios(pairs, beta)        # (B,)
+    losses = smoothed(h, label_smoothing)    # (B,)
+    return with_rewards(losses, beta, w, l)
 
 @register(needs_ref=True, start="log(2)", limit="inf", trl="robust")
 def robust(pairs, *, beta=0.1, label_smoothing=0.05):
@@ -127,74 +142,102 @@ def robust(pairs, *, beta=0.1, label_smoothing=0.05):
         L = (-(1 - eps) log sigmoid(h) + eps log sigmoid(-h)) / (1 - 2 eps)
 
     beta             > 0, as in dpo.
-    label_smoothing  eps in [0, 0.5): the known probability that a pair is labelled backwards.
+    label_smoothing  eps in [0, 0.5): known probability that a pair is labeled backwards.
 
-    Unlike cdpo its second sign is +: over flipped labels its mean is dpo's loss on the true ones. On clean labels it pushes for ever.
+    Unlike in cdpo the second sign is +. Averaged over flipped labels, this loss equals dpo's loss on the true labels.
+    It never stops pushing on clean labels.
     """
-    need(0 <= label_smoothing < 0.5, f"label_smoothing must be in [0, 0.5), not {label_smoothing}")
-    w, l, h = log_ratios(pairs, beta)
-    losses = (-(1 - label_smoothing) * F.logsigmoid(h) + label_smoothing * F.logsigmoid(-h)) / (1 - 2 * label_smoothing)
+    eps = label_smoothing
+    need(0 <= eps < 0.5, f"label_smoothing must be in [0, 0.5), not {eps}")
+    w, l, h = log_ratios(pairs, beta)                                                   # (B,)
+    losses = (-(1 - eps) * F.logsigmoid(h) + eps * F.logsigmoid(-h)) / (1 - 2 * eps)    # (B,)
     return with_rewards(losses, beta, w, l)
 
 @register(needs_ref=True, start="1", limit="1 / beta", trl="hinge")
 def hinge(pairs, *, beta=0.2):
     """
-    Hinge on DPO's margin: Liu et al. 2023 (RSO), arXiv:2309.06657. Reports that say "SLiC" often mean this one.
+    Hinge loss on DPO's margin: Liu et al. 2023 (RSO), arXiv:2309.06657. Reports that say "SLiC" often mean this loss.
 
         L = max(0, 1 - h)
 
-    beta  > 0. 1 / beta is the gap in nats at which a pair is left alone; at 0.1 (10 nats) one toy run in three leaves the language.
+    beta  > 0. A pair is left alone from a gap w - l of 1 / beta nats on. At 0.1 one toy run in three collapses.
 
-    Unlike dpo every pair below the gap pushes equally hard, and none beyond. `slic` is SLiC-HF as its own paper has it.
+    Unlike dpo it pushes every pair below the gap equally hard, and no pair beyond it. For SLiC-HF as in its own paper,
+    see `slic`.
     """
-    w, l, h = log_ratios(pairs, beta)
-    return with_rewards(F.relu(1 - h), beta, w, l)
+    w, l, h = log_ratios(pairs, beta)    # (B,)
+    losses = F.relu(1 - h)               # (B,)
+    return with_rewards(losses, beta, w, l)
 
-@register(needs_ref=True, start="1 / (4 * beta**2)", limit="1 / (2 * beta)", trl="ipo: on means per token, here --mean_logps")
+@register(needs_ref=True, start="1 / (4 * beta**2)", limit="1 / (2 * beta)",
+          trl="ipo: on means per token, here --mean_logps")
 def ipo(pairs, *, beta=0.1):
     """
-    Identity Preference Optimization: Azar et al. 2023, arXiv:2310.12036, Eq. 17; their tau is beta here.
+    Identity Preference Optimization: Azar et al. 2023, arXiv:2310.12036, Eq. 17. Their tau is beta here.
 
         L = (w - l - 1 / (2 beta))^2
 
-    beta  > 0. 1 / (2 beta) is the gap in nats at which a pair stands still: large beta keeps the policy near the reference.
+    beta  > 0. The loss aims at a gap w - l of 1 / (2 beta) nats: large beta keeps the policy near the reference.
 
-    Unlike dpo it pulls back a pair that is too far apart. The log-ratios are sums, as the paper has them. Its authors told TRL's that
-    their results came from means per token: that is --mean_logps, and another scale of beta.
+    Unlike dpo it pulls back a pair whose gap is too large. The log-ratios are sums, as in the paper. Its authors told
+    the TRL project that they had used means per token. `--mean_logps` gives that version, and beta then has another
+    scale.
     """
-    w, l, _ = log_ratios(pairs, beta)
-    return with_rewards((w - l - 1 / (2 * beta)) ** 2, beta, w, l)
+    w, l, _ = log_ratios(pairs, beta)         # (B,)
+    losses = (w - l - 1 / (2 * beta)) ** 2    # (B,)
+    return with_rewards(losses, beta, w, l)
+
+def link(x, divergence, alpha):
+    """
+    f'(u) at u = pi / pi_ref = e^x, without its constant terms: how f-DPO turns a log-ratio into a reward.
+
+        divergence   f(u)                                              f'(u)                    link(x)
+        reverse_kl   u log u                                           log u + 1                x
+        forward_kl   -log u                                            -1 / u                   -e^-x
+        jsd          u log u - (u + 1) log((u + 1) / 2)                log(2 u / (u + 1))       log 2 + log sigmoid(x)
+        alpha        (u^(1 - a) - (1 - a) u - a) / (a (a - 1))         (1 - u^-a) / a           (1 - e^(-a x)) / a
+
+    Derive a row in two steps: differentiate f, then put u = e^x. a is alpha. For a -> 0 the last row is reverse_kl. For
+    a = 1 it is forward_kl plus a constant, which cancels between the two completions.
+
+    x           (B,) log-ratios in nats
+    divergence  reverse_kl, forward_kl, jsd or alpha
+    alpha       in (0, 1], used by divergence alpha only
+    returns     (B,)
+
+    Raises ValueError for another divergence, or for an alpha out of range.
+    """
+    divergences = ("reverse_kl", "forward_kl", "jsd", "alpha")
+    need(divergence in divergences, f"divergence must be one of {', '.join(divergences)}, not {divergence}")
+    need(0 < alpha <= 1, f"alpha must be in (0, 1], not {alpha}")
+    if divergence == "reverse_kl":
+        return x
+    if divergence == "forward_kl":
+        return -exp_line(-x)                         # e^-x alone overflows float32 at x = -89
+    if divergence == "jsd":
+        return math.log(2) + F.logsigmoid(x)
+    return (1 - exp_line(-alpha * x)) / alpha
 
 @register(needs_ref=True, start="log(2)", limit="inf", trl="sigmoid with f_divergence_type; alpha is 1 - its alpha")
 def fdpo(pairs, *, beta=1.0, divergence="jsd", alpha=0.5):
     """
     f-DPO, DPO with another divergence than the reverse KL: Wang et al. 2023, arXiv:2309.16240.
 
-        L = -log sigmoid(beta * (g(w) - g(l))),   g = f'(pi / pi_ref) as a function of the log-ratio x, constants dropped
+        L = -log sigmoid(beta * (g(w) - g(l))),   g(x) = f'(pi / pi_ref) as a function of the log-ratio x, see `link`
 
-        reverse_kl   g = x                          this is dpo
-        forward_kl   g = -e^-x
-        jsd          g = log 2 + log sigmoid(x)
-        alpha        g = (1 - e^(-alpha x)) / alpha
-
-    beta        > 0, as in dpo, on another scale: with jsd g(w) stops at log 2, and at 0.1 only falling log-ratios are left to push.
+    beta        > 0, as in dpo, on another scale. With jsd g never exceeds log 2, so at beta 0.1 the margin grows mostly
+                by the fall of l.
     divergence  reverse_kl, forward_kl, jsd or alpha.
-    alpha       in (0, 1], for divergence alpha alone: near 0 it is the reverse KL, at 1 the forward KL.
+    alpha       in (0, 1], for divergence alpha only: near 0 it is the reverse KL, at 1 the forward KL.
 
-    Unlike dpo, a completion that the policy has nearly given up costs more and more: with forward_kl so steeply that a few pairs can
-    throw the policy off. From x = -30 / alpha on g is a straight line: e^-x would overflow, and TRL's clamp there has no gradient.
+    Unlike dpo, the cost of a completion grows ever faster as its log-ratio falls. With forward_kl it grows so fast that
+    a few pairs can make training diverge. Below x = -30 / alpha (-30 for forward_kl) g is a straight line, because e^-x
+    would overflow. TRL clamps there, which gives no gradient.
     """
-    links = {
-        "reverse_kl": lambda x: x,
-        "forward_kl": lambda x: -exp_line(-x),
-        "jsd": lambda x: math.log(2) + F.logsigmoid(x),
-        "alpha": lambda x: (1 - exp_line(-alpha * x)) / alpha,
-    }
-    need(divergence in links, f"divergence must be one of {', '.join(links)}, not {divergence}")
-    need(0 < alpha <= 1, f"alpha must be in (0, 1], not {alpha}")
-    w, l, _ = log_ratios(pairs, beta)
-    g = links[divergence]
-    return with_rewards(smoothed(beta * (g(w) - g(l)), 0.0), beta, g(w), g(l))
+    w, l, _ = log_ratios(pairs, beta)                                    # (B,)
+    g_w, g_l = link(w, divergence, alpha), link(l, divergence, alpha)    # (B,)
+    losses = -F.logsigmoid(beta * (g_w - g_l))                           # (B,)
+    return with_rewards(losses, beta, g_w, g_l)
 
 @register(needs_ref=True, start="-log(2) - log(label_smoothing * (1 - label_smoothing)) / 2",
           limit="log((1 - label_smoothing) / label_smoothing) / beta", trl="exo_pair", flat=True)
@@ -204,33 +247,38 @@ def exo(pairs, *, beta=0.5, label_smoothing=0.001):
 
         L = p (log p - log(1 - eps)) + (1 - p) (log(1 - p) - log eps),   p = sigmoid(h)
 
-    beta             > 0. With eps = 0.001 it stops at a gap of 6.9 / beta nats, so it is larger than in dpo.
-    label_smoothing  eps in (0, 0.5): the data's preference is 1 - eps against eps.
+    beta             > 0. With eps = 0.001 the loss stops at a gap of 6.9 / beta nats, so beta is larger than in dpo.
+    label_smoothing  eps in (0, 0.5): the data prefer the chosen completion with probability 1 - eps.
 
-    Unlike cdpo, whose KL runs from the data to the policy, this one runs from the policy to the data; both stop at the same gap.
+    This is KL(policy || data). cdpo minimizes KL(data || policy). Both stop pushing at the same gap.
     """
-    need(0 < label_smoothing < 0.5, f"label_smoothing must be in (0, 0.5), not {label_smoothing}")
-    w, l, h = log_ratios(pairs, beta)
-    losses = (h.sigmoid() * (F.logsigmoid(h) - math.log(1 - label_smoothing))
-              + (-h).sigmoid() * (F.logsigmoid(-h) - math.log(label_smoothing)))
+    eps = label_smoothing
+    need(0 < eps < 0.5, f"label_smoothing must be in (0, 0.5), not {eps}")
+    w, l, h = log_ratios(pairs, beta)                                         # (B,)
+    p, log_p = h.sigmoid(), F.logsigmoid(h)                                   # (B,)
+    q, log_q = (-h).sigmoid(), F.logsigmoid(-h)                               # (B,) q = 1 - p
+    losses = p * (log_p - math.log(1 - eps)) + q * (log_q - math.log(eps))    # (B,)
     return with_rewards(losses, beta, w, l)
 
 @register(needs_ref=True, start="(1 + log(2)) / 2", trl="discopop")
 def discopop(pairs, *, beta=0.5, tau=0.2):
     """
-    DiscoPOP, a loss found by a language model's search: Lu et al. 2024, arXiv:2406.08414.
+    DiscoPOP, a loss that a language model found by search: Lu et al. 2024, arXiv:2406.08414.
 
         L = -(1 - mix) log sigmoid(h) + mix e^-h,   mix = sigmoid(h / tau)
 
     beta  > 0, larger than in dpo: for h > 0 it pushes harder than the logistic loss.
     tau   > 0. How sharply it changes from the logistic loss (h < 0) to the exponential one (h > 0).
 
-    Below tau = 0.12 it is not convex: with the paper's 0.05 it rises from h = -0.11 to 0.07, so that a policy that starts as its
-    reference is pushed the wrong way. mix and e^-h are multiplied as logarithms: apart, they are 0 * inf at h = -100.
+    Below tau = 0.11 the loss is not monotonic. With the paper's tau = 0.05 it rises from h = -0.11 to h = 0.07, so a
+    policy that starts at the reference is pushed the wrong way.
     """
     need(tau > 0, f"tau must be > 0, not {tau}")
-    w, l, h = log_ratios(pairs, beta)
-    losses = -(-h / tau).sigmoid() * F.logsigmoid(h) + exp_line(F.logsigmoid(h / tau) - h)
+    w, l, h = log_ratios(pairs, beta)                      # (B,)
+    logistic = -(-h / tau).sigmoid() * F.logsigmoid(h)     # (B,) sigmoid(-h / tau) = 1 - mix
+    # mix e^-h = e^(log mix - h): as a product it would be 0 * inf at h = -100
+    exponential = exp_line(F.logsigmoid(h / tau) - h)      # (B,)
+    losses = logistic + exponential                        # (B,)
     return with_rewards(losses, beta, w, l)
 
 @register(needs_ref=True, start="log(2)", limit="inf")
@@ -238,16 +286,18 @@ def dpop(pairs, *, beta=0.1, lam=1.0):
     """
     DPO-Positive: Pal et al. 2024, arXiv:2402.13228.
 
-        L = -log sigmoid(beta * (w - l - lam * max(0, -w)))
+        L = -log sigmoid(h - beta * lam * max(0, -w))
 
     beta  > 0, as in dpo.
     lam   >= 0. Nats of margin lost for each nat that the chosen completion falls below the reference.
 
-    Unlike dpo a pair cannot win by both falling. On the policy's own samples some chosen ones must: from lam = 5 on nothing is learned.
+    Unlike in dpo, a pair cannot improve while both completions fall. On the policy's own samples some chosen
+    completions must fall: from lam = 5 on nothing is learned.
     """
     need(lam >= 0, f"lam must be >= 0, not {lam}")
-    w, l, h = log_ratios(pairs, beta)
-    return with_rewards(smoothed(h - beta * lam * F.relu(-w), 0.0), beta, w, l)
+    w, l, h = log_ratios(pairs, beta)                      # (B,)
+    losses = -F.logsigmoid(h - beta * lam * F.relu(-w))    # (B,)
+    return with_rewards(losses, beta, w, l)
 
 @register(needs_ref=True, start="log(2)", flat=True)
 def chipo(pairs, *, beta=0.1, r_max=10.0):
@@ -257,33 +307,40 @@ def chipo(pairs, *, beta=0.1, r_max=10.0):
         L = -log sigmoid(clip(beta * (phi(w) - phi(l)), -2 r_max, 2 r_max)),   phi(x) = e^min(x, 20) + x
 
     beta   > 0, as in dpo.
-    r_max  > 0. Bound of the reward; beyond 2 r_max a pair is left alone, on either side, as in the paper.
+    r_max  > 0. Bound of the reward. Beyond a margin of 2 r_max, on either side, a pair has no gradient, as in the
+           paper.
 
-    Unlike dpo a completion that becomes likelier pays a chi-squared price, e^w, so that the policy is kept within the data's coverage.
+    Unlike in dpo, a completion that becomes likelier costs a chi-squared penalty, e^w. It keeps the policy where the
+    data are.
     """
     need(r_max > 0, f"r_max must be > 0, not {r_max}")
-    w, l, _ = log_ratios(pairs, beta)
-    phi = lambda x: x.clamp(max=20).exp() + x
-    h = (beta * (phi(w) - phi(l))).clamp(-2 * r_max, 2 * r_max)
-    return with_rewards(smoothed(h, 0.0), beta, phi(w), phi(l))
+    w, l, _ = log_ratios(pairs, beta)                                 # (B,)
+    phi_w = w.clamp(max=20).exp() + w                                 # (B,)
+    phi_l = l.clamp(max=20).exp() + l                                 # (B,)
+    margin = (beta * (phi_w - phi_l)).clamp(-2 * r_max, 2 * r_max)    # (B,)
+    losses = -F.logsigmoid(margin)                                    # (B,)
+    return with_rewards(losses, beta, phi_w, phi_l)
 
 @register(needs_ref=True, start="log(2)", trl="aot", whole_batch=True)
 def aot(pairs, *, beta=1.0, label_smoothing=0.0):
     """
     Alignment via Optimal Transport, paired: Melnyk et al. 2024, arXiv:2406.05882.
 
-        L = -(1 - eps) log sigmoid(d) - eps log sigmoid(-d),   d = beta * (sort(c - r) - sort(c_ref - r_ref)) over the batch
+        L = -(1 - eps) log sigmoid(d) - eps log sigmoid(-d),   d = beta * (sort(c - r) - sort(c_ref - r_ref)) over the
+                                                               batch
 
-    beta             > 0. Sorted differences are smaller than a pair's own, so it is larger than in dpo.
+    beta             > 0. Differences of sorted values are smaller than a pair's own, so beta is larger than in dpo.
     label_smoothing  eps in [0, 0.5), as in cdpo.
 
-    Unlike dpo it compares distributions: the sorted margins of the policy with the sorted ones of the reference. So it needs a large
-    batch; gradient accumulation and several processes sort within each part of the batch only.
+    Unlike dpo it compares distributions: the policy's sorted margins with the reference's. It therefore needs a large
+    batch. With gradient accumulation each part of the batch is sorted by itself, and so is the part of each process.
     """
-    w, l, _ = log_ratios(pairs, beta)
-    policy = (pairs.policy_chosen_logps - pairs.policy_rejected_logps).sort().values
-    reference = (pairs.ref_chosen_logps - pairs.ref_rejected_logps).sort().values
-    return with_rewards(smoothed(beta * (policy - reference), label_smoothing), beta, w, l)
+    w, l, _ = log_ratios(pairs, beta)                                                           # (B,)
+    policy_margins = (pairs.policy_chosen_logps - pairs.policy_rejected_logps).sort().values    # (B,)
+    ref_margins = (pairs.ref_chosen_logps - pairs.ref_rejected_logps).sort().values             # (B,)
+    d = beta * (policy_margins - ref_margins)                                                   # (B,)
+    losses = smoothed(d, label_smoothing)                                                       # (B,)
+    return with_rewards(losses, beta, w, l)
 
 @register(needs_ref=True, start="log(2)", trl="aot_unpaired", whole_batch=True)
 def aot_unpaired(pairs, *, beta=1.0, label_smoothing=0.0):
@@ -295,13 +352,16 @@ def aot_unpaired(pairs, *, beta=1.0, label_smoothing=0.0):
     beta             > 0, as in aot.
     label_smoothing  eps in [0, 0.5), as in cdpo.
 
-    Unlike aot it needs no pairs: chosen and rejected completions may belong to different prompts. On the batch, the same holds.
+    Unlike aot it needs no pairs: chosen and rejected completions may belong to different prompts. It needs a large
+    batch, as aot does.
     """
-    w, l, _ = log_ratios(pairs, beta)
-    return with_rewards(smoothed(beta * (w.sort().values - l.sort().values), label_smoothing), beta, w, l)
+    w, l, _ = log_ratios(pairs, beta)                 # (B,)
+    d = beta * (w.sort().values - l.sort().values)    # (B,)
+    losses = smoothed(d, label_smoothing)             # (B,)
+    return with_rewards(losses, beta, w, l)
 
 # ---------------------------------------------------------------------------------------------------------------------
-# on each reward by itself: the chosen is to rise and the rejected to fall, whatever the other does
+# Losses on each reward by itself: the chosen completion is to rise and the rejected one to fall, independently
 
 @register(needs_ref=True, start="2 * log(2)", trl="nca_pair")
 def nca(pairs, *, beta=0.1):
@@ -312,10 +372,10 @@ def nca(pairs, *, beta=0.1):
 
     beta  > 0, as in dpo.
 
-    Unlike dpo it settles the chosen completion's own log-ratio, at w = log(2) / beta.
+    Unlike dpo it fixes the chosen completion's own log-ratio, at w = log(2) / beta.
     """
-    w, l, _ = log_ratios(pairs, beta)
-    losses = -F.logsigmoid(beta * w) - 0.5 * F.logsigmoid(-beta * w) - 0.5 * F.logsigmoid(-beta * l)
+    w, l, _ = log_ratios(pairs, beta)                                                                   # (B,)
+    losses = -F.logsigmoid(beta * w) - 0.5 * F.logsigmoid(-beta * w) - 0.5 * F.logsigmoid(-beta * l)    # (B,)
     return with_rewards(losses, beta, w, l)
 
 @register(needs_ref=True, start="2 * log(2)", limit="inf", trl="bco_pair")
@@ -327,10 +387,12 @@ def bco(pairs, *, beta=0.1):
 
     beta  > 0, as in dpo.
 
-    Unlike dpo the chosen has to rise and the rejected to fall, each against the reference. It bounds dpo's loss from above.
+    Unlike in dpo, the chosen completion has to rise and the rejected one to fall, each against the reference. This loss
+    is an upper bound of dpo's.
     """
-    w, l, _ = log_ratios(pairs, beta)
-    return with_rewards(-F.logsigmoid(beta * w) - F.logsigmoid(-beta * l), beta, w, l)
+    w, l, _ = log_ratios(pairs, beta)                             # (B,)
+    losses = -F.logsigmoid(beta * w) - F.logsigmoid(-beta * l)    # (B,)
+    return with_rewards(losses, beta, w, l)
 
 @register(needs_ref=True, start="1 / (2 * beta**2)", limit="1 / beta", trl="sppo_hard")
 def sppo(pairs, *, beta=0.1):
@@ -339,12 +401,14 @@ def sppo(pairs, *, beta=0.1):
 
         L = (w - 1 / (2 beta))^2 + (l + 1 / (2 beta))^2
 
-    beta  > 0. 1 / (2 beta) is how far in nats the chosen is to rise, and the rejected to fall.
+    beta  > 0. 1 / (2 beta) is how far in nats the chosen completion is to rise, and the rejected one to fall.
 
-    Unlike ipo both completions have a place of their own. The paper samples anew each round; this is one round on given pairs.
+    Unlike ipo it gives each completion a target of its own. The paper samples new pairs in every round. Here there is
+    one round, on given pairs.
     """
-    w, l, _ = log_ratios(pairs, beta)
-    return with_rewards((w - 1 / (2 * beta)) ** 2 + (l + 1 / (2 * beta)) ** 2, beta, w, l)
+    w, l, _ = log_ratios(pairs, beta)                                 # (B,)
+    losses = (w - 1 / (2 * beta)) ** 2 + (l + 1 / (2 * beta)) ** 2    # (B,)
+    return with_rewards(losses, beta, w, l)
 
 @register(needs_ref=True, start="1", limit="inf", trl="apo_zero", flat=True)
 def apo_zero(pairs, *, beta=0.1):
@@ -355,10 +419,12 @@ def apo_zero(pairs, *, beta=0.1):
 
     beta  > 0, as in dpo.
 
-    For data better than the policy. Unlike dpo both are anchored at the reference, and a pair far out on either side has no pull.
+    For data that are better than the policy. Unlike in dpo, both completions are compared with the reference. A pair
+    far from the reference, on either side, has almost no gradient.
     """
-    w, l, _ = log_ratios(pairs, beta)
-    return with_rewards(1 - (beta * w).sigmoid() + (beta * l).sigmoid(), beta, w, l)
+    w, l, _ = log_ratios(pairs, beta)                           # (B,)
+    losses = 1 - (beta * w).sigmoid() + (beta * l).sigmoid()    # (B,)
+    return with_rewards(losses, beta, w, l)
 
 @register(needs_ref=True, start="1", trl="apo_down", flat=True)
 def apo_down(pairs, *, beta=0.1):
@@ -369,13 +435,15 @@ def apo_down(pairs, *, beta=0.1):
 
     beta  > 0, as in dpo.
 
-    For data worse than the policy: the chosen one falls too, only less. On the policy's own samples no language is left in the end.
+    For data that are worse than the policy: the chosen completion falls too, but less than the rejected one. On the
+    policy's own samples the policy collapses in the end.
     """
-    w, l, h = log_ratios(pairs, beta)
-    return with_rewards((beta * w).sigmoid() + 1 - h.sigmoid(), beta, w, l)
+    w, l, h = log_ratios(pairs, beta)                  # (B,)
+    losses = (beta * w).sigmoid() + 1 - h.sigmoid()    # (B,)
+    return with_rewards(losses, beta, w, l)
 
-@register(needs_ref=True, start="(desirable_weight + undesirable_weight) / 4", needs_kl=True, trl="KTOTrainer, on single completions",
-          flat=True)
+@register(needs_ref=True, start="(desirable_weight + undesirable_weight) / 4", needs_kl=True,
+          trl="KTOTrainer, on single completions", flat=True)
 def kto(pairs, *, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
     """
     Kahneman-Tversky Optimization, on both sides of a pair: Ethayarajh et al. 2024, arXiv:2402.01306.
@@ -383,39 +451,42 @@ def kto(pairs, *, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
         L = (desirable_weight (1 - sigmoid(beta (w - kl))) + undesirable_weight (1 - sigmoid(beta (kl - l)))) / 2
 
     beta                > 0, as in dpo.
-    desirable_weight    >= 0, of the chosen completions.
-    undesirable_weight  >= 0, of the rejected ones.
+    desirable_weight    >= 0, weight of the chosen completions.
+    undesirable_weight  >= 0, weight of the rejected ones.
 
-    Unlike dpo it does not compare the two, but each with kl, the policy's distance from the reference: max(0, mean of kl_logratios),
-    without gradient. It is a mean over the batch: accumulation and several processes each use that of their part.
+    Unlike dpo it does not compare the two completions. It compares each with kl, an estimate of the policy's KL to the
+    reference: max(0, mean of kl_logratios), without gradient. The mean is over the batch. With gradient accumulation or
+    several processes each part of the batch has its own.
     """
     need(desirable_weight >= 0 and undesirable_weight >= 0, "desirable_weight and undesirable_weight must be >= 0")
-    w, l, _ = log_ratios(pairs, beta)
-    kl = pairs.kl_logratios.mean().clamp(min=0).detach() if pairs.kl_logratios is not None else 0.0
-    losses = desirable_weight * (1 - (beta * (w - kl)).sigmoid()) + undesirable_weight * (1 - (beta * (kl - l)).sigmoid())
-    return with_rewards(losses / 2, beta, w, l)
+    w, l, _ = log_ratios(pairs, beta)                                           # (B,)
+    kl = 0.0
+    if pairs.kl_logratios is not None:
+        kl = pairs.kl_logratios.mean().clamp(min=0).detach()                    # ()
+    chosen_losses = desirable_weight * (1 - (beta * (w - kl)).sigmoid())        # (B,)
+    rejected_losses = undesirable_weight * (1 - (beta * (kl - l)).sigmoid())    # (B,)
+    return with_rewards((chosen_losses + rejected_losses) / 2, beta, w, l)
 
 # ---------------------------------------------------------------------------------------------------------------------
-# without a reference: c and r are the policy's log-probs
+# Losses without a reference: c and r are the policy's log-probs
 
 @register(needs_ref=False)
 def slic(pairs, *, delta=1.0, reg=0.1):
     """
-    SLiC-HF: Zhao et al. 2023, arXiv:2305.10425, with the chosen completion as the target of the regularisation.
+    SLiC-HF: Zhao et al. 2023, arXiv:2305.10425, with the chosen completion as the target of the regularization.
 
         L = max(0, delta - c + r) - reg c
 
-    delta  > 0. The margin in nats between the two summed log-probs at which the calibration stops.
-    reg    >= 0. Weight of the cross-entropy, the only thing that keeps the policy near where it started.
+    delta  > 0. Margin in nats between the two summed log-probs at which the calibration term stops.
+    reg    >= 0. Weight of the cross-entropy. Nothing else keeps the policy near its start.
 
-    Unlike hinge it compares log-probs: a pair starts out right or wrong by its lengths. The rewards in the log are c and r.
+    Unlike hinge it compares log-probs, not log-ratios: the lengths of a pair decide whether it starts out right or
+    wrong. The logged rewards are c and r.
     """
     need(delta > 0 and reg >= 0, f"delta must be > 0 and reg >= 0, not {delta} and {reg}")
     c, r = pairs.policy_chosen_logps, pairs.policy_rejected_logps    # (B,)
-    return with_rewards(F.relu(delta - c + r) - reg * c, 1.0, c, r)
-
-def mean_logps(pairs):
-    return pairs.policy_chosen_logps / pairs.chosen_lens, pairs.policy_rejected_logps / pairs.rejected_lens    # (B,)
+    losses = F.relu(delta - c + r) - reg * c                         # (B,)
+    return with_rewards(losses, 1.0, c, r)
 
 @register(needs_ref=False, per_token=True, trl="CPOTrainer with simpo")
 def simpo(pairs, *, beta=2.0, gamma_beta_ratio=0.1):
@@ -424,14 +495,17 @@ def simpo(pairs, *, beta=2.0, gamma_beta_ratio=0.1):
 
         L = -log sigmoid(beta * (c / n - r / m - gamma_beta_ratio))
 
-    beta              > 0. On means per token, so of the order of 1 to 10, not of 0.1.
-    gamma_beta_ratio  >= 0. The margin per token, nats, to reach: the paper's gamma over beta. A tenth of the entropy of a token.
+    beta              > 0. It scales means per token, so it is about 1 to 10, not 0.1.
+    gamma_beta_ratio  >= 0. Margin in nats per token to reach: the paper's gamma / beta. The default is a tenth of a
+                      token's entropy.
 
-    Unlike dpo nothing but a small learning rate holds it near a reference.
+    Unlike in dpo, only a small learning rate keeps the policy near its start.
     """
-    need(beta > 0 and gamma_beta_ratio >= 0, f"beta must be > 0 and gamma_beta_ratio >= 0, not {beta} and {gamma_beta_ratio}")
-    c, r = mean_logps(pairs)
-    return with_rewards(smoothed(beta * (c - r - gamma_beta_ratio), 0.0), beta, c, r)
+    need(beta > 0, f"beta must be > 0, not {beta}")
+    need(gamma_beta_ratio >= 0, f"gamma_beta_ratio must be >= 0, not {gamma_beta_ratio}")
+    mean_c, mean_r = mean_logps(pairs)                                     # (B,) c / n, r / m
+    losses = -F.logsigmoid(beta * (mean_c - mean_r - gamma_beta_ratio))    # (B,)
+    return with_rewards(losses, beta, mean_c, mean_r)
 
 @register(needs_ref=False, has_nll=True, trl="CPOTrainer with sigmoid")
 def cpo(pairs, *, beta=0.1, nll_weight=1.0):
@@ -441,13 +515,20 @@ def cpo(pairs, *, beta=0.1, nll_weight=1.0):
         L = -log sigmoid(beta * (c - r)) - nll_weight c / n
 
     beta        > 0, as in dpo.
-    nll_weight  >= 0. Weight of the chosen's NLL per token, which stands in for the reference.
+    nll_weight  >= 0. Weight of the chosen completion's NLL per token, which replaces the reference.
 
-    Unlike dpo it takes the reference for uniform, so that it drops out.
+    This is dpo with a uniform reference, which cancels, plus the NLL.
     """
     need(beta > 0 and nll_weight >= 0, f"beta must be > 0 and nll_weight >= 0, not {beta} and {nll_weight}")
     c, r = pairs.policy_chosen_logps, pairs.policy_rejected_logps    # (B,)
-    return with_rewards(smoothed(beta * (c - r), 0.0) - nll_weight * mean_logps(pairs)[0], beta, c, r)
+    mean_c, _ = mean_logps(pairs)                                    # (B,) c / n
+    losses = -F.logsigmoid(beta * (c - r)) - nll_weight * mean_c     # (B,)
+    return with_rewards(losses, beta, c, r)
+
+def log_odds(x):
+    """log(p / (1 - p)) of p = e^x, for log-probs x (B,): x - log(1 - e^x)."""
+    # -expm1(x), not 1 - e^x: the difference is 0 in float32 for a mean log-prob above -6e-8
+    return x - (-torch.expm1(x.clamp(max=-1e-6))).log()
 
 @register(needs_ref=False, per_token=True, has_nll=True, trl="ORPOTrainer")
 def orpo(pairs, *, lam=0.1):
@@ -458,13 +539,12 @@ def orpo(pairs, *, lam=0.1):
 
     lam  >= 0. Weight of the odds ratio beside the NLL.
 
-    Unlike dpo it is fine-tuning first: the preference is a small term on top, and there is no SFT policy to start from.
+    Unlike dpo it is supervised fine-tuning with a small preference term. It does not start from an SFT policy.
     """
     need(lam >= 0, f"lam must be >= 0, not {lam}")
-    c, r = mean_logps(pairs)
-    # 1 - e^x = -expm1(x): the difference itself is 0 in fp32 for a mean log-prob above -6e-8
-    log_odds = lambda x: x - (-torch.expm1(x.clamp(max=-1e-6))).log()
-    return with_rewards(-c - lam * F.logsigmoid(log_odds(c) - log_odds(r)), 1.0, c, r)
+    mean_c, mean_r = mean_logps(pairs)                                            # (B,) c / n, r / m
+    losses = -mean_c - lam * F.logsigmoid(log_odds(mean_c) - log_odds(mean_r))    # (B,)
+    return with_rewards(losses, 1.0, mean_c, mean_r)
 
 @register(needs_ref=False)
 def unlikelihood(pairs, *, alpha=0.1):
@@ -473,13 +553,14 @@ def unlikelihood(pairs, *, alpha=0.1):
 
         L = -c + alpha r
 
-    alpha  in [0, 1]. Weight of pushing the rejected completion down.
+    alpha  in [0, 1]. Weight of the term that pushes the rejected completion down.
 
-    Unlike dpo nothing stops it: log-probs of rejected completions fall without end, and the language with them.
+    Unlike dpo it never stops: the log-probs of rejected completions fall without bound, and the policy collapses.
     """
     need(0 <= alpha <= 1, f"alpha must be in [0, 1], not {alpha}")
     c, r = pairs.policy_chosen_logps, pairs.policy_rejected_logps    # (B,)
-    return with_rewards(-c + alpha * r, 1.0, c, r)
+    losses = -c + alpha * r                                          # (B,)
+    return with_rewards(losses, 1.0, c, r)
 
 @register(needs_ref=False, per_token=True, has_nll=True, trl="sft: the mean over all tokens of the batch")
 def sft(pairs):
@@ -488,7 +569,8 @@ def sft(pairs):
 
         L = -c / n
 
-    Unlike dpo it never looks at the rejected one. The rewards in the log are log-probs per token.
+    Unlike dpo it ignores the rejected completion. The logged rewards are log-probs per token.
     """
-    c, r = mean_logps(pairs)
-    return with_rewards(-c, 1.0, c, r)
+    mean_c, mean_r = mean_logps(pairs)    # (B,) c / n, r / m
+    losses = -mean_c                      # (B,)
+    return with_rewards(losses, 1.0, mean_c, mean_r)

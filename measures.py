@@ -1,12 +1,12 @@
 """
-What is measured of a policy: functions of its samples, their rewards, and its distributions. Every measure is an array with a number a
-prompt, so that its interval can be had by drawing prompts again.
+The measures of a policy: functions of its samples, of their rewards, and of its next-token distributions.
 
-Read next: eval.py, where each measure is explained
+A measure is an array with one number for each prompt. Its interval is found by resampling prompts (`bootstrap`).
+This file has no command and writes nothing. docs/metrics.md explains the measures. Read next: eval.py
 """
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,131 +18,155 @@ from logps import sequence_logps
 
 @dataclass
 class HeldOut:
-    """What is measured on: prompts as token lists, their labels (or None), pairs (or None), rewards by name: token lists -> (n,)."""
+    """The held-out data of an evaluation: n prompts, and what is known about them."""
     tokenizer: object
-    prompts: list
-    labels: list
-    pairs: list
-    rewards: dict
-    max_new_tokens: int
-    chosen: list = None    # the data's own answers, token lists
+    prompts: list          # n token lists
+    labels: list           # n bools, True for the prompt of a positive review; or None
+    pairs: list            # rows of held-out pairs, for the accuracy; or None
+    rewards: dict          # name -> function of N token lists that returns an array (N,)
+    max_new_tokens: int    # tokens of a completion at most
+    chosen: list = None    # the data set's own answers, n token lists; or None
+    toy: bool = False      # whether the texts are the toy world's: only then is `whole` measured
 
 @dataclass
 class Measured:
-    """values: {measure: (n,) a number a prompt}; curves: {kl, entropy, ...: means at each token of a completion}; answers: n lists of k
-    token lists; rewards: {name: (n, k)}."""
-    values: dict
-    curves: dict
-    answers: list
-    rewards: dict
+    """What one policy at one temperature is measured by: k completions of each of n prompts."""
+    values: dict     # measure -> (n,), a number for each prompt
+    curves: dict     # kl, entropy, logratio -> the mean at each position of a completion
+    answers: list    # n lists of k token lists
+    rewards: dict    # name -> (n, k)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics
 
 def bootstrap(values, n=2000, seed=0):
-    """[mean, low, high]: the 95% percentile interval of the mean over resampled prompts."""
+    """
+    [mean, low, high] of values (prompts,): the mean, and its 95% percentile bootstrap interval.
+
+    Draws n times as many prompts as there are, with replacement, and takes the 2.5% and 97.5% percentiles of the means.
+    """
     values = np.asarray(values, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(0, len(values), (n, len(values)))
+    picks = np.random.default_rng(seed).integers(0, len(values), (n, len(values)))    # (n, prompts)
     low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
     return [float(values.mean()), float(low), float(high)]
 
-def notes(*, val_loss=None, n_vocab=None, entropy=None, pairs=None, accuracy=None, same=None, whole=None):
-    """
-    Sentences about a run whose numbers mean little, by what is known of it.
-
-    val_loss  SFT's best, nats a token            pairs  how many chose the best weights
-    entropy   of own samples, nats a token        same   the share of samples that are the reference's, word for word
-    whole     the share of sentences that the toy grammar can make
-    """
-    found = []
-    if val_loss is not None and not val_loss < 0.98 * math.log(n_vocab):
-        found.append(f"the best validation loss, {val_loss:.2f} nats a token, is about that of guessing among {n_vocab:,} tokens "
-                     f"({math.log(n_vocab):.2f}): nothing was learned, so train longer or with another --lr")
-    if entropy is not None and not entropy < 0.98 * math.log(n_vocab):
-        found.append(f"the entropy of the samples, {entropy:.2f} nats a token, is about that of guessing among {n_vocab:,} tokens "
-                     f"({math.log(n_vocab):.2f}): the policy cannot write yet, so train SFT longer before preferences")
-    if pairs and pairs < 32:
-        found.append(f"{pairs} validation pair{'s are' if pairs > 1 else ' is'} too few: which step was best, and the accuracy, are mostly "
-                     "chance; have 32 at least")
-    if accuracy is not None and same is not None and accuracy >= 0.95 and same >= 0.95:
-        found.append(f"the accuracy is {accuracy:.3f}, yet {same:.0%} of the samples are the reference's, word for word: the policy has "
-                     "hardly moved, so train longer or with a higher --lr")
-    if whole is not None and whole < 0.5:
-        found.append(f"only {whole:.0%} of the sampled sentences are whole ones of the toy grammar, and the reward counts no others: the "
-                     "policy is broken, so train SFT longer, or preferences with a lower --lr or a larger --beta")
-    return found
-
-def notes_on(result, n_vocab, toy_texts):
-    """The notes on what eval.json holds; toy_texts: whether its samples are of the toy world, and were given room to end."""
-    samples, after = result["samples"], result["measures"]["after"]
-    return notes(
-        entropy=after["entropy"][0], n_vocab=n_vocab, pairs=result["pairs"], accuracy=after.get("accuracy", [None])[0],
-        same=np.mean([s["before"] == s["after"] for s in samples]) if "before" in samples[0] else None,
-        # from the sentence on that the policy has a part in
-        whole=np.mean([toy.whole_sentences(s["prompt"].rpartition(".")[2] + s["after"]) for s in samples]) if toy_texts else None)
-
-# ---------------------------------------------------------------------------------------------------------------------
-# samples, and what can be read off them
-
-def sample(model, held, k, temperature, seed, batch_size, autocast):
-    """k completions of each prompt: (n lists of k token lists, their rewards {name: (n, k)})."""
-    prompts = [p for p in held.prompts for _ in range(k)]
-    with autocast:
-        flat = sampling.sample_completions(model, held.tokenizer, prompts, held.max_new_tokens, temperature=temperature, seed=seed,
-                                       batch_size=batch_size)
-    rewards = {name: reward([p + a for p, a in zip(prompts, flat)]).reshape(-1, k) for name, reward in held.rewards.items()}
-    return [flat[at:at + k] for at in range(0, len(flat), k)], rewards
+def wilson(k, n, z=1.96):
+    """[share, low, high]: the share k / n and its 95% interval (Wilson 1927). [NaN, 0, 1] if n is 0."""
+    if not n:
+        return [float("nan"), 0.0, 1.0]
+    p, d = k / n, 1 + z * z / n
+    half = z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
+    return [p, (p + z * z / (2 * n) - half) / d, (p + z * z / (2 * n) + half) / d]
 
 def ties_half(gap):
-    """1 where the gap is for the first, 0 where it is not, and half for a tie; of arrays and tensors."""
+    """1 where a gap is positive, 0.5 where it is 0, 0 where it is negative. gap: an array or tensor of any shape."""
     return (gap > 0) + 0.5 * (gap == 0)
 
+def ranks(values):
+    """The ranks of an array (N,), from 0 on. Equal values share the mean of their ranks."""
+    return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
+
+def rank_correlation(x, y):
+    """Spearman's rank correlation of x and y, (N,): 1 if y always rises with x, -1 if it always falls; or NaN."""
+    if len(x) < 2 or np.isnan(y).any():
+        return math.nan
+    with np.errstate(invalid="ignore"):    # a constant x or y divides 0 by 0, which gives NaN
+        return float(np.corrcoef(ranks(np.asarray(x)), ranks(np.asarray(y)))[0, 1])
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rewards
+
 def wins(rewards, others):
-    """P(r > r') for two samples of the same prompt, ties half, (n,), over all pairs of (n, k) and (n, k') rewards."""
+    """
+    The win rate P(r > r') for each prompt, (n,). Ties count half.
+
+    rewards  (n, k) of one policy's samples
+    others   (n, k') of another policy's samples for the same prompts. Every sample meets every one of these.
+    """
     gap = rewards[:, :, None] - others[:, None, :]    # (n, k, k')
     return ties_half(gap).mean((1, 2))
 
 def best_of(rewards):
-    """{n: (prompts,)}, n = 1, 2, 4, ...: expected reward of the best of n samples, from (prompts, N) rewards: the mean over all choices."""
+    """
+    {n: (prompts,)} for n = 1, 2, 4, ... up to N: the expected reward of the best of n samples. rewards: (prompts, N).
+
+    It is the exact mean over all choices of n out of the N samples. A plain maximum of the first n would be noisier.
+    """
     ordered, total = np.sort(rewards, 1), rewards.shape[1]
-    # of all choices of n, this share has the i-th smallest as its largest
-    share = lambda n: np.array([math.comb(i, n - 1) / math.comb(total, n) for i in range(total)])
-    return {n: ordered @ share(n) for n in (2**j for j in range(total.bit_length()))}
+    found, n = {}, 1
+    while n <= total:
+        # The i-th smallest is the largest of a choice if the other n - 1 are among the i smaller ones
+        shares = np.array([math.comb(i, n - 1) / math.comb(total, n) for i in range(total)])    # (N,)
+        found[n] = ordered @ shares
+        n *= 2
+    return found
 
-def ranks(values):
-    """Ranks from 0 on, ties share their mean."""
-    return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
-
-def rank_correlation(x, y):
-    """Spearman's rank correlation: 1 if y rises with x throughout, -1 if it falls; NaN if some of them were not measured."""
-    if len(x) < 2 or np.isnan(y).any():
-        return math.nan
-    with np.errstate(invalid="ignore"):    # NaN if one of them is the same throughout
-        return float(np.corrcoef(ranks(np.asarray(x)), ranks(np.asarray(y)))[0, 1])
+# ---------------------------------------------------------------------------------------------------------------------
+# Texts
 
 def pooled_entropy(samples):
-    """Entropy in nats of the tokens of some completions thrown together, from their counts."""
+    """Entropy in nats of the pooled tokens of several completions, from their frequencies. 0 if there are none."""
     counts = np.array(list(Counter(t for tokens in samples for t in tokens).values()), dtype=float)
     p = counts / counts.sum()
     return -(p * np.log(p)).sum()
 
 def distinct(completions, n, budget=500):
-    """Share of different n-grams in each run of `budget` tokens: (pieces,), none if there are too few. N-grams end with a completion."""
+    """
+    The share of different n-grams in each run of `budget` tokens: (pieces,), empty if there are fewer tokens.
+
+    Longer texts repeat more, so policies are compared at an equal number of tokens. An n-gram does not span two
+    completions. A completion at the end of a piece is cut there, and its rest is dropped.
+    """
     shares, grams, room = [], [], budget
     for tokens in completions:
         tokens = tokens[:room]
-        grams, room = grams + list(zip(*(tokens[i:] for i in range(n)))), room - len(tokens)
+        grams += [tuple(tokens[i:i + n]) for i in range(len(tokens) - n + 1)]
+        room -= len(tokens)
         if room == 0:
-            shares += [len(set(grams)) / len(grams)] if grams else []
+            if grams:
+                shares.append(len(set(grams)) / len(grams))
             grams, room = [], budget
     return np.array(shares)
 
+def whole_share(prompt, completion):
+    """
+    The share of a completion's sentences that the toy grammar can make, 0 to 1. prompt, completion: texts.
+
+    A prompt may end within a sentence, which the completion ends. The prompt's earlier sentences are left out, because
+    the policy did not write them.
+    """
+    begun = prompt.rpartition(".")[2]
+    return toy.whole_sentences(begun + completion)
+
+def whole(answers, held):
+    """whole_share for each prompt, (n,): the mean over its k completions. answers: n lists of k token lists."""
+    shares = []
+    for prompt, several in zip(held.prompts, answers):
+        text = data.decode(held.tokenizer, prompt)
+        shares.append(np.mean([whole_share(text, data.decode(held.tokenizer, a)) for a in several]))
+    return np.array(shares)
+
 def text_measures(answers, rewards, held):
-    """What can be read off completions and rewards alone, (n,) each; distinct: (pieces,) each."""
+    """
+    {measure: (n,)} of all measures that need completions and rewards only. distinct_1 and distinct_2 are (pieces,).
+
+    answers  n lists of k token lists
+    rewards  {name: (n, k)}
+    """
     eot, k = held.tokenizer.eot_token, len(answers[0])
     ends = np.array([[a[-1] == eot for a in several] for several in answers], dtype=float)    # (n, k)
-    plain = [[[t for t in a if t != eot] for a in several] for several in answers]
+    plain = [[[t for t in a if t != eot] for a in several] for several in answers]            # without EOS
     out = {"length": np.array([[len(a) for a in several] for several in answers]).mean(1), "eos": ends.mean(1)}
-    out |= {f"pooled_{j}": np.array([pooled_entropy(several[:j]) for several in plain]) for j in (4, 25) if j <= k}
+    if held.toy:
+        out["whole"] = whole(answers, held)
+    for j in (4, 25):
+        if j <= k:
+            out[f"pooled_{j}"] = np.array([pooled_entropy(several[:j]) for several in plain])
+    # The first samples of all prompts, then the second ones: neighbors belong to different prompts
+    by_sample = [several[j] for j in range(k) for several in plain]
     for n in (1, 2):
-        if len(shares := distinct([several[j] for j in range(k) for several in plain], n)):
+        shares = distinct(by_sample, n)
+        if len(shares):
             out[f"distinct_{n}"] = shares
     for name, values in rewards.items():
         out[name] = values.mean(1)
@@ -152,79 +176,195 @@ def text_measures(answers, rewards, held):
     return out
 
 # ---------------------------------------------------------------------------------------------------------------------
-# what the distributions say
+# Distributions
+
+def entropy(log_p):
+    """The entropy of distributions over the vocabulary: log-probs (M, V) -> (M,) nats."""
+    return -(log_p.exp() * log_p).sum(-1)
+
+def kl(log_p, log_q):
+    """KL(p || q) of distributions over the vocabulary: log-probs (M, V) of each -> (M,) nats. Never negative."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 @torch.no_grad()
 def token_measures(model, reference, batch, device, temperature=1.0):
     """
-    Per token of the completions in a batch, (N, T - 1) each and 0 elsewhere: entropy of the model at a temperature, KL to the
-    reference at 1 (a context manager that gives it, or None), and the log-ratio of the token that was drawn.
+    {measure: (N, T - 1)} for every token of the completions in a batch, 0 elsewhere.
+
+        entropy   of the model's next-token distribution at the temperature, nats
+        kl        of that distribution to the reference's, at temperature 1, nats
+        logratio  log pi(token) - log pi_ref(token) of the token that was drawn
+
+    reference  a context manager that gives the reference; or None, and then only the entropy is measured
     """
-    idx, mask = batch["idx"].to(device), batch["completion_mask"].to(device)[:, 1:]    # logits[:, t] predicts idx[:, t + 1]
-    targets, out = idx[:, 1:][mask], {"entropy": []}                                   # (M,)
+    idx = batch["idx"].to(device)                                                      # (N, T)
+    mask = batch["completion_mask"].to(device)[:, 1:]    # (N, T - 1): logits[:, t] predicts idx[:, t + 1]
+    targets = idx[:, 1:][mask]                                                         # (M,)
     states = model.features(idx)[:, :-1][mask]                                         # (M, C)
     if reference is not None:
         with reference as other:
             others, head = other.features(idx)[:, :-1][mask], other.lm_head            # (M, C)
+    out = {"entropy": []} if reference is None else {"entropy": [], "kl": [], "logratio": []}
     for at in range(0, len(states), 2048):    # in pieces: (M, V) of a whole batch would be gigabytes at 50,257 tokens
         part = slice(at, at + 2048)
-        # at temperature 0 all the mass is on one token: 1e-6 does that in float32
+        # Temperature 0 puts all mass on one token. Dividing by 1e-6 does that in float32
         log_p = (model.lm_head(states[part]).float() / max(temperature, 1e-6)).log_softmax(-1)    # (<= 2048, V)
-        out["entropy"].append(-(log_p.exp() * log_p).sum(-1))
+        out["entropy"].append(entropy(log_p))
         if reference is not None:
-            difference = log_p - head(others[part]).float().log_softmax(-1)
-            out.setdefault("kl", []).append((log_p.exp() * difference).sum(-1))
-            out.setdefault("logratio", []).append(difference.gather(1, targets[part, None]).squeeze(1))
-    return {k: torch.zeros(mask.shape, device=device).masked_scatter(mask, torch.cat(v)).cpu().numpy() for k, v in out.items()}
+            log_q = head(others[part]).float().log_softmax(-1)                                    # (<= 2048, V)
+            out["kl"].append(kl(log_p, log_q))
+            drawn = targets[part, None]                                                           # (<= 2048, 1)
+            out["logratio"].append((log_p.gather(1, drawn) - log_q.gather(1, drawn)).squeeze(1))
+    zeros = torch.zeros(mask.shape, device=device)                                                # (N, T - 1)
+    return {key: zeros.masked_scatter(mask, torch.cat(pieces)).cpu().numpy() for key, pieces in out.items()}
 
 def model_measures(model, reference, answers, held, temperature, batch_size, autocast):
     """
-    (kl, logratio, entropy: (n,) each; their means at each position of a completion). reference() is a context manager that
-    gives the model for the KL, or None.
+    Two dicts: {measure: (n,)} and {measure: mean at each position of a completion}.
+
+        kl, logratio, completion_entropy   sums over a completion, nats, then means over a prompt's k completions
+        entropy                            means over a completion's tokens, nats, then means over the k completions
+
+    answers    n lists of k token lists, drawn at the temperature
+    reference  a function that returns a context manager, which gives the reference; or a function that returns None
     """
     device, k = next(model.parameters()).device, len(answers[0])
-    rows = [{"prompt": p, "chosen": a} for p, several in zip(held.prompts, answers) for a in several]
+    rows = []
+    for prompt, several in zip(held.prompts, answers):
+        for a in several:
+            rows.append({"prompt": prompt, "chosen": a, "at": len(rows)})    # at: batches are in another order
     lengths, sums, curves = np.array([len(r["chosen"]) for r in rows]), {}, {}
-    for at, row in enumerate(rows):
-        row["at"] = at
     for group in data.Batches(rows, batch_size).groups():
         with autocast:
             tokens = token_measures(model, reference(), data.collate(group), device, temperature)
         for i, row in enumerate(group):
+            # position len(prompt) - 1 predicts the completion's first token
             first, length = len(row["prompt"]) - 1, len(row["chosen"])
             for key, values in tokens.items():
                 values = values[i, first:first + length]
                 sums.setdefault(key, np.zeros(len(rows)))[row["at"]] = values.sum()
                 curves.setdefault(key, np.zeros(held.max_new_tokens))[:length] += values
     sums |= {"completion_entropy": sums["entropy"], "entropy": sums["entropy"] / lengths}
-    reached = np.array([(lengths > t).sum() for t in range(held.max_new_tokens)])    # completions that have a token there
-    enough = reached >= max(1, len(rows) // 20)                                      # a mean over two or three would be noise
-    return {key: v.reshape(-1, k).mean(1) for key, v in sums.items()}, {key: v[enough] / reached[enough] for key, v in curves.items()}
+    reached = np.array([(lengths > t).sum() for t in range(held.max_new_tokens)])    # completions with a token at t
+    enough = reached >= max(1, len(rows) // 20)    # a mean over two or three completions would be noise
+    means = {key: v.reshape(-1, k).mean(1) for key, v in sums.items()}
+    return means, {key: v[enough] / reached[enough] for key, v in curves.items()}
 
 @torch.no_grad()
 def pair_measures(policy, reference, rows, batch_size, autocast):
-    """accuracy (ties half) and margin (nats) of the log-ratios on held-out pairs, (n,) each. reference: as for model_measures."""
+    """
+    {accuracy, margin} on held-out pairs, (pairs,) each, of the gap between the log-ratios of chosen and rejected.
+
+    accuracy is 1 where the gap is positive, 0.5 for a tie, else 0. margin is the gap in nats. reference: as for
+    model_measures.
+    """
     device, margins = next(policy.parameters()).device, []
     for batch in data.Batches(rows, batch_size):
         idx, mask = batch["idx"].to(device), batch["completion_mask"].to(device)
         with autocast:
-            logps = sequence_logps(policy, idx, mask)[0]    # (2B,)
+            logps = sequence_logps(policy, idx, mask)[0]    # (2B,), chosen on top of rejected
             with reference() as other:
                 chosen, rejected = (logps - sequence_logps(other, idx, mask)[0]).chunk(2)    # (B,) log-ratios
         margins += (chosen - rejected).tolist()
     margins = np.array(margins)
     return {"accuracy": ties_half(margins), "margin": margins}
 
+def pair_columns(policy, before, pairs, batch_size, autocast):
+    """{"before", "after": {accuracy, margin}} on held-out pairs. The reference against itself has only ties."""
+    n = len(pairs)
+    ties = {"accuracy": np.full(n, 0.5), "margin": np.zeros(n)}
+    return {"before": ties, "after": pair_measures(policy, before, pairs, batch_size, autocast)}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All measures of a policy
+
+def sample(model, held, k, temperature, seed, batch_size, autocast):
+    """Draws k completions of each prompt: (n lists of k token lists, {name of a reward: (n, k)})."""
+    prompts = [p for p in held.prompts for _ in range(k)]
+    with autocast:
+        flat = sampling.sample_completions(model, held.tokenizer, prompts, held.max_new_tokens,
+                                           temperature=temperature, seed=seed, batch_size=batch_size)
+    rewards = {}
+    for name, reward in held.rewards.items():
+        rewards[name] = reward([p + a for p, a in zip(prompts, flat)]).reshape(-1, k)
+    return [flat[at:at + k] for at in range(0, len(flat), k)], rewards
+
 def measure(model, reference, held, temperature, k, seed, batch_size, autocast):
-    """The Measured of k samples a prompt at a temperature. reference: as for model_measures."""
+    """The Measured of k samples of each prompt at a temperature. reference: as for model_measures."""
     answers, rewards = sample(model, held, k, temperature, seed, max(256, batch_size), autocast)
     values, curves = model_measures(model, reference, answers, held, temperature, batch_size, autocast)
     return Measured(values | text_measures(answers, rewards, held), curves, answers, rewards)
 
-def wilson(k, n, z=1.96):
-    """[share, low, high]: Wilson's 95% interval of k out of n (Wilson 1927)."""
-    if not n:
-        return [float("nan"), 0.0, 1.0]
-    p, d = k / n, 1 + z * z / n
-    half = z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
-    return [p, (p + z * z / (2 * n) - half) / d, (p + z * z / (2 * n) + half) / d]
+def won(measured, other):
+    """{"win", "gold_win", ...: (n,)}: wins of a Measured against another one, by each reward."""
+    found = {}
+    for key, r in measured.rewards.items():
+        found["win" if key == "reward" else f"{key}_win"] = wins(r, other.rewards[key])
+    return found
+
+def intervals(values):
+    """{measure: [mean, low, high]} of {measure: (n,)}."""
+    return {key: bootstrap(v) for key, v in values.items()}
+
+def compared(found, others):
+    """found, {"before", "after": Measured}, with wins against the reference, and against others (n, k), if given."""
+    out = {}
+    for name in found:
+        more = won(found[name], found["before"]) if "before" in found else {}
+        if others is not None:
+            more["win_other"] = wins(found[name].rewards["reward"], others)
+        out[name] = replace(found[name], values=found[name].values | more)
+    return out
+
+def best_of_rows(rewards):
+    """Rows of best-of-n for n = 1, 2, 4, ...: n, a bound of the KL in nats, and the reward. rewards: (prompts, N)."""
+    return [{"n": n, "kl": math.log(n) - (n - 1) / n, "reward": bootstrap(v)} for n, v in best_of(rewards).items()]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Notes on runs whose numbers mean little
+
+def notes(*, val_loss=None, n_vocab=None, entropy=None, pairs=None, accuracy=None, same=None, whole=None):
+    """
+    Sentences about a run whose numbers mean little, from the facts that are given.
+
+    val_loss  best validation loss of SFT, nats per token
+    n_vocab   size of the vocabulary, for val_loss and entropy
+    entropy   of the policy's own samples, nats per token
+    pairs     number of validation pairs that chose the best weights
+    accuracy  on held-out pairs
+    same      share of samples that are identical to the reference's
+    whole     share of sentences that the toy grammar can make
+    """
+    found = []
+    uniform = f"about that of guessing among {n_vocab:,} tokens ({math.log(n_vocab):.2f})" if n_vocab else ""
+    if val_loss is not None and not val_loss < 0.98 * math.log(n_vocab):
+        found.append(f"the best validation loss, {val_loss:.2f} nats per token, is {uniform}: nothing was learned; "
+                     "train longer or with another --lr")
+    if entropy is not None and not entropy < 0.98 * math.log(n_vocab):
+        found.append(f"the entropy of the samples, {entropy:.2f} nats per token, is {uniform}: the policy cannot "
+                     "write yet; train SFT longer before preferences")
+    if pairs and pairs < 32:
+        found.append(f"{pairs} validation pair{'s are' if pairs > 1 else ' is'} too few: the choice of the best step "
+                     "and the accuracy are mostly chance; use at least 32")
+    if accuracy is not None and same is not None and accuracy >= 0.95 and same >= 0.95:
+        found.append(f"the accuracy is {accuracy:.3f}, but {same:.0%} of the samples equal the reference's word for "
+                     "word: the policy has hardly changed; train longer or with a higher --lr")
+    if whole is not None and whole < 0.5:
+        found.append(f"only {whole:.0%} of the sampled sentences are whole sentences of the toy grammar, and the "
+                     "reward counts no others: the policy is broken; train SFT longer, or train on preferences with a "
+                     "lower --lr or a larger --beta")
+    return found
+
+def notes_on(result, n_vocab, may_end=True):
+    """
+    The notes on an evaluation.
+
+    result   what eval.json holds
+    n_vocab  size of the vocabulary
+    may_end  whether samples had room to end. If not, cut sentences say nothing about the policy.
+    """
+    samples, after = result["samples"], result["measures"]["after"]
+    same = np.mean([s["before"] == s["after"] for s in samples]) if "before" in samples[0] else None
+    return notes(entropy=after["entropy"][0], n_vocab=n_vocab, pairs=result["pairs"], same=same,
+                 accuracy=after["accuracy"][0] if "accuracy" in after else None,
+                 whole=after["whole"][0] if "whole" in after and may_end else None)

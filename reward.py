@@ -46,6 +46,24 @@ class Reward:
         values = scores(self.model, texts, self.batch_size, self.autocast)
         return 1 / (1 + np.exp(-values)) if self.labels else values
 
+def load_rewards(name, ranked, gold, tokenizer, max_len, device, batch_size, autocast):
+    """
+    {"reward", "proxy", "gold": a Reward} of a data set, as far as there is one.
+
+    name    of the data set. The toy world has an exact reward, so the learned one is called proxy there.
+    ranked  the reward model that the runs' pairs were ranked by, or None
+    gold    another reward model, or None
+    """
+    load = lambda place: Reward(place, tokenizer, max_len, device, batch_size, autocast)
+    rewards = {"reward": load(None)} if name == "toy" else {}    # None: the exact one
+    if ranked:
+        rewards["proxy" if name == "toy" else "reward"] = load(ranked)
+    if gold:
+        rewards["gold"] = load(gold)
+    if len({r.name for r in rewards.values()}) < len(rewards):
+        raise ValueError(f"--gold {gold} is the reward model that the run was trained on: it would only agree with itself")
+    return rewards
+
 @torch.no_grad()
 def scores(model, texts, batch_size, autocast):
     """The scalars of a ScalarGPT for n token lists, an array (n,): those at the last token, which sees the whole text."""

@@ -23,12 +23,13 @@ import sampling
 import train_sft
 from logps import batch_logps, sequence_logps
 try:
-    from losses import LOSSES, Pairs, try_out
+    from losses import LOSSES, Pairs
 except ValueError as e:    # a loss that cannot be registered; the message says how to write it
     raise SystemExit(f"error: {e}") from None
 from model import fingerprint
 from reference import add_reference
 from support import cli, parallel, rundir, sources
+from support.registry import try_out
 
 def get_args(argv=None):
     """Parses the flags. A wrong one ends the script in one line."""
@@ -127,7 +128,7 @@ def train(args):
     parallel.join(args.device)
     with cli.bad_input():
         for step in (1, args.max_steps):
-            try_out(args.loss, hparams_at(step))    # refuses a value out of its range now, not after an hour
+            try_out(args.loss, hparams_at(step), Pairs)    # refuses a value out of its range now, not after an hour
         model, start, base, rows, autocast = prepare(args, hparams)
 
     # Batches of pairs. Their rows get the reference's log-probs once, here.

@@ -1,7 +1,10 @@
 """
-The LOSSES table: @register reads a loss's name, hyperparameters and flags off its function, and refuses what cannot be a loss.
+The LOSSES table: @register reads a loss's name, hyperparameters and flags from its function, and checks its form.
 
-Losses and the table's users are in losses.py and train_pref.py; docs/new-loss.md says how to write one.
+    @register(needs_ref=True)
+    def mine(pairs, *, beta=0.1): ...
+
+`try_out` calls a loss once before a run begins. The losses are in losses.py. docs/new-loss.md says how to write one.
 """
 import inspect
 import types
@@ -9,60 +12,135 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 @dataclass
 class Loss:
-    fn: object        # (pairs, **hparams) -> (losses, chosen_rewards, rejected_rewards)
-    needs_ref: bool   # whether the reference's log-probs change the answer
-    hparams: dict     # name -> default, read off the function's signature
-    start: str        # its value while policy == reference, as an expression of the hyperparameters; "" if it depends on the pair
-    limit: str        # the gap w - l, nats, at which it stops pushing, likewise; "inf" if it never does; "" if the gap is not what counts
-    trl: str          # TRL 1.16's name for it, and how that differs
-    per_token: bool   # it takes means per token already
-    has_nll: bool     # the chosen completion's NLL is part of it already
-    needs_kl: bool    # it looks at kl_logratios
+    """An entry of LOSSES. Expressions are in terms of the hyperparameters; docs/new-loss.md explains each field."""
+    fn: object           # (pairs, **hparams) -> (losses, chosen_rewards, rejected_rewards), each (B,)
+    needs_ref: bool      # whether the result depends on the reference's log-probs
+    hparams: dict        # name -> default, from the function's signature
+    start: str           # expression: the loss while policy == reference; "" if it depends on the pair
+    limit: str           # expression: the gap w - l in nats at which it stops pushing; "inf": never; "": no such gap
+    trl: str             # its name in TRL 1.16, and how that version differs
+    per_token: bool      # it already uses means per token
+    has_nll: bool        # it already contains the chosen completion's NLL
+    needs_kl: bool       # it reads kl_logratios
     whole_batch: bool    # a pair's loss depends on the batch's other pairs
-    flat: bool        # by design it has no gradient at log-ratios far from 0
-    flag_types: dict  # name -> bool, or what makes a value of the flag's text: float, int, number or str
+    flat: bool           # by design it has no gradient far from the reference
+    flag_types: dict     # name -> the function that reads the flag's text: float, int, number, str; or bool
 
-LOSSES = {}
+LOSSES = {}    # name -> Loss, in the order of losses.py
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Registration
 
 def register(fn=None, *, needs_ref=None, start="", limit="", trl="none", per_token=False, has_nll=False, needs_kl=False,
              whole_batch=False, flat=False):
-    """Puts the loss under it into LOSSES. Raises ValueError, in one line that says how to write it, for what cannot be a loss."""
-    def into_table(fn):
-        where = f"{Path(fn.__code__.co_filename).name}, line {fn.__code__.co_firstlineno}, loss {fn.__name__}"
-        need(type(needs_ref) is bool, f"{where}: write @register(needs_ref=True), or needs_ref=False if it does not look at the reference")
+    """
+    Decorator that adds a loss to LOSSES and returns the function unchanged.
+
+    Raises ValueError for a function that cannot be a loss, in one line that says how to write it.
+    """
+    def add(fn):
+        code = fn.__code__
+        where = f"{Path(code.co_filename).name}, line {code.co_firstlineno}, loss {fn.__name__}"
+        need(type(needs_ref) is bool,
+             f"{where}: write @register(needs_ref=True), or needs_ref=False if it does not read the reference")
         need(fn.__name__ not in LOSSES, f"{where}: there is a loss of this name already; choose another name")
         hparams, flag_types = hyperparameters(fn, where)
-        LOSSES[fn.__name__] = Loss(fn, needs_ref, hparams, start, limit, trl, per_token, has_nll, needs_kl, whole_batch, flat, flag_types)
+        LOSSES[fn.__name__] = Loss(fn, needs_ref, hparams, start, limit, trl, per_token, has_nll, needs_kl, whole_batch,
+                                   flat, flag_types)
         return fn
-    return into_table(fn) if inspect.isfunction(fn) else into_table    # a function: @register without parentheses, which is refused
+    # fn is a function where @register stands without parentheses: add then refuses it, because needs_ref is missing
+    return add(fn) if inspect.isfunction(fn) else add
 
 def hyperparameters(fn, where):
-    """({name: default}, {name: type of its flag}), read off a loss's signature."""
-    params = list(inspect.signature(fn, eval_str=True).parameters.values())
+    """({name: default}, {name: type of its flag}) from a loss's signature. where: begins each error message."""
+    first, *params = list(inspect.signature(fn, eval_str=True).parameters.values()) or [None]
     form = f"write def {fn.__name__}(pairs, *, beta=0.1): the pairs, a star, and hyperparameters with defaults"
-    need(params and params[0].kind is params[0].POSITIONAL_OR_KEYWORD and params[0].default is params[0].empty, f"{where}: {form}")
-    for p in params[1:]:
+    need(first and first.kind is first.POSITIONAL_OR_KEYWORD and first.default is first.empty, f"{where}: {form}")
+    for p in params:
         need(p.kind is p.KEYWORD_ONLY, f"{where}: {p.name} does not stand behind a star; {form}")
         need(p.default is not p.empty, f"{where}: {p.name} has no default; {form}")
-    return {p.name: p.default for p in params[1:]}, {p.name: flag_type(p, where) for p in params[1:]}
+    return {p.name: p.default for p in params}, {p.name: flag_type(p, where) for p in params}
 
 def number(text):
-    """The value of a flag whose default is a whole number: a whole number if it is written as one, else a float."""
+    """The value of a flag whose default is an integer: an int if it is written as one, else a float."""
     return int(text) if text.strip().lstrip("+-").isdecimal() else float(text)
 
 def flag_type(p, where):
-    """What makes a hyperparameter's value: its annotation, or the type of its default, where None is for float and int for any number."""
-    union = typing.get_origin(p.annotation) in (typing.Union, types.UnionType)    # float | None
-    named = set(typing.get_args(p.annotation) if union else [p.annotation]) - {type(None), p.empty}
-    kind, *more = named or [float if p.default is None else number if type(p.default) is int else type(p.default)]
-    fits = p.default is None or type(p.default) is kind or (type(p.default) is int and kind in (number, float))
-    need(not more and kind in (bool, int, float, str, number) and fits,
-         f"{where}: {p.name}, a {type(p.default).__name__}, cannot be a flag; a default is a float, int, bool, str or None, and an "
-         "annotation, as in cap: str = None, is one of these types")
-    return kind
+    """
+    The type of a hyperparameter's flag: its annotation, or else the type of its default. p: an inspect.Parameter.
 
-def need(ok, message):
-    if not ok:
+    A default of None means float, and an integer means `number`. Raises ValueError for a type that no flag can have.
+    """
+    is_union = typing.get_origin(p.annotation) in (typing.Union, types.UnionType)    # such as float | None
+    annotated = typing.get_args(p.annotation) if is_union else [p.annotation]
+    kinds = list(set(annotated) - {type(None), p.empty}) or [type_of_default(p.default)]
+    fits = p.default is None or type(p.default) is kinds[0] or (type(p.default) is int and kinds[0] in (number, float))
+    need(len(kinds) == 1 and kinds[0] in (bool, int, float, str, number) and fits,
+         f"{where}: {p.name}, a {type(p.default).__name__}, cannot be a flag; a default is a float, int, bool, str or "
+         "None, and an annotation, as in cap: str = None, is one of these types")
+    return kinds[0]
+
+def type_of_default(default):
+    """The type of a flag whose hyperparameter has no annotation."""
+    if default is None:
+        return float
+    return number if type(default) is int else type(default)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One call before a run begins
+
+def try_out(name, hparams, new_pairs):
+    """
+    Call a loss on two made-up pairs, so that an error shows before a run begins and not after an hour.
+
+    name       of an entry of LOSSES
+    hparams    its hyperparameters
+    new_pairs  losses.Pairs, passed in because support/ imports nothing of the root
+
+    Raises ValueError, in one line, for a hyperparameter out of its range and for outputs that are not a loss's.
+    """
+    loss = LOSSES[name]
+    pairs = trial_pairs(new_pairs, loss.needs_ref, loss.needs_kl)
+    try:
+        outputs = loss.fn(pairs, **hparams)
+    except (TypeError, AttributeError) as e:
+        # Any other bug keeps its traceback. An operation on None most often means that a field was not asked for
+        need("NoneType" not in str(e),
+             f"--loss {name}: {e}: the reference's log-probs are None unless needs_ref=True, kl_logratios is None "
+             "unless needs_kl=True, and a hyperparameter may be None")
+        raise
+    check_outputs(name, outputs)
+
+def trial_pairs(new_pairs, needs_ref, needs_kl):
+    """Two pairs with log-probs of -1 and completions of one token. A field that the loss does not need is None."""
+    policy_chosen, policy_rejected, ref_chosen, ref_rejected = (-torch.ones(2) for _ in range(4))    # (2,) nats
+    policy_chosen.requires_grad_()
+    policy_rejected.requires_grad_()
+    if not needs_ref:
+        ref_chosen = ref_rejected = None
+    lens = torch.ones(2)                                                                             # (2,) tokens
+    kl_logratios = torch.zeros(2) if needs_kl else None                                              # (2,)
+    return new_pairs(policy_chosen, policy_rejected, ref_chosen, ref_rejected, lens, lens, kl_logratios)
+
+def check_outputs(name, outputs):
+    """Raises ValueError unless outputs are three tensors (2,): losses with a gradient, and two rewards without one."""
+    outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+    shapes = [list(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__ for x in outputs]
+    need(shapes == [[2]] * 3,
+         f"--loss {name} returns the shapes {', '.join(map(str, shapes))} for 2 pairs, not [2], [2], [2]; write return "
+         "losses, chosen_rewards, rejected_rewards, each one number per pair, without .mean(): the training loop takes "
+         "the mean")
+    losses, chosen_rewards, rejected_rewards = outputs
+    need(losses.requires_grad,
+         f"--loss {name}: its losses have no gradient; compute them from the policy's log-probs without .detach()")
+    need(not chosen_rewards.requires_grad and not rejected_rewards.requires_grad,
+         f"--loss {name}: its rewards have a gradient, but are only logged; return them with .detach()")
+
+def need(condition, message):
+    """Raises ValueError(message) unless the condition holds."""
+    if not condition:
         raise ValueError(message)

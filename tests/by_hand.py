@@ -164,6 +164,8 @@ def measured(model, reference, held, answers, rewards, temperature):
         out["completion_entropy"].append(mean([sum(h) for h, _, _ in found]))
         out["length"].append(mean([len(a) for a in several]))
         out["eos"].append(mean([a[-1] == EOS for a in several]))
+        if held.toy:
+            out.setdefault("whole", []).append(mean([whole(held.prompts[i], a) for a in several]))
     for j in (4, 25):
         if j <= k:
             out[f"pooled_{j}"] = [pooled(several[:j]) for several in answers]
@@ -176,6 +178,27 @@ def measured(model, reference, held, answers, rewards, temperature):
             part = [v for v, is_positive in zip(out[name], held.labels or ()) if is_positive == label]
             out |= {f"{name}_{side}": part} if part else {}
     return out
+
+def phrases(*parts):
+    """Every way of joining one word of each part by spaces."""
+    return {" ".join(words) for words in itertools.product(*parts)}
+
+@cache
+def sentences():
+    """Every sentence that the toy grammar can make, without its full stop."""
+    frames = [frame.format(aspect) for frame in toy.FRAME for aspect in toy.ASPECT]
+    adjectives = toy.GOOD + toy.BAD
+    opinions = phrases(frames, adjectives) | phrases(frames, toy.HOW, adjectives)
+    opinions |= phrases(frames, ["not"], adjectives) | phrases(frames, ["not"], toy.HOW, adjectives)
+    return opinions | phrases(toy.WHO, toy.SAW, toy.WHAT, toy.WHERE) | phrases(toy.VERDICT, toy.GEM + toy.BORE)
+
+def whole(prompt, completion):
+    """The share of whole sentences in what a policy wrote, with the beginning of the sentence that the prompt ends in."""
+    said = words(prompt)
+    *ended, rest = (said[said.rfind(".") + 1:] + words(completion)).split(".")
+    right = [" ".join(sentence.split()) in sentences() for sentence in ended]
+    right += [False] if rest.strip() else []    # it has no full stop
+    return mean(right) if right else 0.0
 
 def wins(rewards, others):
     """{win, gold_win, ...: a value for each prompt}."""
@@ -261,6 +284,7 @@ LABELS = {    # label -> (measure, digits)
     "nats a completion": ("completion_entropy", 2), "of 4 samples' tokens, nats": ("pooled_4", 3),
     "of 25 samples' tokens, nats": ("pooled_25", 3), "distinct tokens in 500": ("distinct_1", 3),
     "distinct pairs of tokens in 500": ("distinct_2", 3), "length, tokens": ("length", 1), "ends in EOS": ("eos", 3),
+    "whole sentences": ("whole", 3),
     "accuracy on held-out pairs": ("accuracy", 3), "margin, nats": ("margin", 2)}
 
 def numbers(cell):

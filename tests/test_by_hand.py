@@ -85,7 +85,7 @@ def flags_of(name):
 def about(prompts, max_new_tokens, **more):
     """What by_hand.evaluation needs to know of a measurement: rows and flags, as eval.py's docstring has them."""
     rest = dict(reference="sft", labels=None, rewards={}, pairs=[], n_samples=4, temperatures=[1], against=None,
-                best_of=None, chosen=None)
+                best_of=None, chosen=None, toy=False)
     return SimpleNamespace(prompts=prompts, max_new_tokens=max_new_tokens, **(rest | more))
 
 def pairs_file(run):
@@ -123,7 +123,7 @@ def toy_seen(toy_run):
     rewards |= {"proxy": says("proxy", False), "gold": says("gold", False)}
     held = about([TOKENIZER.encode_ordinary(e["prompt"]) for e in examples], 32 - 12,
                  labels=[e["positive"] for e in examples], rewards=rewards, n_samples=5,
-                 pairs=by_hand.sampled_rows(pairs_file("a"), "val"), temperatures=[1, 0.5, 0], against="b", best_of=5)
+                 pairs=by_hand.sampled_rows(pairs_file("a"), "val"), temperatures=[1, 0.5, 0], against="b", best_of=5, toy=True)
     return finished(["a", "b"], held, texts[0], returned)
 
 def finished(runs, held, text, returned):

@@ -387,7 +387,7 @@ def measured(sft_run, tokenizer, tmp_path_factory):
         seen = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(data, "get_tokenizer", lambda *args: tokenizer)
-            patch.setattr(eval, "draw", lambda path, found: seen.append(found))
+            patch.setattr(eval, "draw", lambda paths, columns, grey: seen.append(columns))
             patch.setattr(toy, "examples", lambda split, n, seed=0: examples(split, n))    # the same prompts whatever --seed
             eval.main(["--run", str(folder), "--data", "toy", "--show", "0", "--n_prompts", "5", "--max_new_tokens", "6", *flags])
         stored = json.loads((folder / "eval.json").read_text())

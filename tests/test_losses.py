@@ -67,6 +67,18 @@ def test_golden_values_and_gradients(row):
     assert chosen.tolist() == pytest.approx(row["grad_chosen"], rel=1e-6, abs=1e-9)
     assert rejected.tolist() == pytest.approx(row["grad_rejected"], rel=1e-6, abs=1e-9)
 
+@pytest.mark.parametrize("divergence, f, constant, by_hand", [
+    ("reverse_kl", lambda u: u * u.log(), 1, math.log(2)),
+    ("forward_kl", lambda u: -u.log(), 0, -0.5),
+    ("jsd", lambda u: u * u.log() - (u + 1) * ((u + 1) / 2).log(), 0, math.log(4 / 3)),
+    ("alpha", lambda u: (u**0.7 - 0.7 * u - 0.3) / (0.3 * -0.7), 0, (1 - 2**-0.3) / 0.3)])
+def test_link_is_the_derivative_of_the_divergence(divergence, f, constant, by_hand):
+    """The docstring's f, differentiated at u = pi / pi_ref; at u = 2 each value can be had on paper. Constants cancel in the loss."""
+    u = torch.tensor([0.1, 0.5, 2.0, 30.0], dtype=torch.float64, requires_grad=True)
+    slope, = torch.autograd.grad(f(u).sum(), u)
+    found = losses.link(u.detach().log(), divergence, 0.3)
+    assert found.tolist() == pytest.approx((slope - constant).tolist()) and found[2].item() == pytest.approx(by_hand)
+
 def documented(expression, name):
     """An expression of LOSSES, with the loss's defaults for its hyperparameters."""
     return eval(expression, {"log": math.log, "inf": math.inf}, LOSSES[name].hparams)

@@ -11,6 +11,7 @@ import torch
 import adapters
 import data
 import measures
+import toy
 from losses import sequence_logps
 from model import GPT, GPTConfig
 
@@ -87,6 +88,14 @@ def test_a_model_is_at_no_distance_from_itself(worlds):
         assert not measures.token_measures(model, adapters.adapters_off(model), batch, torch.device("cpu"))["kl"].any()
     assert measures.token_measures(model, adapters.adapters_off(model), batch, torch.device("cpu"))["kl"].any()
 
+def test_entropy_and_kl_by_hand():
+    """Over the whole vocabulary, in nats. KL(p || q) is not KL(q || p): 0.5 log(0.5 / 0.25) + 0.5 log(0.5 / 0.75) = 0.1438."""
+    p, q = torch.tensor([[0.5, 0.5], [0.25, 0.75]]).log(), torch.tensor([[0.25, 0.75], [0.25, 0.75]]).log()
+    assert measures.entropy(p).tolist() == pytest.approx([math.log(2), 0.25 * math.log(4) + 0.75 * math.log(4 / 3)])
+    assert measures.kl(p, q).tolist() == pytest.approx([0.5 * math.log(2) + 0.5 * math.log(2 / 3), 0], abs=1e-7)
+    assert measures.kl(q, p)[0].item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
+    assert measures.entropy(torch.full((3, 50), -math.log(50))).tolist() == pytest.approx([math.log(50)] * 3)
+
 # ---------------------------------------------------------------------------------------------------------------------
 # rewards
 
@@ -122,6 +131,25 @@ def test_distinct_by_hand():
     assert measures.distinct([[1, 2, 1], [2, 1, 9]], 2, budget=5).tolist() == [2 / 3]    # (1 2) (2 1) | (2 1): none across the border
     assert measures.distinct([[1, 2]] * 10, 1, budget=5).tolist() == [2 / 5] * 3    # what a piece cut off a completion is lost
     assert len(measures.distinct([[1, 2]], 1, budget=5)) == 0    # too little text: no number in place of an unfair one
+
+@pytest.mark.parametrize("prompt, completion, share", [
+    ("i saw this film at home . the plot", " was dull . overall , a gem .", 1),
+    ("i saw this film at home . the plot", " plot plot . overall , a gem .", 0.5),    # the prompt's opening is not the policy's
+    ("i saw this film at home .", " overall , a gem . the plot", 0.5),                # a sentence that was cut is not whole
+    ("i saw this film", " at home .", 1), ("i saw this film at home .", "", 0)])
+def test_whole_share_by_hand(prompt, completion, share):
+    """Counted with the prompt's own sentences, a policy that only stammers would have every second one right."""
+    assert measures.whole_share(prompt, completion) == share
+
+def test_whole_is_the_mean_over_a_prompts_samples_and_of_the_toy_world_alone():
+    """A number for each prompt, so that its interval is over prompts; other texts have no grammar, and no such measure."""
+    tokenizer = toy.encoding()
+    prompt = tokenizer.encode_ordinary("i saw this film at home . the plot")
+    good, bad = (tokenizer.encode_ordinary(text) + [tokenizer.eot_token] for text in (" was dull .", " plot plot ."))
+    held = measures.HeldOut(tokenizer, [prompt, prompt], None, None, {}, 9, toy=True)
+    assert measures.text_measures([[good, bad], [good, good]], {}, held)["whole"].tolist() == [0.5, 1]
+    held.toy = False
+    assert "whole" not in measures.text_measures([[good, bad], [good, good]], {}, held)
 
 def test_text_measures_by_hand():
     """EOS counts in the length, as in the log-probs, and nowhere else; rewards go by the prompt's label."""

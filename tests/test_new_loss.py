@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 import losses
 import train_pref
-from support import registry
-from losses import LOSSES, register, try_out
+from losses import LOSSES, Pairs, register
 from study import bandit, table
+from support.registry import number, try_out
 
 @pytest.fixture(autouse=True)
 def as_before():
@@ -120,7 +120,7 @@ def test_the_example_of_the_page_is_a_loss():
     """Whoever copies it from docs/new-loss.md has a loss that trains, with the flags that the page names."""
     page = (Path(__file__).parent.parent / "docs" / "new-loss.md").read_text()
     exec(page.split("```python\n")[1].split("```")[0], made := dict(vars(losses)))
-    try_out("mine", LOSSES["mine"].hparams)
+    try_out("mine", LOSSES["mine"].hparams, Pairs)
     assert hparams("--margin", "1") == {"beta": 0.1, "margin": 1.0} and "L = " in made["mine"].__doc__
     arguments = {p for p in inspect.signature(register).parameters if p != "fn"}
     assert all(f"\n| `{p}` |" in page for p in arguments)
@@ -270,12 +270,12 @@ def test_a_bug_inside_a_loss_keeps_its_traceback():
     def mine(pairs):
         return answer(pairs, scale="2")
     with pytest.raises(TypeError):
-        try_out("mine", {})
+        try_out("mine", {}, Pairs)
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_passes_the_trial(name):
     """It stands before every run: what it refused no one could train."""
-    try_out(name, LOSSES[name].hparams)
+    try_out(name, LOSSES[name].hparams, Pairs)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the study and the tables
@@ -331,5 +331,5 @@ def test_the_bandit_overwrites_the_results_only_with_update(monkeypatch, in_tmp)
 
 def test_a_number_of_a_flag_is_whole_only_if_written_so():
     """An index must stay an int; nothing of a float may be lost."""
-    assert [registry.number(text) for text in ("3", "-2", "0.5", "1e-3", "2.0")] == [3, -2, 0.5, 1e-3, 2.0]
-    assert [type(registry.number(text)) for text in ("3", "-2", "2.0")] == [int, int, float]
+    assert [number(text) for text in ("3", "-2", "0.5", "1e-3", "2.0")] == [3, -2, 0.5, 1e-3, 2.0]
+    assert [type(number(text)) for text in ("3", "-2", "2.0")] == [int, int, float]

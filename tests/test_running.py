@@ -44,7 +44,7 @@ def here(in_tmp, own_tokenizer, sft_run, monkeypatch):
     shutil.copytree(sft_run, "out/toy/sft")
     Path("good.jsonl").write_text("".join(json.dumps(r) + "\n" for r in GOOD))
     monkeypatch.setattr(loop, "plot_curves", lambda folder: None)
-    monkeypatch.setattr(evaluation, "draw", lambda path, found: None)
+    monkeypatch.setattr(evaluation, "draw", lambda *args: None)
     return in_tmp
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -339,7 +339,9 @@ def test_every_review_of_the_grammar_is_whole():
 
 def result(n, after, before=None, **more):
     samples = [{"prompt": OPENING + " the plot", "after": a} | ({"before": b} if before else {}) for a, b in zip(after, before or after)]
-    return {"samples": samples, "pairs": n, "measures": {"after": {"entropy": [1.1, 1.0, 1.2]} | more}}
+    shares = [measures.whole_share(s["prompt"], s["after"]) for s in samples]
+    share = [sum(shares) / len(shares)] * 3
+    return {"samples": samples, "pairs": n, "measures": {"after": {"entropy": [1.1, 1.0, 1.2], "whole": share} | more}}
 
 def test_the_notes_on_samples_see_what_the_policy_wrote():
     """The opening is the prompt's: with it a policy that only stammers would have every second sentence right."""

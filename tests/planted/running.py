@@ -35,7 +35,7 @@ FAULTS = {
                                        T + "test_a_note_is_made_when_it_is_due_and_not_otherwise"),
     "all losses are said to be guesses": ("measures.py", "0.98 * math.log", "0.1 * math.log",
                                           T + "test_a_note_is_made_when_it_is_due_and_not_otherwise"),
-    "the prompt's opening counted as the policy's": ("measures.py", 's["prompt"].rpartition(".")[2]', 's["prompt"]',
+    "the prompt's opening counted as the policy's": ("measures.py", 'begun = prompt.rpartition(".")[2]', "begun = prompt",
                                                      T + "test_the_notes_on_samples_see_what_the_policy_wrote"),
     "a sentence that was cut left out": ("toy.py", "len(ended) + bool(rest)", "len(ended)", T + "test_whole_sentences_by_hand"),
     # processes
