@@ -1,139 +1,218 @@
 """
-A reward model: GPT-2 with a scalar at its end, from pairs (Bradley-Terry) or from labels.
+A reward model: GPT-2 with a scalar head, trained on preference pairs (Bradley-Terry) or on labels.
 
-    python -m rlhf.train_reward                                                    # toy: pairs from out/toy/sft, ranked by the true reward
+    python -m rlhf.train_reward    # toy: pairs sampled from out/toy/sft and ranked by the exact reward
     python -m rlhf.train_reward --data hh --init_from out/hh/sft --max_len 512 --lr 1e-5 --batch_size 8 --grad_accum 8
-    python -m rlhf.train_reward --data imdb --init_from out/imdb/sft --half first --lr 3e-4    # and --half second, the gold one
+    python -m rlhf.train_reward --data imdb --init_from out/imdb/sft --half first --lr 3e-4
 
-    pairs   L = -log sigmoid(r(x, y_w) - r(x, y_l)), r the scalar at the last token      Bradley and Terry 1952; arXiv:2009.01325
-    labels  L = -log sigmoid(+-r(y<=t)), in the mean over a text's tokens: what is scored later are beginnings of texts
+Pairs   L = -log sigmoid(r(x, y_w) - r(x, y_l)),   r(x, y) = scalar at the last token of y.
+        Bradley and Terry 1952; for language models Stiennon et al. 2020, arXiv:2009.01325
+Labels  L = mean over the tokens of a text of -log sigmoid(+r) if it is positive, -log sigmoid(-r) if it is negative,
+        r = scalar at the token. Every token has the label, because the model later scores the beginnings of reviews
 
-r is in nats: a difference of 1 says odds of e : 1 for the better one. Only differences count for pairs, so r has no zero there.
-Writes out/<data>/reward, with reward.json: accuracy and calibration on texts that it has not seen. Read first: train_pref.py
+r is in nats. A difference of 1 nat means odds of e : 1 for the better completion. Pairs determine only differences:
+adding a constant to r changes nothing. With labels, sigmoid(r) is P(positive).
+
+On imdb, train a second model with --half second. It measures policies that were trained with the first one.
+Writes out/<data>/reward. Its reward.json has accuracy and calibration on held-out texts. docs/rlhf.md has the results.
+Read first: train_pref.py, reward.py. Read next: rlhf/train_ppo.py
 """
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 
-from support import cli, parallel, rundir, sources
 import data
-import sampling
 import loop
 import measures
 import reward
+import sampling
 import toy
 import train_sft
-from support.checkpoint import write_json
 from model import GPT, ScalarGPT, fingerprint
+from rlhf.formulas import last_place
+from support import cli, parallel, rundir, sources
+from support.checkpoint import write_json
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
     cli.add_common_flags(p)
-    p.add_argument("--half", choices=("first", "second"), help="imdb: learn from this half of the labels alone (default: from all)")
-    p.add_argument("--n_prompts", type=cli.positive, help="toy: prompts to sample training pairs for, 4 completions each (default: 1200)")
+    p.add_argument("--half", choices=("first", "second"),
+                   help="imdb: train on this half of the labels (default: on all of them)")
+    p.add_argument("--n_prompts", type=cli.positive,
+                   help="toy: prompts to sample training pairs for, 4 completions each (default: 1200)")
     p.set_defaults(lr=3e-3, warmup_steps=10, max_steps=300, eval_every=30)
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "rlhf/train_reward.py", "reward")
-    cli.refuse(p, args, (("half", args.data == "imdb", "without --data imdb"), ("n_prompts", args.data == "toy", "without --data toy"),
-                         ("n_val", args.data != "toy", "on --data toy"), ("compile", False, "here"),
+    cli.refuse(p, args, (("half", args.data == "imdb", "without --data imdb"),
+                         ("n_prompts", args.data == "toy", "without --data toy"),
+                         ("n_val", args.data != "toy", "on --data toy"),
+                         ("compile", False, "here"),
                          ("max_prompt_len", args.data not in ("toy", "imdb"), f"on --data {args.data}")))
     return args
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the two losses
 
-def last_place(mask):
-    """mask (N, T) -> (N, 1): where the last token under it stands."""
-    return (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1, keepdim=True)
-
-def last(values, mask):
-    """values (N, T), mask (N, T) -> (N,): the value at the last token under the mask."""
+def at_last_token(values, mask):
+    """The value at the last token under the mask of each row. values, mask (N, T) -> (N,)."""
     return values.gather(1, last_place(mask)).squeeze(1)
 
 def pair_loss(model, batch):
-    """Bradley-Terry on pairs, chosen on top of rejected: (), and what is logged."""
-    chosen, rejected = last(model(batch["idx"]).float(), batch["completion_mask"]).chunk(2)    # (B,) each
+    """
+    (loss (), metrics) of B pairs: the Bradley-Terry loss -log sigmoid(r(x, chosen) - r(x, rejected)), in nats.
+    A batch has the B chosen completions on top of the B rejected ones: idx, completion_mask (2B, T).
+    """
+    scores = model(batch["idx"]).float()                                           # (2B, T)
+    chosen, rejected = at_last_token(scores, batch["completion_mask"]).chunk(2)    # (B,) each
     margins = chosen - rejected
-    return -F.logsigmoid(margins).mean(), {"accuracy": measures.ties_half(margins).mean(), "margin": margins.detach().mean()}
+    metrics = {"accuracy": measures.ties_half(margins).mean(), "margin": margins.detach().mean()}
+    return -F.logsigmoid(margins).mean(), metrics
 
 def label_loss(model, batch):
-    """The label at every token of a text, (), and the accuracy at its last one."""
-    mask, scores = batch["completion_mask"], model(batch["idx"]).float()    # (N, T)
-    sign = 2.0 * batch["label"][:, None] - 1                                # (N, 1): 1 or -1
-    losses = -(F.logsigmoid(sign * scores) * mask).sum(1) / mask.sum(1)     # (N,)
-    return losses.mean(), {"accuracy": measures.ties_half(last(sign * scores, mask)).mean()}
+    """
+    (loss (), metrics) of N labeled texts: -log P(label) in nats, the mean over a text's tokens, then over texts.
+    The accuracy is that of the last token. idx, completion_mask (N, T); label (N,): 1 positive, 0 negative.
+    """
+    mask, scores = batch["completion_mask"], model(batch["idx"]).float()                     # (N, T) each
+    sign = 2.0 * batch["label"][:, None] - 1                                                 # (N, 1): 1 or -1
+    losses = -(F.logsigmoid(sign * scores) * mask).sum(1) / mask.sum(1)                      # (N,)
+    return losses.mean(), {"accuracy": measures.ties_half(at_last_token(sign * scores, mask)).mean()}
 
 # ---------------------------------------------------------------------------------------------------------------------
-# rows, and what was learned
+# rows
 
-def labelled(data_dir, tokenizer, max_len, half, n_val=None, say=print):
-    """{"train", "val", "test"}: rows of IMDB with a label, of a half of the training texts or of all; test without what is in them."""
+def load_labeled_reviews(data_dir, tokenizer, max_len, half, n_val=None, say=print):
+    """
+    {"train", "val", "test"}: rows of IMDB reviews that have a label. Test reviews that are in the training file are
+    dropped. Prints the counts. Raises ValueError if a split is empty.
+
+    half   "first", "second" or None: train on this half of the training reviews, or on all of them. Halves are disjoint
+    n_val  at most so many validation rows (default: all)
+    """
+    # keep reviews with a label; drop test reviews that are also training reviews
     splits, dropped = sources.load_examples("imdb", data_dir, pairs=False)
-    splits = {split: [e for e in part if e["positive"] is not None] for split, part in splits.items()}
-    known = {e["chosen"] for e in splits.get("train", ())}
-    test = [e for e in splits.get("test", ()) if e["chosen"] not in known]
-    dropped["of the test that are in training"] = len(splits.get("test", ())) - len(test)
-    rows = {}
-    for split, part in (("train", splits.get("train", [])), ("test", test)):
-        rows[split], more = data.make_rows(part, tokenizer, max_len, labels=True)
-        dropped += more
-    rows = data.divide({"train": rows["train"]}, tokenizer.eot_token)[0] | {"test": rows["test"]}
+    labeled = {split: [e for e in part if e["positive"] is not None] for split, part in splits.items()}
+    train, test = labeled.get("train", []), labeled.get("test", [])
+    known = {e["chosen"] for e in train}
+    fresh = [e for e in test if e["chosen"] not in known]
+    dropped["test reviews that are in training too"] = len(test) - len(fresh)
+
+    # tokenize, split validation off training, and take every second training row for a half
+    train_rows, more = data.make_rows(train, tokenizer, max_len, labels=True)
+    dropped += more
+    test_rows, more = data.make_rows(fresh, tokenizer, max_len, labels=True)
+    dropped += more
+    rows = data.divide({"train": train_rows}, tokenizer.eot_token)[0] | {"test": test_rows}
     rows["val"] = data.subsample(rows["val"], n_val)
-    if half:    # every second one: the file has all of one label first
-        rows["train"] = rows["train"][half == "second"::2]
-    n = {split: f"{len(part):,}" for split, part in rows.items()}
+    if half:    # not a contiguous half: the file is sorted by label
+        start = 1 if half == "second" else 0
+        rows["train"] = rows["train"][start::2]
+
     reasons = ", ".join(f"{count:,} {why}" for why, count in dropped.items()) or "none"
-    say(f"data: imdb, {n['train']} reviews with labels to train on, {n['val']} to validate, {n['test']} to test; dropped: {reasons}")
+    say(f"data: imdb, labeled reviews: {len(rows['train']):,} training, {len(rows['val']):,} validation, "
+        f"{len(rows['test']):,} test; dropped: {reasons}")
     if not all(rows.values()):
-        raise ValueError("imdb: training, validation and test need labelled reviews each")
+        raise ValueError("imdb: training, validation and test each need labeled reviews, and one of them has none")
     return rows
 
-def calibration(p, right, bins=10):
-    """(error, rows): rows of (mean predicted probability, share that was right, how many); the error is their mean distance (ECE)."""
-    place, rows = np.minimum((p * bins).astype(int), bins - 1), []
-    for b in range(bins):
-        if (place == b).any():
-            rows.append((float(p[place == b].mean()), float(right[place == b].mean()), int((place == b).sum())))
-    return sum(abs(x - y) * n for x, y, n in rows) / len(p), rows
+def fresh_pairs(policy, tokenizer, max_len, seed):
+    """
+    Test pairs of the toy world: two new samples of the policy for each test prompt, the one of higher exact reward as
+    chosen. Prompts whose two samples have equal rewards are left out. Each row also has "rewards": those of
+    chosen and rejected.
+    """
+    prompts = tokenizer.encode_ordinary_batch([e["prompt"] for e in toy.examples("test", 256, seed)])
+    repeated = [prompts[i // 2] for i in range(2 * len(prompts))]    # every prompt twice
+    completions = sampling.sample_completions(policy, tokenizer, repeated, max_len - toy.PROMPT_LEN, seed=seed + 1)
+    rows = []
+    for i, prompt in enumerate(prompts):
+        a, b = completions[2 * i], completions[2 * i + 1]
+        reward_a, reward_b = (toy.reward(tokenizer.decode(prompt) + data.decode(tokenizer, c)) for c in (a, b))
+        if reward_a > reward_b:
+            rows.append({"prompt": prompt, "chosen": a, "rejected": b, "rewards": (reward_a, reward_b)})
+        elif reward_b > reward_a:
+            rows.append({"prompt": prompt, "chosen": b, "rejected": a, "rewards": (reward_b, reward_a)})
+    return rows
 
-def judge_pairs(model, rows, batch_size, autocast):
+# ---------------------------------------------------------------------------------------------------------------------
+# evaluation
+
+def calibration(p, correct, bins=10):
     """
-    Accuracy and calibration of the predicted preference on pairs; each is turned by its place, or the chosen would always be first.
-    And where the true rewards of both sides are known, their rank correlation with the scores, over all prompts.
+    Expected calibration error of predicted probabilities: Naeini et al. 2015, Guo et al. 2017, arXiv:1706.04599.
+
+        error = sum over bins of n_bin / n * |mean p in the bin - share of correct in the bin|
+
+    p (n,), correct (n,) bool: whether the predicted event happened. Bins have equal width on [0, 1].
+    Returns (error, table), table a list of (mean p, share correct, count), without the empty bins.
     """
-    chosen, rejected = (reward.scores(model, [r["prompt"] + r[s] for r in rows], batch_size, autocast) for s in ("chosen", "rejected"))
-    gap, turned = chosen - rejected, np.arange(len(rows)) % 2 == 1
-    error, table = calibration(1 / (1 + np.exp(-np.where(turned, -gap, gap))), ~turned)
-    found = {"accuracy": measures.bootstrap(measures.ties_half(gap)), "calibration_error": error, "calibration": table, "n": len(rows)}
+    place = np.minimum((p * bins).astype(int), bins - 1)    # p = 1 belongs to the last bin
+    table = []
+    for b in range(bins):
+        inside = place == b
+        if inside.any():
+            table.append((float(p[inside].mean()), float(correct[inside].mean()), int(inside.sum())))
+    error = sum(abs(predicted - share) * n for predicted, share, n in table) / len(p)
+    return error, table
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+def evaluate_pairs(model, rows, batch_size, autocast):
+    """
+    What reward.json holds for pairs: accuracy with its 95% interval, calibration of P(chosen is better), and n.
+    If rows have the true rewards: "agreement", the rank correlation of scores and true rewards over all completions.
+    """
+    chosen, rejected = (reward.scores(model, [r["prompt"] + r[side] for r in rows], batch_size, autocast)
+                        for side in ("chosen", "rejected"))                                    # (n,) each
+    margins = chosen - rejected
+    # Predict "the first one is better". The chosen one must be second in half of the pairs: if it were always first,
+    # the answer would always be yes, and an overconfident model would look calibrated.
+    swapped = np.arange(len(rows)) % 2 == 1
+    error, table = calibration(sigmoid(np.where(swapped, -margins, margins)), ~swapped)
+    found = {"accuracy": measures.bootstrap(measures.ties_half(margins)), "calibration_error": error,
+             "calibration": table, "n": len(rows)}
     if "rewards" in rows[0]:
-        true = np.array([r["rewards"] for r in rows])    # (n, 2)
+        true = np.array([r["rewards"] for r in rows])                                          # (n, 2)
         found["agreement"] = measures.rank_correlation(true.flatten(), np.stack([chosen, rejected], 1).flatten())
     return found
 
-def judge_labels(model, rows, batch_size, autocast):
-    """Accuracy and calibration of P(positive) on labelled texts."""
-    return judge_scores(reward.scores(model, [r["prompt"] + r["chosen"] for r in rows], batch_size, autocast), rows)
+def evaluate_labels(model, rows, batch_size, autocast):
+    """What reward.json holds for labeled texts: accuracy with its 95% interval, calibration of P(positive), and n."""
+    texts = [r["prompt"] + r["chosen"] for r in rows]
+    return evaluate_log_odds(reward.scores(model, texts, batch_size, autocast), rows)
 
-def judge_scores(scores, rows):
-    """The same of anyone's log-odds, (n,)."""
-    error, table = calibration(1 / (1 + np.exp(-scores)), np.array([r["label"] == 1 for r in rows]))
-    return {"accuracy": measures.bootstrap(right(scores, rows)), "calibration_error": error, "calibration": table, "n": len(rows)}
+def evaluate_log_odds(log_odds, rows):
+    """The same as evaluate_labels for any model, from its log-odds of a positive text (n,), in nats."""
+    error, table = calibration(sigmoid(log_odds), np.array([r["label"] == 1 for r in rows]))
+    return {"accuracy": measures.bootstrap(label_is_predicted(log_odds, rows)), "calibration_error": error,
+            "calibration": table, "n": len(rows)}
 
-def right(scores, rows):
-    """(n,): 1 where the sign of the log-odds is the label's, 0 where it is not, half for a tie."""
-    return measures.ties_half(np.where([r["label"] == 1 for r in rows], scores, -scores))
+def label_is_predicted(log_odds, rows):
+    """(n,): 1 where the sign of the log-odds (n,) agrees with the label, 0 where it does not, 1/2 where they are 0."""
+    return measures.ties_half(np.where([r["label"] == 1 for r in rows], log_odds, -log_odds))
+
+def print_evaluation(found, texts):
+    """Prints the content of reward.json; texts: what it was measured on."""
+    accuracy, low, high = found["accuracy"]
+    print(f"accuracy on {found['n']:,} {texts}: {accuracy:.3f} [{low:.3f}, {high:.3f}], calibration error "
+          f"{found['calibration_error']:.3f}")
+    if "agreement" in found:
+        print(f"rank correlation with the true reward {found['agreement']:.3f}")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# training
 
 def main(argv=None):
-    """Returns fit's result and what reward.json holds."""
+    """Trains and evaluates. Returns the results of loop.fit and the content of reward.json."""
     args = get_args(argv)
     with cli.interruptible("-m rlhf.train_reward", args, argv):
         return train(args)
 
 def train(args):
-    """All of main, of flags that are known."""
+    """Everything after the flags are checked: load, train, evaluate."""
     parallel.join(args.device)
     with cli.bad_input():
         sources.check_source(args.data, args.data_dir, training=True)
@@ -146,46 +225,36 @@ def train(args):
         if args.data == "toy":
             policy = GPT.from_pretrained(args.init_from).to(device).eval()
             true = reward.Reward(None, tokenizer, args.max_len, device, args.batch_size, autocast)
-            _, rows = sampling.sampled_pairs(policy, tokenizer, fingerprint(policy), true, data="toy", folder=args.init_from,
-                                             n_prompts=args.n_prompts or 1200, max_len=args.max_len, seed=args.seed)
+            _, rows = sampling.sampled_pairs(policy, tokenizer, fingerprint(policy), true, data="toy",
+                                             folder=args.init_from, n_prompts=args.n_prompts or 1200,
+                                             max_len=args.max_len, seed=args.seed)
             rows["test"] = fresh_pairs(policy, tokenizer, args.max_len, args.seed)
         elif args.data == "imdb":
-            rows = labelled(args.data_dir, tokenizer, args.max_len, args.half, args.n_val)
+            rows = load_labeled_reviews(args.data_dir, tokenizer, args.max_len, args.half, args.n_val)
         else:
-            rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, n_val=args.n_val)
+            rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len,
+                                  n_val=args.n_val)
         out_dir = rundir.claim_run_dir(args, "rlhf/train_reward.py", "reward", data_fingerprint=data.fingerprint(rows),
-                                    init_fingerprint=fingerprint(model))
-    compute = label_loss if args.data == "imdb" else pair_loss
-    print(f"reward model with {sum(p.numel() for p in model.parameters()):,} parameters, from {args.init_from} -> {out_dir}")
+                                       init_fingerprint=fingerprint(model))
+
+    compute_loss, evaluate = (label_loss, evaluate_labels) if args.data == "imdb" else (pair_loss, evaluate_pairs)
+    n_parameters = sum(p.numel() for p in model.parameters())
+    print(f"reward model with {n_parameters:,} parameters, from {args.init_from} -> {out_dir}")
     batches = {split: data.Batches(rows[split], args.batch_size, args.seed) for split in ("train", "val")}
-    result = loop.fit(model, lambda batch: compute(model, batch), batches["train"], batches["val"], save=model.save_pretrained,
-                      autocast=autocast, show=("accuracy",), go_on=cli.go_on(), **cli.flags_of(args, loop.fit))
-    if not parallel.leave():
+    result = loop.fit(model, lambda batch: compute_loss(model, batch), batches["train"], batches["val"],
+                      save=model.save_pretrained, autocast=autocast, show=("accuracy",), go_on=cli.go_on(),
+                      **cli.flags_of(args, loop.fit))
+    if not parallel.leave():    # only the first process evaluates
         return result
+
     best = ScalarGPT.from_pretrained(out_dir).to(device).eval()
-    look = judge_labels if args.data == "imdb" else judge_pairs
-    found = look(best, rows.get("test", rows["val"]), args.batch_size, autocast)
+    found = evaluate(best, rows.get("test", rows["val"]), args.batch_size, autocast)
     write_json(Path(out_dir) / "reward.json", found)
-    what = {"imdb": "test reviews", "toy": "fresh pairs"}.get(args.data, "validation pairs, which chose the weights too")
-    accuracy = found["accuracy"]
-    print(f"accuracy on {found['n']:,} {what}: {accuracy[0]:.3f} [{accuracy[1]:.3f}, {accuracy[2]:.3f}], calibration error "
-          f"{found['calibration_error']:.3f}")
-    if "agreement" in found:
-        print(f"rank correlation with the true reward {found['agreement']:.3f}")
-    for line in measures.notes(pairs=len(rows["val"]) if compute is pair_loss else None):
+    texts = {"imdb": "test reviews", "toy": "fresh pairs"}
+    print_evaluation(found, texts.get(args.data, "validation pairs, which early stopping used too"))
+    for line in measures.notes(pairs=len(rows["val"]) if compute_loss is pair_loss else None):
         print(f"note: {line}")
     return result | found
-
-def fresh_pairs(policy, tokenizer, max_len, seed):
-    """Pairs of fresh samples for test prompts, the better one by the true reward first, with those rewards; ties left out."""
-    prompts = tokenizer.encode_ordinary_batch([e["prompt"] for e in toy.examples("test", 256, seed)])
-    flat = sampling.sample_completions(policy, tokenizer, [p for p in prompts for _ in range(2)], max_len - toy.PROMPT_LEN, seed=seed + 1)
-    rows = []
-    for i, prompt in enumerate(prompts):
-        drawn = [(toy.reward(tokenizer.decode(prompt) + data.decode(tokenizer, a)), a) for a in flat[2 * i:2 * i + 2]]
-        rows += [{"prompt": prompt, "chosen": a, "rejected": b, "rewards": (r, s)}
-                 for r, a in drawn for s, b in drawn if r > s]    # at most one
-    return rows
 
 if __name__ == "__main__":
     main()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from support import cli
 import data
 from support.checkpoint import write_json
-from rlhf.train_reward import judge_scores, labelled, right
+from rlhf.train_reward import evaluate_log_odds, label_is_predicted, load_labeled_reviews
 
 EPOCHS, BATCH, LR = 12, 64, 1e-2    # what is best on the validation reviews is kept, of equals the last
 
@@ -56,7 +56,7 @@ def train(args):
     """All of main, of flags that are known."""
     begin = time.time()
     tokenizer = data.get_tokenizer(args.data, args.bpe_vocab + 1)
-    rows = labelled(args.data_dir, tokenizer, args.max_len, args.half)
+    rows = load_labeled_reviews(args.data_dir, tokenizer, args.max_len, args.half)
     bags = {split: [sorted(set(r["prompt"] + r["chosen"])) for r in part] for split, part in rows.items()}
     model, best, weights, rng = Bag(tokenizer.n_vocab), 0, None, np.random.default_rng(args.seed)
     optimizer = torch.optim.Adam(model.parameters(), LR)
@@ -69,11 +69,11 @@ def train(args):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        accuracy = right(scores(model, bags["val"]), rows["val"]).mean()
+        accuracy = label_is_predicted(scores(model, bags["val"]), rows["val"]).mean()
         if accuracy >= best:
             best, weights = accuracy, copy.deepcopy(model.state_dict())
     model.load_state_dict(weights)
-    found, out_dir = judge_scores(scores(model, bags["test"]), rows["test"]), Path(args.out_dir)
+    found, out_dir = evaluate_log_odds(scores(model, bags["test"]), rows["test"]), Path(args.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     write_json(out_dir / "reward.json", found)
     write_json(out_dir / "result.json", {"seconds": time.time() - begin})

@@ -41,7 +41,7 @@ def deterministic(reward):
     """The same where the better answer always wins; an answer against itself is a coin."""
     return ((reward[:, :, None] - reward[:, None, :]).sign() + 1) / 2
 
-def tilt(ref, reward, beta):
+def rlhf_optimum(ref, reward, beta):
     """log of ref * exp(r / beta) / Z: the policy of largest E[r] - beta KL(policy || ref). (X, A)"""
     return (ref + reward / beta).log_softmax(1)
 
@@ -134,15 +134,15 @@ def kl(policy, ref):
 
 def frontier(ref, reward, betas):
     """[(KL, expected reward)] of the RLHF optima."""
-    return [(kl(p, ref), expected_reward(p, reward)) for p in (tilt(ref, reward, b) for b in betas)]
+    return [(kl(p, ref), expected_reward(p, reward)) for p in (rlhf_optimum(ref, reward, b) for b in betas)]
 
 def best_reward(ref, reward, nats):
     """The largest expected reward at a KL of at most `nats`: on the frontier, by bisection over log beta."""
     low, high = -7.0, 9.0
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if kl(tilt(ref, reward, 10.0 ** middle), ref) > nats else (low, middle)
-    return expected_reward(tilt(ref, reward, 10.0 ** high), reward)
+        low, high = (middle, high) if kl(rlhf_optimum(ref, reward, 10.0 ** middle), ref) > nats else (low, middle)
+    return expected_reward(rlhf_optimum(ref, reward, 10.0 ** high), reward)
 
 # a beta on this world's scale, rewards of about 1 nat, not the toy world's; the rest are the defaults
 SETTINGS = {"slic": {"reg": 0.5}, "orpo": {"lam": 1.0}, "simpo": {"beta": 1.0, "gamma_beta_ratio": 0.0}, "unlikelihood": {}, "sft": {}}

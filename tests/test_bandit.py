@@ -6,7 +6,7 @@ import torch
 
 from losses import LOSSES
 from study import bandit
-from study.bandit import bradley_terry, deterministic, kl, tilt, train
+from study.bandit import bradley_terry, deterministic, kl, rlhf_optimum, train
 
 REF, REWARD = bandit.world()
 FULL = REF.exp()[:, :, None] * REF.exp()[:, None, :]
@@ -27,8 +27,8 @@ def gap(policy, ref, i=0, j=1):
 def test_dpo_reaches_the_rlhf_optimum(beta):
     """The theorem of the DPO paper: no reward is fitted, and yet the policy is ref * exp(r / beta) / Z."""
     policy = train(REF, bradley_terry(REWARD), FULL, "dpo", beta=beta)
-    assert torch.allclose(policy, tilt(REF, REWARD, beta), atol=1e-5)
-    assert not torch.allclose(policy, tilt(REF, REWARD, beta * 1.1), atol=1e-3)
+    assert torch.allclose(policy, rlhf_optimum(REF, REWARD, beta), atol=1e-5)
+    assert not torch.allclose(policy, rlhf_optimum(REF, REWARD, beta * 1.1), atol=1e-3)
 
 @pytest.mark.parametrize("divergence, alpha", [("reverse_kl", 0.5), ("forward_kl", 0.5), ("jsd", 0.5), ("alpha", 0.3), ("alpha", 0.7)])
 @pytest.mark.parametrize("beta", [0.5, 2.0])
@@ -39,11 +39,11 @@ def test_fdpo_reaches_its_own_divergences_optimum(divergence, alpha, beta):
     assert torch.allclose(want.exp().sum(1), torch.ones(4, dtype=torch.float64), atol=1e-9)
     assert torch.allclose(policy, want, atol=1e-4)
     if divergence != "reverse_kl":
-        assert not torch.allclose(policy, tilt(REF, REWARD, beta), atol=1e-2)
+        assert not torch.allclose(policy, rlhf_optimum(REF, REWARD, beta), atol=1e-2)
 
 def test_the_kkt_solver_agrees_with_the_closed_form_and_beats_its_neighbours():
     """A wrong solver that agreed with a wrong loss would prove nothing: the reverse KL has a closed form, the others a check."""
-    assert torch.allclose(bandit.f_optimum(REF, REWARD, 0.7, "reverse_kl"), tilt(REF, REWARD, 0.7), atol=1e-9)
+    assert torch.allclose(bandit.f_optimum(REF, REWARD, 0.7, "reverse_kl"), rlhf_optimum(REF, REWARD, 0.7), atol=1e-9)
     f = {"forward_kl": lambda u: -u.log(), "jsd": lambda u: u * u.log() - (u + 1) * ((u + 1) / 2).log()}
     g = torch.Generator().manual_seed(1)
     for divergence, value in f.items():
@@ -78,7 +78,7 @@ def test_a_reward_model_and_the_exact_tilt_give_dpos_policy():
     for beta in (0.5, 2.0):
         rewards = bandit.reward_model(wins, torch.ones_like(wins))
         policy = train(REF, wins, torch.ones_like(wins), "dpo", beta=beta)
-        assert torch.allclose(tilt(REF, rewards, beta), policy, atol=1e-4)
+        assert torch.allclose(rlhf_optimum(REF, rewards, beta), policy, atol=1e-4)
     assert not torch.allclose(rewards - rewards.mean(1, keepdim=True), REWARD - REWARD.mean(1, keepdim=True), atol=0.05)
 
 def test_robust_recovers_the_clean_optimum_from_flipped_labels():
@@ -86,7 +86,7 @@ def test_robust_recovers_the_clean_optimum_from_flipped_labels():
     clean = bradley_terry(REWARD)
     flipped = 0.8 * clean + 0.2 * (1 - clean)
     policy = train(REF, flipped, FULL, "robust", beta=1.0, label_smoothing=0.2)
-    assert torch.allclose(policy, tilt(REF, REWARD, 1.0), atol=1e-4)
+    assert torch.allclose(policy, rlhf_optimum(REF, REWARD, 1.0), atol=1e-4)
     assert kl(train(REF, flipped, FULL, "dpo", beta=1.0), REF) < 0.6 * kl(policy, REF)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def test_with_partial_coverage_mass_moves_to_answers_never_seen():
     assert gap(policy, ref) == pytest.approx(4.0, abs=1e-4)
     # by hand: 0.05 e^2 = 0.369, 0.60 e^-2 = 0.081, 0.35, of 0.801 in all
     assert policy.exp()[0, 2].item() == pytest.approx(0.437, abs=1e-3)
-    assert tilt(ref, reward, 1.0).exp()[0, 2].item() < 1e-3    # where the RLHF optimum, which knows the reward, has next to nothing
+    assert rlhf_optimum(ref, reward, 1.0).exp()[0, 2].item() < 1e-3    # where the RLHF optimum, which knows the reward, has next to nothing
 
 @pytest.mark.slow
 def test_no_method_is_above_the_frontier_and_dpo_is_on_it():

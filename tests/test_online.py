@@ -14,6 +14,7 @@ import toy
 from model import GPT, GPTConfig, ScalarGPT
 from reward import Reward
 from rlhf import train_ppo
+from support import cli
 from test_loop import log_rows
 
 MAX_LEN, N_VAL = 24, 12    # prompts have 12 tokens, so completions at most 12
@@ -47,7 +48,8 @@ def rollouts(made, tokenizer, *more):
     agent, reference = (train_ppo.Agent(GPT.from_pretrained(made / "policy").eval(), beta) for beta in (args.beta, 0.0))
     prompts, room = sampling.prompts_for(args.data, tokenizer, args.n_prompts, N_VAL, max_len=args.max_len, seed=args.seed)
     reward = Reward(args.reward, tokenizer, MAX_LEN, "cpu", 4, nullcontext())
-    return train_ppo.Rollouts(agent, reference, tokenizer, prompts["train"], reward, room, args, nullcontext()), prompts
+    return train_ppo.Rollouts(agent, reference, tokenizer, prompts["train"], reward, room, autocast=nullcontext(),
+                              **cli.flags_of(args, train_ppo.Rollouts)), prompts
 
 @pytest.fixture
 def drawn(monkeypatch):
@@ -108,8 +110,8 @@ def test_every_completion_is_learned_from_once_an_epoch(made, tokenizer):
     for number in range(4):
         for epoch in range(4):
             parts = [id(batches[(number * 4 + epoch) * 4 + j]) for j in range(4)]
-            assert sorted(parts) == sorted(map(id, batches.parts)), (number, epoch)
-            orders.add(tuple(map(list(map(id, batches.parts)).index, parts)))
+            assert sorted(parts) == sorted(map(id, batches.minibatches)), (number, epoch)
+            orders.add(tuple(map(list(map(id, batches.minibatches)).index, parts)))
     assert len(orders) > 4
 
 def test_scores_are_the_reward_models_of_prompt_and_completion(made, tokenizer, drawn):
@@ -135,7 +137,7 @@ def test_the_adapted_beta_is_that_of_the_next_rewards(made, tokenizer, drawn):
         batches.agent.policy.transformer.ln_f.bias += 0.3 * torch.randn(16)    # away from the reference
     want = 0.3
     for number in range(3):
-        parts = [batches[number * 4 + j] for j in range(2)]
+        parts = [batches[number * 4 + j] for j in range(4)][:2]    # beta is adapted when a rollout is complete
         logged = parts[0]["logged"]
         assert logged["objective/beta"] == pytest.approx(want)
         kls = []
@@ -155,9 +157,10 @@ def test_the_adapted_beta_is_that_of_the_next_rewards(made, tokenizer, drawn):
 def test_validation_is_comparable_over_time(made, tokenizer, drawn):
     """Other prompts, other noise or an adapted beta at each evaluation, and early stopping chooses the luckiest, not the best."""
     batches, prompts = rollouts(made, tokenizer, "--beta", "0.3", "--target_kl", "0.5")
-    held = train_ppo.HeldOut(batches, prompts["val"])
+    held = train_ppo.HeldOut(batches, prompts["val"], 0.3)
     first = next(iter(held))["logged"]
-    batches[0], batches[4]    # rollouts in between adapt beta
+    for i in range(5):    # a whole rollout in between adapts beta
+        batches[i]
     assert batches.agent.beta.item() != pytest.approx(0.3)
     second = next(iter(held))["logged"]
     assert first == second and second["objective/beta"] == 0.3    # the policy has not moved: not one bit may differ
@@ -165,7 +168,7 @@ def test_validation_is_comparable_over_time(made, tokenizer, drawn):
     with torch.no_grad():
         batches.agent.policy.transformer.ln_f.bias += 0.3 * torch.randn(16)
     moved = next(iter(held))
-    loss, metrics = train_ppo.ppo_loss(batches.agent, moved, batches.args)
+    loss, metrics = train_ppo.compute_loss(batches.agent, moved, algo="ppo", clip=0.2, vf_coef=0.1)
     want = metrics["objective/scores"] - (1 - metrics["objective/eos"]) - 0.3 * metrics["objective/kl"]
     assert loss.item() == pytest.approx(-want, rel=1e-5) and metrics["objective/kl"] != first["objective/kl"]
 

@@ -1,6 +1,7 @@
 """PPO and RLOO: each formula against a slow loop by hand, the optimum of a world that can be solved, and runs as of any script."""
 import json
 import math
+import signal
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +12,14 @@ import torch
 import torch.nn as nn
 
 import data
+import loop
 import sampling
 import train_sft
 from model import GPT
 from reward import Reward
-from rlhf import train_ppo
+from rlhf import formulas, train_ppo
 from study import bandit
+from support import cli
 from test_loop import log_rows
 from test_runs import here, world    # noqa: F401 (fixtures)
 
@@ -33,7 +36,7 @@ def made(n=5, T=9, seed=0):
 def test_gae_against_its_sum():
     """A_t as the sum of discounted deltas over the tokens of its own completion; no reward of a prompt's token, none behind the end."""
     rewards, values, mask = made()
-    found, gamma, lam = train_ppo.gae(rewards, values, mask, 0.9, 0.7), 0.9, 0.7
+    found, gamma, lam = formulas.gae(rewards, values, mask, 0.9, 0.7), 0.9, 0.7
     for i in range(len(mask)):
         places = mask[i].nonzero().flatten().tolist()
         for at, t in enumerate(places):
@@ -45,7 +48,7 @@ def test_gae_against_its_sum():
 def test_gae_with_lambda_1_is_the_return_less_the_value():
     """The other end, TD(0), is lambda 0."""
     rewards, values, mask = made(seed=1)
-    whole, one = (train_ppo.gae(rewards, values, mask, 1.0, lam) for lam in (1.0, 0.0))
+    whole, one = (formulas.gae(rewards, values, mask, 1.0, lam) for lam in (1.0, 0.0))
     returns = (rewards * mask).flip(1).cumsum(1).flip(1)
     assert torch.allclose(whole[mask], (returns - values)[mask], atol=1e-5)
     following = torch.cat([(values * mask)[:, 1:], torch.zeros(len(mask), 1)], 1)
@@ -55,7 +58,7 @@ def test_token_rewards_by_hand():
     """The KL's share at every token of the completion, the score at its last one, and nothing at a prompt or behind the end."""
     logps, ref, mask = made(seed=2)
     scores = torch.arange(5.0) + 10
-    found = train_ppo.token_rewards(scores, logps, ref, mask, 0.3)
+    found = formulas.token_rewards(scores, logps, ref, mask, 0.3)
     for i in range(5):
         places = mask[i].nonzero().flatten().tolist()
         for t in range(mask.shape[1]):
@@ -67,31 +70,73 @@ def test_token_rewards_by_hand():
 def test_whitening_is_over_completion_tokens():
     """Zeros of padding in the mean would shift every advantage."""
     x, _, mask = made(seed=3)
-    white = train_ppo.whiten(5 * x + 3, mask)
+    white = formulas.whiten(5 * x + 3, mask)
     assert white[mask].mean().item() == pytest.approx(0, abs=1e-6) and white[mask].var(correction=0).item() == pytest.approx(1, abs=1e-4)
     assert not white[~mask].any() and torch.allclose(white[mask], ((x[mask] - x[mask].mean()) / x[mask].std(correction=0)), atol=1e-4)
 
 def test_leave_one_out_by_hand():
     """The baseline of a sample is the others' mean: with its own in it, it would be biased."""
-    found = train_ppo.leave_one_out(torch.tensor([1.0, 2, 6, 0, 0, 3]), 3)
+    found = formulas.leave_one_out(torch.tensor([1.0, 2, 6, 0, 0, 3]), 3)
     assert found.tolist() == [1 - 4, 2 - 3.5, 6 - 1.5, -1.5, -1.5, 3]
 
 @pytest.mark.parametrize("ratio, advantage, want", [(1.5, 2, -2.4), (1.5, -2, 3.0), (0.5, 2, -1.0), (0.5, -2, 1.6), (1.1, 2, -2.2)])
 def test_the_clipped_policy_loss_by_hand(ratio, advantage, want):
     """Clipped only where going on would pay: not on the way back."""
-    assert train_ppo.clipped_policy_loss(torch.tensor(ratio), torch.tensor(float(advantage)), 0.2).item() == pytest.approx(want)
+    assert formulas.clipped_policy_loss(torch.tensor(ratio), torch.tensor(float(advantage)), 0.2).item() == pytest.approx(want)
 
 def test_the_clipped_value_loss_by_hand():
     """The larger of both errors: clipping never makes a step away from the return look good."""
-    loss = lambda v, old, r: train_ppo.clipped_value_loss(torch.tensor(v), torch.tensor(old), torch.tensor(r), 0.2).item()
+    loss = lambda v, old, r: formulas.clipped_value_loss(torch.tensor(v), torch.tensor(old), torch.tensor(r), 0.2).item()
     assert loss(1.0, 0.0, 2.0) == pytest.approx((0.2 - 2) ** 2 / 2) and loss(-1.0, 0.0, 2.0) == pytest.approx(9 / 2)
     assert loss(0.1, 0.0, 2.0) == pytest.approx(1.9**2 / 2)
 
 def test_the_adapted_coefficient():
     """Up over the target, down under it, by at most a fifth in 2,000 samples."""
-    assert train_ppo.adapted(0.1, 6.0, 5.0, 200) == pytest.approx(0.1 * (1 + 0.2 * 0.1)) == train_ppo.adapted(0.1, 50.0, 5.0, 200)
-    assert train_ppo.adapted(0.1, 0.0, 5.0, 200) == pytest.approx(0.1 * (1 - 0.2 * 0.1))
-    assert train_ppo.adapted(0.1, 5.5, 5.0, 2000) == pytest.approx(0.1 * 1.1)
+    assert formulas.adaptive_beta(0.1, 6.0, 5.0, 200) == pytest.approx(0.1 * (1 + 0.2 * 0.1)) == formulas.adaptive_beta(0.1, 50.0, 5.0, 200)
+    assert formulas.adaptive_beta(0.1, 0.0, 5.0, 200) == pytest.approx(0.1 * (1 - 0.2 * 0.1))
+    assert formulas.adaptive_beta(0.1, 5.5, 5.0, 2000) == pytest.approx(0.1 * 1.1)
+
+def test_advantages_and_returns_by_hand():
+    """PPO's return is the advantage plus the old value; RLOO's is the whole completion's, and its baseline the other completion's."""
+    rewards, values = torch.tensor([[0.0, 1.0], [0.0, 3.0]]), torch.tensor([[0.5, 0.2], [0.0, 0.0]])
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    advantages, returns = formulas.ppo_advantages(rewards, values, mask, gamma=0.5, lam=0.4)
+    assert advantages[0].tolist() == pytest.approx([0.5 * 0.2 - 0.5 + 0.5 * 0.4 * 0.8, 0.8])
+    assert returns[0].tolist() == pytest.approx([0.1 + 0.16, 1.0]) and returns[1].tolist() == pytest.approx([0.2 * 3, 3.0])
+    advantages, returns = formulas.rloo_advantages(rewards, k=2)
+    assert advantages.tolist() == [-2, 2] and returns.tolist() == [1, 3]
+
+def two_completions():
+    """(log-probs, old log-probs, mask): ratios 1.5 and 1 in the first completion, 0.5 in the second, which has one token."""
+    logps = torch.tensor([[1.5, 1.0], [0.5, 1.0]]).log().requires_grad_()
+    return logps, torch.zeros(2, 2), torch.tensor([[True, True], [True, False]])
+
+def test_the_ppo_loss_by_hand():
+    """Means are over tokens, not over completions and not over padding."""
+    logps, old, mask = two_completions()
+    values = torch.tensor([[1.0, 0.0], [0.1, 0.0]], requires_grad=True)
+    advantages, returns = torch.tensor([[2.0, 1.0], [2.0, 9.0]]), torch.tensor([[2.0, 1.0], [2.0, 9.0]])
+    loss, logged = formulas.ppo_loss(logps, values, old_logps=old, old_values=torch.zeros(2, 2), advantages=advantages, returns=returns,
+                                     mask=mask, clip=0.2, vf_coef=0.5)
+    policy_loss, value_loss = -(1.2 * 2 + 1 + 0.5 * 2) / 3, (1.8**2 + 1 + 1.9**2) / 2 / 3
+    assert loss.item() == pytest.approx(policy_loss + 0.5 * value_loss)
+    want = {"loss/policy": policy_loss, "loss/value": value_loss, "val/error": (1 + 1 + 1.9**2) / 3, "policy/clipfrac": 2 / 3,
+            "policy/ratio": 1, "policy/approxkl": (math.log(1.5) ** 2 + math.log(0.5) ** 2) / 6}
+    assert {k: v.item() for k, v in logged.items()} == pytest.approx(want)
+    loss.backward()    # beyond the clip there is none; elsewhere -A ratio / 3
+    assert logps.grad[mask].tolist() == pytest.approx([0, -1 / 3, -1 / 3])
+    assert values.grad[mask].tolist() == pytest.approx([0, -0.5 / 3, -0.5 * 1.9 / 3])
+
+def test_the_rloo_loss_by_hand():
+    """The ratio is the completion's, 1.5 * 1 and 0.5, and the mean is over completions. At ratio 1 its gradient is REINFORCE's."""
+    logps, old, mask = two_completions()
+    loss, logged = formulas.rloo_loss(logps, old_logps=old, advantages=torch.tensor([-2.0, 3.0]), mask=mask, clip=0.2)
+    assert loss.item() == pytest.approx((1.5 * 2 - 0.5 * 3) / 2)
+    want = {"policy/clipfrac": 1, "policy/ratio": 1, "policy/approxkl": (math.log(1.5) ** 2 + math.log(0.5) ** 2) / 6}
+    assert {k: v.item() for k, v in logged.items()} == pytest.approx(want)
+    same = torch.zeros(2, 2, requires_grad=True)
+    formulas.rloo_loss(same, old_logps=old, advantages=torch.tensor([-2.0, 3.0]), mask=mask, clip=0.2)[0].backward()
+    assert same.grad.tolist() == [[1, 1], [-1.5, -1.5]]    # of -mean_i A_i log policy(y_i)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # a world that can be solved
@@ -111,20 +156,20 @@ def test_the_optimum_is_the_tilted_reference(algo):
     """With the true reward and a fixed beta both end at ref * exp(r / beta) / Z, far from where they start."""
     torch.manual_seed(0)
     ref, reward = bandit.world()    # (4, 6)
-    args = SimpleNamespace(algo=algo, rollout=1024, batch_size=256, k=4 if algo == "rloo" else 1, epochs=2, beta=1.0, clip=0.2,
-                           target_kl=None, gamma=1.0, lam=0.95, vf_coef=0.0, eos_penalty=0.0, seed=0)
     table, base = (torch.cat([ref, torch.zeros(2, 6)]) for _ in range(2))    # answers are tokens too
     agent, reference = train_ppo.Agent(Table(table), 1.0), train_ppo.Agent(Table(base), 0.0)
     tokenizer = SimpleNamespace(eot_token=-1, decode=str)
     judge = lambda texts: np.array([reward[x, y].item() for x, y in texts])
-    rollouts = train_ppo.Rollouts(agent, reference, tokenizer, [[x] for x in range(4)] * 256, judge, 1, args, nullcontext())
+    rollouts = train_ppo.Rollouts(agent, reference, tokenizer, [[x] for x in range(4)] * 256, judge, 1, algo=algo, rollout=1024,
+                                  batch_size=256, k=4 if algo == "rloo" else 1, epochs=2, gamma=1.0, lam=0.95, eos_penalty=0.0,
+                                  target_kl=None, seed=0, autocast=nullcontext())
     optimizer, steps = torch.optim.Adam(agent.parameters(), lr=0.05), 240
     for i in range(steps):
         optimizer.param_groups[0]["lr"] = 0.05 * (1 - i / steps)
         optimizer.zero_grad()
-        train_ppo.ppo_loss(agent, rollouts[i], args)[0].backward()
+        train_ppo.compute_loss(agent, rollouts[i], algo=algo, clip=0.2, vf_coef=0.0)[0].backward()
         optimizer.step()
-    found, want = agent.policy.features.weight[:4].detach().double().log_softmax(1), bandit.tilt(ref, reward, 1.0)
+    found, want = agent.policy.features.weight[:4].detach().double().log_softmax(1), bandit.rlhf_optimum(ref, reward, 1.0)
     distance = lambda p: (p.exp() * (p - want)).sum(1)
     assert distance(found).max() < 0.01 < 0.05 < distance(ref).min()
 
@@ -141,14 +186,18 @@ def rollouts(here, tokenizer, request):    # noqa: F811
     prompts, room = sampling.prompts_for(args.data, tokenizer, 64, 8, max_len=args.max_len, seed=args.seed)
     reward = Reward(None, tokenizer, 64, "cpu", 16, nullcontext())
     agents = train_ppo.Agent(policy, args.beta), train_ppo.Agent(reference, 0.0)
-    return train_ppo.Rollouts(*agents, tokenizer, prompts["train"], reward, room, args, nullcontext()), args
+    flags = cli.flags_of(args, train_ppo.Rollouts)
+    return train_ppo.Rollouts(*agents, tokenizer, prompts["train"], reward, room, autocast=nullcontext(), **flags), args
+
+def loss_of(batches, batch, args):
+    return train_ppo.compute_loss(batches.agent, batch, **cli.flags_of(args, train_ppo.compute_loss))
 
 def test_at_the_first_minibatch_the_ratio_is_exactly_1(rollouts):
     """Log-probs of an older policy, of other rows, or with dropout on would not be; at the next ones it moves."""
     batches, args = rollouts
     optimizer = torch.optim.AdamW(batches.agent.parameters(), lr=3e-3)
     for i in range(8):    # two batches of samples, two epochs of two minibatches each
-        loss, metrics = train_ppo.ppo_loss(batches.agent, batches[i], args)
+        loss, metrics = loss_of(batches, batches[i], args)
         first = i % 4 == 0
         assert (metrics["policy/ratio"].item() == 1.0 and metrics["policy/approxkl"].item() == 0.0) == first, i
         optimizer.zero_grad()
@@ -200,7 +249,7 @@ def test_values_are_of_what_stands_before_a_token(rollouts):
     optimizer = torch.optim.AdamW(batches.agent.parameters(), lr=3e-3)
     errors = []
     for _ in range(12):    # on one minibatch: the value loss is learned from
-        loss, metrics = train_ppo.ppo_loss(batches.agent, batch, args)
+        loss, metrics = loss_of(batches, batch, args)
         errors.append(metrics["val/error"].item())
         optimizer.zero_grad()
         loss.backward()
@@ -223,7 +272,7 @@ def test_rloo_takes_completions_as_wholes(rollouts):
     batches.agent.policy.transformer.ln_f.bias.data -= 0.05
     with torch.no_grad():
         logps = batches.agent(batch["idx"], batch["mask"])[0]
-    _, metrics = train_ppo.ppo_loss(batches.agent, batch, args)
+    _, metrics = loss_of(batches, batch, args)
     ratio = (logps - batch["old_logps"]).sum(1).exp()
     assert metrics["policy/ratio"].item() == pytest.approx(ratio.mean().item(), rel=1e-4) and abs(ratio.mean().item() - 1) > 1e-3
     assert metrics["policy/clipfrac"].item() == pytest.approx(((ratio - 1).abs() > 0.2).float().mean().item())
@@ -239,11 +288,11 @@ def test_advantages_are_whitened_over_the_whole_batch(rollouts):
 def test_the_value_head_does_not_hinder_the_policy_at_the_start(rollouts):
     """It starts at zero: its gradient reaches the trunk only through a weight that is not 0 yet."""
     batches, args = rollouts
-    train_ppo.ppo_loss(batches.agent, batches[0], args)[0].backward()
+    loss_of(batches, batches[0], args)[0].backward()
     with_values = {n: p.grad.clone() for n, p in batches.agent.policy.named_parameters()}
     batches.agent.zero_grad()
     args.vf_coef = 0.0
-    train_ppo.ppo_loss(batches.agent, batches[0], args)[0].backward()
+    loss_of(batches, batches[0], args)[0].backward()
     for name, p in batches.agent.policy.named_parameters():
         assert torch.allclose(p.grad, with_values[name], atol=1e-7), name
 
@@ -277,6 +326,26 @@ def test_a_run_goes_on_to_the_same_bytes(here, tmp_path, algo):    # noqa: F811
     assert len(betas) >= 3
     assert (tmp_path / "cut" / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
     assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+def test_a_run_interrupted_within_a_rollout_adapts_beta_once(here, tmp_path, monkeypatch):    # noqa: F811
+    """beta is a function of completed rollouts. Adapted when a rollout is sampled, it is adapted again when this is sampled again."""
+    real, steps = loop.train_step, []
+    def step(*args, **more):
+        steps.append(1)
+        if len(steps) == 6:    # the second of the four updates of the second rollout
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **more)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(loop, "train_step", step)
+        train_ppo.main([*FLAGS, "--target_kl", "0.1", "--max_steps", "12", "--out_dir", str(tmp_path / "run")])
+    assert len(steps) == 6
+    train_ppo.main(["--resume", "--out_dir", str(tmp_path / "run")])
+    betas, kls = ({step: value for step, split, metric, value in log_rows(tmp_path / "run") if (split, metric) == ("train", name)}
+                  for name in ("objective/beta", "objective/kl"))
+    first = formulas.adaptive_beta(0.05, 0.0, 0.1, 32)
+    assert [betas[i] for i in range(1, 9)] == pytest.approx([0.05] * 4 + [first] * 4)
+    assert kls[6] != kls[7]    # sampled again, from the policy of the sixth update
+    assert [betas[i] for i in range(9, 13)] == pytest.approx([formulas.adaptive_beta(first, kls[8], 0.1, 32)] * 4)
 
 def test_a_learned_reward_is_trained_if_there_is_none_and_the_true_one_is_measured(here, tmp_path, monkeypatch):    # noqa: F811
     """What it was trained on, and what is so: over-optimisation is their distance."""

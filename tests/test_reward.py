@@ -28,7 +28,7 @@ def fixed(values):
 def test_the_score_is_that_of_the_last_token():
     """At the pad behind it, or at the last column, a short answer would be judged by noise."""
     mask = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]], dtype=torch.bool)
-    assert train_reward.last(torch.tensor([[1., 2, 3, 4], [5, 6, 7, 8]]), mask).tolist() == [3, 8]
+    assert train_reward.at_last_token(torch.tensor([[1., 2, 3, 4], [5, 6, 7, 8]]), mask).tolist() == [3, 8]
 
 def test_the_pair_loss_by_hand():
     """-log sigmoid(1) and -log sigmoid(-2): chosen stands on top of rejected."""
@@ -71,11 +71,11 @@ def test_the_predicted_preference_is_not_always_for_the_first(monkeypatch):
     """The chosen first throughout, an overconfident model looks well calibrated: half of the pairs are turned."""
     rows = [{"prompt": [0], "chosen": [1], "rejected": [2]}] * 10
     monkeypatch.setattr(reward, "scores", lambda model, texts, *rest: np.array([3.0 if t[1] == 1 else 0.0 for t in texts]))
-    found = train_reward.judge_pairs(None, rows, 4, nullcontext())
+    found = train_reward.evaluate_pairs(None, rows, 4, nullcontext())
     assert found["accuracy"][0] == 1 and [n for *_, n in found["calibration"]] == [5, 5]
     assert found["calibration_error"] == pytest.approx(1 - 1 / (1 + math.exp(-3))) and "agreement" not in found
     for rewards, order in (((0.9, 0.1), 1), ((0.1, 0.9), -1)):    # by rank: nothing is said of their sizes
-        found = train_reward.judge_pairs(None, [r | {"rewards": rewards} for r in rows], 4, nullcontext())
+        found = train_reward.evaluate_pairs(None, [r | {"rewards": rewards} for r in rows], 4, nullcontext())
         assert found["agreement"] == pytest.approx(order)
 
 def test_labelled_reviews(tmp_path, tokenizer, capsys):
@@ -84,10 +84,10 @@ def test_labelled_reviews(tmp_path, tokenizer, capsys):
     write_jsonl(tmp_path / "train.jsonl", make(60, "a"))
     write_jsonl(tmp_path / "unsup.jsonl", [{"text": "b", "label": -1}])
     write_jsonl(tmp_path / "test.jsonl", make(10, "c") + [{"text": "a 3", "label": 1}])
-    whole = train_reward.labelled(str(tmp_path), tokenizer, 64, None)
-    assert len(whole["test"]) == 10 and "1 of the test that are in training" in capsys.readouterr().out
+    whole = train_reward.load_labeled_reviews(str(tmp_path), tokenizer, 64, None)
+    assert len(whole["test"]) == 10 and "1 test reviews that are in training too" in capsys.readouterr().out
     texts = lambda rows: {data.decode(tokenizer, r["chosen"]) for r in rows}
-    halves = [train_reward.labelled(str(tmp_path), tokenizer, 64, half)["train"] for half in ("first", "second")]
+    halves = [train_reward.load_labeled_reviews(str(tmp_path), tokenizer, 64, half)["train"] for half in ("first", "second")]
     assert not texts(halves[0]) & texts(halves[1]) and texts(halves[0]) | texts(halves[1]) == texts(whole["train"])
     assert all(r["label"] == int(data.decode(tokenizer, r["chosen"]).split()[1]) % 2 for r in whole["train"])
     batch = data.collate(whole["train"][:3])

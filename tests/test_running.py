@@ -143,7 +143,7 @@ MOMENTS = {
     "ppo, its reward judges": (train_ppo.main, PPO, (toy, "reward"), "python -m rlhf.train_ppo --resume --out_dir out/toy/ppo"),
     "data": (data.main, ["--data", "good.jsonl"], (data, "make_rows"), "the same command"),
     "bandit": (bandit.main, ["--seed", "3"], (bandit, "train"), "python -m study.bandit --seed 3"),
-    "bag": (bag.main, ["--half", "first"], (bag, "labelled"), "python -m study.bag --half first"),
+    "bag": (bag.main, ["--half", "first"], (bag, "load_labeled_reviews"), "python -m study.bag --half first"),
     "real": (real.main, REAL, (data, "load_rows"), "python -m study.real --data imdb --data_dir x"),
     "sweep": (sweep.main, ["--quick"], (sweep, "run"), "python -m study.sweep --quick"),
     "bench": (bench.main, ["--growth"], (bench, "measured"), "python -m study.bench --growth"),

@@ -110,7 +110,7 @@ FAULTS = {
         "n_layer=n_head or 2, n_head=n_layer or 4", "test_flags.py::test_the_sizes_of_a_model_from_scratch"),
     "EOS in a byte pair's place": ("train_sft.py", "n_vocab = bpe_vocab + 1", "n_vocab = bpe_vocab",
         "test_flags.py::test_bpe_vocab_counts_byte_pairs_without_eos"),
-    "one half for both reward models": ("rlhf/train_reward.py", '[half == "second"::2]', "[::2]",
+    "one half for both reward models": ("rlhf/train_reward.py", 'start = 1 if half == "second" else 0', "start = 0",
         "test_flags.py::test_the_halves_of_a_reward_models_reviews"),
     "eval's seed not handed on": ("measures.py", "temperature=temperature, seed=seed,",
         "temperature=temperature, seed=0,", "test_flags.py::test_the_flags_of_eval"),

@@ -1,0 +1,206 @@
+"""
+The formulas of PPO and RLOO as pure functions of tensors: rewards, advantages, losses and the adaptive KL coefficient.
+
+A method is one choice of each kind:
+
+    where the KL penalty stands   token_rewards: in the reward of every token
+    advantages                    ppo_advantages: GAE, from a value head; rloo_advantages: leave-one-out, without values
+    loss                          ppo_loss: clipped ratio of every token; rloo_loss: clipped ratio of whole completions
+
+Symbols and shapes, the same in all functions:
+
+    B, T             completions in a batch, tokens that are predicted. T includes the tokens of prompts and padding
+    mask    (B, T)   bool: True where the predicted token belongs to the completion, EOS included
+    logps   (B, T)   log policy(y_t | x, y_<t) in nats; old_logps: by the policy that sampled y; ref_logps: reference
+    values  (B, T)   V_t, the expected sum of discounted rewards from token t on. old_values: at the time of sampling
+    rewards (B, T)   in the unit of the reward function; advantages, returns and values have the same unit
+
+logps and values must be 0 outside the mask. docs/rlhf.md compares the methods. Read next: rlhf/train_reward.py
+"""
+import torch
+
+# ---------------------------------------------------------------------------------------------------------------------
+# small parts
+
+def masked_mean(x, mask):
+    """Mean of x over the places where mask is True: sum(x * mask) / sum(mask). x, mask (B, T) -> ()."""
+    return (x * mask).sum() / mask.sum()
+
+def last_place(mask):
+    """Index of the last True of each row. mask (B, T) -> (B, 1), int64. A row needs at least one True."""
+    return (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1, keepdim=True)
+
+def whiten(x, mask):
+    """
+    Shift and scale x to mean 0 and variance 1 over the places where mask is True. It is 0 elsewhere. x, mask (B, T) ->
+    (B, T).
+
+        mean = masked_mean(x, mask),   variance = masked_mean((x - mean)^2, mask)
+        whitened = (x - mean) / sqrt(variance + 1e-8)
+
+    Apply it to the advantages of a whole rollout. The mean of a small minibatch is noisy.
+    """
+    mean = masked_mean(x, mask)
+    return (x - mean) * (masked_mean((x - mean) ** 2, mask) + 1e-8).rsqrt() * mask
+
+# ---------------------------------------------------------------------------------------------------------------------
+# rewards, with the KL penalty in them
+
+def token_rewards(scores, logps, ref_logps, mask, beta):
+    """
+    Rewards of tokens: a KL penalty at every token, and the score of the completion at its last token. Ziegler et al.
+    2019, arXiv:1909.08593.
+
+        rewards_t = -beta * (logps_t - ref_logps_t),   plus the score where t is the last token
+
+    scores (B,); logps, ref_logps, mask (B, T) -> rewards (B, T), 0 outside the mask. beta: rewards per nat, >= 0.
+
+    The rewards of a completion sum to score - beta * log(policy(y | x) / reference(y | x)). The mean of this sum is the
+    objective, E[score] - beta * KL(policy || reference).
+    """
+    rewards = -beta * (logps - ref_logps) * mask
+    return rewards.scatter_add(1, last_place(mask), scores[:, None])
+
+def adaptive_beta(beta, kl, target_kl, samples, horizon=2000):
+    """
+    The beta of the next rollout: larger if the KL was above its target, smaller if it was below. Ziegler et al. 2019,
+    arXiv:1909.08593.
+
+        error     = clip(kl / target_kl - 1, -0.2, 0.2)
+        next beta = beta * (1 + error * samples / horizon)
+
+    kl, target_kl  mean KL to the reference in the rollout, and its target > 0: nats per completion
+    samples        completions in the rollout
+    horizon        completions in which beta changes by at most a fifth. The paper's code has 10,000, for millions of
+                   completions. Runs here have thousands, so the default is smaller.
+    """
+    error = max(-0.2, min(0.2, kl / target_kl - 1))
+    return beta * (1 + error * samples / horizon)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# advantages
+
+def gae(rewards, values, mask, gamma, lam):
+    """
+    Generalized advantage estimation: Schulman et al. 2016, arXiv:1506.02438.
+
+        delta_t     = rewards_t + gamma * values_{t+1} - values_t
+        advantage_t = delta_t + gamma * lam * advantage_{t+1}  =  sum over l >= 0 of (gamma * lam)^l * delta_{t+l}
+
+    rewards, values, mask (B, T) -> advantages (B, T), 0 outside the mask. After the last token, value and advantage are
+    0.
+
+    gamma  in [0, 1]: discount per token. 1 for a score that comes at the end
+    lam    in [0, 1]. 0 trusts the next value: less variance, more bias. 1 trusts only rewards: return minus value
+    """
+    advantages = torch.zeros_like(rewards)
+    advantage, next_value = 0.0, 0.0
+    for t in reversed(range(rewards.shape[1])):    # from the last token to the first
+        delta = rewards[:, t] + gamma * next_value - values[:, t]              # (B,)
+        advantage = (delta + gamma * lam * advantage) * mask[:, t]             # (B,)
+        next_value = values[:, t] * mask[:, t]                                 # (B,)
+        advantages[:, t] = advantage
+    return advantages
+
+def leave_one_out(returns, k):
+    """
+    Return of each completion minus the mean return of the other k - 1 completions of its prompt. Kool et al. 2019, "Buy
+    4 REINFORCE samples, get a baseline for free!"; for language models Ahmadian et al. 2024, arXiv:2402.14740.
+
+        advantage_i = returns_i - (sum over j != i of returns_j) / (k - 1)
+
+    returns (B,), with the k completions of a prompt next to each other -> advantages (B,). k >= 2 and B is a multiple
+    of k. The baseline excludes the completion's own return: a baseline that depends on y biases the gradient.
+    """
+    grouped = returns.view(-1, k)                                             # (B / k, k)
+    others = (grouped.sum(1, keepdim=True) - grouped) / (k - 1)               # (B / k, k)
+    return (grouped - others).view(-1)                                        # (B,)
+
+def ppo_advantages(rewards, values, mask, *, gamma, lam):
+    """
+    (advantages, returns) of every token, (B, T) each, by GAE and not whitened yet.
+
+        returns_t = advantage_t + values_t,   the target that the value head learns
+    """
+    advantages = gae(rewards, values, mask, gamma, lam)
+    return advantages, advantages + values
+
+def rloo_advantages(rewards, *, k):
+    """
+    (advantages, returns) of every completion, (B,) each, by leave-one-out. rewards (B, T), with the k completions of a
+    prompt together.
+
+        returns_i = sum over t of rewards_{i,t} = score_i - beta * log(policy(y_i | x) / reference(y_i | x))
+    """
+    returns = rewards.sum(1)
+    return leave_one_out(returns, k), returns
+
+# ---------------------------------------------------------------------------------------------------------------------
+# losses
+
+def clipped_policy_loss(ratio, advantages, clip):
+    """
+    Minus PPO's clipped objective, elementwise: Schulman et al. 2017, arXiv:1707.06347.
+
+        L = -min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A)
+        ratio = policy / old policy,   A = advantages,   eps = clip
+
+    ratio, advantages: any shape, the same for both. Once the ratio is more than eps beyond 1 in the direction that A
+    asks for, the gradient is 0. In the other direction it is not: a step that went wrong can be taken back.
+    """
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+def clipped_value_loss(values, old_values, returns, clip):
+    """
+    Half the squared error of the values or of their clipped step, whichever is larger. Elementwise, (B, T) -> (B, T).
+
+        L = max((V - R)^2, (old V + clip(V - old V, -eps, eps) - R)^2) / 2
+        V = values,   R = returns,   eps = clip
+
+    It is not in the PPO paper. It comes from the authors' code, OpenAI baselines. clip is in the unit of the reward
+    here.
+    """
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    return torch.maximum((values - returns) ** 2, (near - returns) ** 2) / 2
+
+def ppo_loss(logps, values, *, old_logps, old_values, advantages, returns, mask, clip, vf_coef):
+    """
+    The loss of PPO on a minibatch: Schulman et al. 2017, arXiv:1707.06347, without its entropy bonus.
+
+        ratio_t     = exp(logps_t - old_logps_t)
+        policy_loss = mean over tokens of clipped_policy_loss(ratio_t, advantage_t, clip)
+        value_loss  = mean over tokens of clipped_value_loss(values_t, old_values_t, returns_t, clip)
+        L           = policy_loss + vf_coef * value_loss
+
+    All tensors (B, T). Only logps and values have a gradient. Returns (loss (), metrics to log).
+    policy/approxkl is mean((logps - old_logps)^2) / 2, an estimate of KL(old policy || policy) in nats per token.
+    """
+    logratios = logps - old_logps                                                                        # (B, T)
+    ratio = logratios.exp()                                                                              # (B, T)
+    policy_loss = masked_mean(clipped_policy_loss(ratio, advantages, clip), mask)
+    value_loss = masked_mean(clipped_value_loss(values, old_values, returns, clip), mask)
+    loss = policy_loss + vf_coef * value_loss
+    return loss, {"policy/clipfrac": masked_mean(((ratio - 1).abs() > clip).float(), mask),
+                  "loss/policy": policy_loss.detach(), "loss/value": value_loss.detach(),
+                  "val/error": masked_mean((values.detach() - returns) ** 2, mask),
+                  "policy/ratio": masked_mean(ratio, mask).detach(),
+                  "policy/approxkl": masked_mean(logratios.detach() ** 2, mask) / 2}
+
+def rloo_loss(logps, *, old_logps, advantages, mask, clip):
+    """
+    The loss of RLOO on a minibatch: Ahmadian et al. 2024, arXiv:2402.14740.
+
+        ratio_i = exp(sum over t of (logps_{i,t} - old_logps_{i,t}))
+        L       = mean over completions of clipped_policy_loss(ratio_i, advantage_i, clip)
+
+    logps, old_logps, mask (B, T); advantages (B,). Only logps has a gradient. Returns (loss (), metrics to log).
+
+    The paper has -advantage_i * log policy(y_i | x) and one update per rollout. Here a rollout is used for several
+    updates, so the ratio of the completion corrects for the older policy. At ratio 1 both have the same gradient.
+    """
+    logratios = logps - old_logps                                                                        # (B, T)
+    ratio = logratios.sum(1).exp()                                                                       # (B,)
+    loss = clipped_policy_loss(ratio, advantages, clip).mean()
+    return loss, {"policy/clipfrac": ((ratio - 1).abs() > clip).float().mean(),
+                  "policy/ratio": ratio.detach().mean(),
+                  "policy/approxkl": masked_mean(logratios.detach() ** 2, mask) / 2}
