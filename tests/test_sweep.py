@@ -98,8 +98,10 @@ def test_a_claim_is_judged_by_its_worst_comparison(tmp_path):
     lines = ["claim,what,mean,low,high,says,verdict", "1,a,1,0.5,1.5,> 0,holds", "1,b,1,-1,3,> 0,cannot be told apart",
              "2,a,1,0.5,1.5,> 0,holds", "2,b,-1,-2,-0.5,> 0,does not hold", "3,a,1,0.5,1.5,> 0,holds", "3,b,1,0.5,1.5,,"]
     (tmp_path / "claims.csv").write_text("\n".join(lines) + "\n")
-    verdicts = [line.strip("*").split(": ")[-1] for line in claims.claims_table(tmp_path).split("\n") if line.startswith("**")]
-    assert verdicts == ["cannot be told apart", "does not hold", "holds"]
+    verdicts = [line.split("** ")[1] for line in claims.claims_table(tmp_path).split("\n") if line.startswith("**")]
+    assert verdicts == [claims.SENTENCES[v] for v in ("cannot be told apart", "does not hold", "holds")]
+    words = ("undecided", "does not hold: at least one", "holds: every")
+    assert all(word in verdict for word, verdict in zip(words, verdicts))
 
 def test_what_a_small_sweep_does_not_hold_is_left_out(tmp_path):
     """--quick has neither noise nor adapters: no verdict on them, and no picture that fails."""
