@@ -290,12 +290,12 @@ def verdict(low, high, says, limit):
         return "holds"
     return "does not hold" if fails else "cannot be told apart"
 
-def judge(results):
-    """Writes claims.csv beside sweep.csv and curves.csv: a row for each comparison that was measured."""
+def judge(results, out=None):
+    """Writes claims.csv into `out` (default: beside sweep.csv and curves.csv): a row for each measured comparison."""
     s = Sweep(results)
-    with open(results / "claims.csv", "w", newline="") as f:
-        out = csv.writer(f, lineterminator="\n")
-        out.writerow(("claim", "what", "mean", "low", "high", "says", "verdict"))
+    with open((out or results) / "claims.csv", "w", newline="") as f:
+        table = csv.writer(f, lineterminator="\n")
+        table.writerow(("claim", "what", "mean", "low", "high", "says", "verdict"))
         for claim, comparisons in COMPARISONS.items():
             for what, values, (says, limit) in comparisons(s):
                 mean, low, high = interval(values)
@@ -305,7 +305,7 @@ def judge(results):
                     low, high = max(low, -1.0), min(high, 1.0)
                 said = {"<": f"< {limit:g}", ">": f"> {limit:g}", "near": f"within {limit:g}", "": ""}[says]
                 found = verdict(low, high, says, limit) if says else ""
-                out.writerow((claim, what, *(f"{x:.4g}" for x in (mean, low, high)), said, found))
+                table.writerow((claim, what, *(f"{x:.4g}" for x in (mean, low, high)), said, found))
 
 def claims_table(results):
     """Markdown: each claim with its verdict as a sentence, then a table with a row for each comparison."""

@@ -9,7 +9,7 @@ import pytest
 import eval
 import measures
 from losses import LOSSES
-from study import claims, pictures, sweep, table
+from study import claims, pictures, places, sweep, table
 
 HEADS = {"sweep.csv": "recipe,seed,measure,mean,low,high\n", "curves.csv": "recipe,seed,step,split,metric,value\n"}
 
@@ -168,6 +168,39 @@ def test_a_sweep_in_processes(tmp_path, monkeypatch):
     assert sweep.run("root", RECIPES, [0, 1], 2) == []
     assert len(list((tmp_path / "root" / "runs").glob("*/done"))) == 10
     assert len(sweep.run("root", {"sft": RECIPES["sft"], "dpo": "--loss none"}, [0, 1], 2)) == 2
+
+def test_a_sweep_overwrites_the_projects_results_only_with_update(tmp_path, monkeypatch):
+    """A user who draws the study again, or sweeps other seeds, must not change the documents by accident."""
+    stored, mine = tmp_path / "study" / "results", tmp_path / "out" / "study"
+    stored.mkdir(parents=True)
+    world(stored)
+    before = {p.name: p.read_bytes() for p in stored.iterdir()}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(places, "RESULTS", stored)
+    monkeypatch.setattr(places, "FIGURES", tmp_path / "study" / "figures")
+    monkeypatch.setattr(pictures, "draw", lambda results, figures: (figures / "a.png").write_text(str(results)))
+    filled = []
+    monkeypatch.setattr(table, "fill_documents", lambda: filled.append(1))
+    sweep.main(["--draw"])
+    assert {p.name: p.read_bytes() for p in stored.iterdir()} == before and not filled and not (tmp_path / "study/figures").exists()
+    assert (mine / "claims.csv").exists() and (mine / "a.png").read_text() == str(stored)
+    monkeypatch.setattr(sweep, "run", lambda *rest: [])
+    monkeypatch.setattr(sweep, "collect", lambda root, recipes, seeds, results: world(results))
+    sweep.main(["--out", "elsewhere"])
+    assert {p.name: p.read_bytes() for p in stored.iterdir()} == before and (tmp_path / "elsewhere/sweep.csv").exists() and not filled
+    sweep.main(["--draw", "--out", "elsewhere"])
+    assert (tmp_path / "elsewhere/a.png").read_text() == "elsewhere"
+    sweep.main(["--update"])
+    assert (stored / "claims.csv").exists() and (tmp_path / "study/figures/a.png").exists() and filled == [1]
+    for wrong in (["--update", "--quick"], ["--update", "--out", "x"]):
+        with pytest.raises(SystemExit):
+            sweep.get_args(wrong)
+
+def test_a_table_takes_an_example_only_with_update():
+    """The example overwrites files of study/results that the README shows."""
+    assert table.get_args(["--update", "--example", "run"]).example == "run"
+    with pytest.raises(SystemExit):
+        table.get_args(["--example", "run"])
 
 def test_the_recipes_can_be_parsed():
     """A sweep of hours that fails at its last recipe."""

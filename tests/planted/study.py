@@ -62,6 +62,8 @@ FAULTS = {
                                                BENCH + "test_a_result_says_whether_the_machine_was_at_rest"),
     "the project's results overwritten by a look": ("study/places.py", "if update else", "if True else",
                                                     BENCH + "test_results_of_the_project_are_overwritten_only_with_update"),
+    "the stored verdicts overwritten by a look": ("study/sweep.py", "claims.judge(stored, results)", "claims.judge(stored)",
+                                                  "test_sweep.py::test_a_sweep_overwrites_the_projects_results_only_with_update"),
     # pictures
     "another column in the frontier": ("study/pictures.py", 'trace(ax, s, method, "kl", "reward")', 'trace(ax, s, method, "kl", "win")',
                                        VERDICTS + "test_the_frontier_shows_the_files_numbers"),
