@@ -1,18 +1,25 @@
 """
-How fast, in how much memory, beside what.
+The benchmark: time and memory of each part of the work, and of other libraries doing the same work.
 
-    python -m study.bench                       # every part on three sizes of model, float32 and bfloat16
-    python -m study.bench --vs trl              # DPO beside TRL's DPOTrainer, GPT-2 124M (pip install -r requirements-dev.txt)
+    python -m study.bench                       # every part, on three sizes of model, float32 and bfloat16
+    python -m study.bench --vs trl              # DPO beside TRL's DPOTrainer (pip install -r requirements-dev.txt)
     python -m study.bench --vs transformers     # generation beside transformers' generate
-    python -m study.bench --growth              # time and memory of an update against batch, completion length and vocabulary
+    python -m study.bench --growth              # an update against batch, completion length and vocabulary
 
-Each measurement is a process of its own, on an idle machine one after the other, in turns where two are compared; it goes once through its
-batches to warm up, and then again by the clock. Weights are random, which no time depends on; so are the tokens, unless --data and
---data_dir name real pairs. Writes study/results/bench_*.csv; the tables and the picture come from there (python -m study.table).
+Writes out/study/bench_*.csv, or study/results/bench_*.csv with --update. docs/speed.md shows those as tables.
 
-operations   those really done, counted by torch's FlopCounterMode in one more pass: padding, logits made twice, and all
-rate         operations a second; its share is of the fastest product of two 4096 x 4096 matrices seen in that process, same dtype
-peak         largest resident memory of the process in GB, libraries included; on a GPU the most that was allocated
+Each job is a process of its own. It runs its batches once to warm up and once more under the clock. Compared programs
+take turns. Weights are random, because no time depends on them. Tokens are random too, unless --data names real pairs.
+
+The machine should do nothing else meanwhile. Its matrix rate is therefore measured before and after each job. If the
+two rates differ by more than a tenth, the job is repeated, at most twice. If they never agree, the column at_rest says
+"no". A disturbance that lasts from before the first measurement until after the last one is not noticed.
+
+operations   multiplications and additions that were executed, counted by torch's FlopCounterMode in one more pass;
+             padding and recomputed logits are included
+matrix rate  operations a second of the product of two 4096 x 4096 matrices in the job's dtype, the larger of both rates
+share        operations a second of the job, divided by the matrix rate
+peak         largest resident memory of the process in GB, with libraries; on a GPU, the largest allocated memory
 """
 import argparse
 import csv
@@ -36,7 +43,6 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import adapters
-from support import cli, cpu, rundir
 import data
 import loop
 import train_pref
@@ -44,119 +50,162 @@ import train_sft
 from losses import LOSSES
 from model import GPT, GPTConfig
 from reference import add_reference
+from study import places
+from support import cli, cpu, rundir
 
-RESULTS = Path(__file__).resolve().parent / "results"
 MODELS = {"toy": GPTConfig(64, 356, 2, 4, 128), "10M": GPTConfig(256, 356, 6, 6, 384), "gpt2": GPTConfig()}
-LENGTHS = {"toy": (12, 8, 32), "10M": (32, 16, 128), "gpt2": (46, 4, 28)}    # prompt, and a completion's fewest and most tokens
+LENGTHS = {"toy": (12, 8, 32), "10M": (32, 16, 128), "gpt2": (46, 4, 28)}    # prompt; shortest and longest completion
+TRIES = 3           # rounds of a job, at most
+TOLERANCE = 0.1     # the two matrix rates of an undisturbed round differ by no more, as a share of the larger
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
     p.add_argument("--vs", choices=("trl", "transformers"), help="measure beside another library")
-    p.add_argument("--growth", action="store_true", help="measure how the cost grows")
+    p.add_argument("--growth", action="store_true", help="measure how the cost of an update grows")
     p.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), help="(default: all)")
     p.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="(default: %(default)s)")
-    p.add_argument("--data", help="real pairs for GPT-2, as for train_pref.py (default: made up, of like length)")
+    p.add_argument("--data", help="real pairs for GPT-2, as for train_pref.py (default: random tokens)")
     p.add_argument("--data_dir", help="folder with the data set's files")
-    p.add_argument("--batch_size", type=cli.positive, default=8, help="pairs in an update of GPT-2 (default: %(default)s)")
-    p.add_argument("--updates", type=cli.positive, default=6, help="by the clock, in each process (default: %(default)s)")
-    p.add_argument("--rounds", type=cli.positive, default=3, help="of a comparison (default: %(default)s)")
-    p.add_argument("--job", help=argparse.SUPPRESS)    # one measurement, JSON: what the other processes are started with
-    return p.parse_args(argv)
+    p.add_argument("--batch_size", type=cli.positive, default=8, help="pairs in GPT-2's update (default: %(default)s)")
+    p.add_argument("--updates", type=cli.positive, default=6, help="timed updates of a job (default: %(default)s)")
+    p.add_argument("--rounds", type=cli.positive, default=3, help="rounds of a comparison (default: %(default)s)")
+    places.add_flags(p)
+    p.add_argument("--job", help=argparse.SUPPRESS)    # one measurement as JSON: how the other processes are started
+    args = p.parse_args(argv)
+    places.check_flags(p, args)
+    return args
 
 # ---------------------------------------------------------------------------------------------------------------------
-# one measurement, in its own process
+# One measurement, in a process of its own. A job is a dict of what to do; it returns a dict of numbers.
 
 def rows_of(job):
-    """Rows of tokens, enough for job["updates"] batches."""
+    """Rows of tokens, enough for job["updates"] batches: real ones, or random tokens of random lengths."""
     n = job["batch_size"] * job["updates"]
     if job.get("data"):
         tokenizer = data.get_tokenizer(job["data"])
         return data.load_rows(job["data"], job["data_dir"], tokenizer, 512, say=lambda line: None)["train"][:n]
-    rng, (prompt, low, high) = random.Random(0), job["lengths"]
-    some = lambda k: [rng.randrange(job["config"]["vocab_size"]) for _ in range(k)]
-    return [{"prompt": some(rng.randint(prompt // 2, prompt * 3 // 2)), "chosen": some(rng.randint(low, high)),
-             "rejected": some(rng.randint(low, high))} for _ in range(n)]
+    rng = random.Random(0)
+    prompt, low, high = job["lengths"]
+    def tokens(fewest, most):
+        return [rng.randrange(job["config"]["vocab_size"]) for _ in range(rng.randint(fewest, most))]
+    rows = []
+    for _ in range(n):
+        rows.append({"prompt": tokens(prompt // 2, prompt * 3 // 2), "chosen": tokens(low, high),
+                     "rejected": tokens(low, high)})
+    return rows
 
 def peak_gb(device):
+    """The largest memory of this process so far in GB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-def product_rate(device, dtype):
-    """Operations a second of the fastest way at hand to multiply two large matrices."""
-    a, b = (torch.randn(4096, 4096, device=device).to(dtype) for _ in "ab")
-    seconds = [clocked(functools.partial(product, a, b), device) for product in (cpu.linear, F.linear) for _ in range(4)]
-    return 2 * 4096**3 / min(seconds)
+    unit = 1 if sys.platform == "darwin" else 1024    # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 def clocked(work, device):
+    """Seconds that work() takes."""
     start = time.perf_counter()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
+def product_rate(device, dtype):
+    """Operations a second of the fastest available product of two large matrices: the best of four runs each."""
+    a, b = (torch.randn(4096, 4096, device=device).to(dtype) for _ in "ab")
+    seconds = []
+    for multiply in (cpu.linear, F.linear):
+        seconds += [clocked(lambda m=multiply: m(a, b), device) for _ in range(4)]
+    return 2 * 4096**3 / min(seconds)
+
 def counter():
-    """A FlopCounterMode that knows oneDNN's product and the CPU's attention too: two operations a multiplication and addition."""
-    cost = lambda x, weight, *rest, out_shape=None, **k: 2 * torch.Size(x).numel() * weight[0]
-    ops = {torch.ops.mkldnn._linear_pointwise: cost} if cpu.has_onednn() else {}
-    attention = lambda times: lambda q, k, *rest, out_shape=None, **kw: times * 2 * q[0] * q[1] * q[2] * k[2] * q[3]
-    ops[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = attention(2)              # scores, values
-    backward = attention(5)                                                                     # scores again, and four gradients
-    ops[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward] = lambda grad, *rest, **k: backward(*rest, **k)
+    """A FlopCounterMode that also knows oneDNN's product and the CPU's attention: 2 operations a multiply-add."""
+    def product(x, weight, *rest, out_shape=None, **options):
+        return 2 * torch.Size(x).numel() * weight[0]
+    def attention(products, q, k):
+        return products * 2 * q[0] * q[1] * q[2] * k[2] * q[3]
+    def forward(q, k, *rest, out_shape=None, **options):
+        return attention(2, q, k)    # the scores and the weighted values
+    def backward(grad, q, k, *rest, out_shape=None, **options):
+        return attention(5, q, k)    # the scores again, and four gradients
+    ops = {torch.ops.mkldnn._linear_pointwise: product} if cpu.has_onednn() else {}
+    ops[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = forward
+    ops[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward] = backward
     return FlopCounterMode(display=False, custom_mapping=ops)
 
 def ours(job):
-    """Runs job["what"]: sft, reference, dpo or generate. Gives {"seconds": a step, "pairs": in it, ...}."""
-    device, autocast = cli.set_up(seed=0, device="auto", dtype=job["dtype"], say=lambda line: None)
+    """One part of nanoPref, job["what"]: sft, reference, dpo or generate. Returns {"seconds": [of each step], ...}."""
+    device, autocast = set_up(job["dtype"])
     model = GPT.from_pretrained(job["folder"]) if "folder" in job else GPT(GPTConfig(**job["config"]))
     model.to(device)
-    if job.get("adapter"):
-        adapters.add_adapters(model, job["adapter"], 64, "neurons" if job["adapter"] == "replace" else "random")
+    if mode := job.get("adapter"):
+        adapters.add_adapters(model, mode, 64, "neurons" if mode == "replace" else "random")
     if job["what"] == "generate":
-        prompts, new = torch.randint(job["config"]["vocab_size"], (job["batch_size"], job["prompt"]), device=device), job["new"]
-        def work():
-            with autocast:
-                model.generate(prompts, new)
-        seconds = [clocked(work, device) for _ in range(1 + job["updates"])][1:]
-        return {"seconds": seconds, "tokens": job["batch_size"] * new, "peak": peak_gb(device)}
-    rows = rows_of(job)
-    batches = data.Batches(rows, job["batch_size"], share_prefix=job.get("share_prefix", False))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
-    if job["what"] == "sft":
-        batches = data.Batches([{k: r[k] for k in ("prompt", "chosen")} for r in rows], job["batch_size"])
-        compute_loss = lambda batch: train_sft.sft_loss(model, batch)
-    else:
-        compute_loss = lambda batch: train_pref.preference_loss(model, batch, LOSSES["dpo"], {"beta": 0.1})
+        return generation(job, model, device, autocast)
+    return training(job, model, device, autocast)
+
+def set_up(dtype):
+    """(device, autocast) of a measurement, silently."""
+    return cli.set_up(seed=0, device="auto", dtype=dtype, say=lambda line: None)
+
+def generation(job, model, device, autocast):
+    """Times model.generate on job["batch_size"] random prompts. The first call warms up."""
+    prompts = torch.randint(job["config"]["vocab_size"], (job["batch_size"], job["prompt"]), device=device)
+    def work():
+        with autocast:
+            model.generate(prompts, job["new"])
+    seconds = [clocked(work, device) for _ in range(1 + job["updates"])][1:]
+    return {"seconds": seconds, "tokens": job["batch_size"] * job["new"], "peak": peak_gb(device)}
+
+def training(job, model, device, autocast):
+    """Times the reference's log-probs or the updates of SFT or DPO, then counts their operations."""
+    rows, out = rows_of(job), {}
+    batches = batches_of(job, rows)
     off = adapters.adapters_off if job.get("adapter") else nullcontext
-    reference = lambda: add_reference(model, batches, autocast, off)
-    def updates():
-        for i in range(len(batches)):
-            seconds.append(clocked(lambda i=i: loop.train_step(model, compute_loss, [batches[i]], optimizer, 1.0, autocast), device))
-    out, seconds = {}, []
+    def reference():
+        add_reference(model, batches, autocast, off)
+    updates = updates_of(job, model, batches, device, autocast)
     if job["what"] != "sft":
-        reference()
+        reference()    # warm-up
         out["reference_seconds"] = clocked(reference, device) / len(batches)    # a batch's share
     if job["what"] == "reference":
-        work, seconds = reference, [out["reference_seconds"]]
+        work, out["seconds"] = reference, [out["reference_seconds"]]
     else:
-        work = updates
         if job.get("compile"):
             model.features = torch.compile(model.features, dynamic=True)
-        updates()
-        seconds.clear()
-        updates()
-    timed, out["peak"], count = list(seconds), peak_gb(device), counter()
-    if not job.get("compile"):    # counted afterwards, since to count takes memory too
-        with count:
+        updates()    # warm-up
+        work, out["seconds"] = updates, updates()
+    out["peak"] = peak_gb(device)    # before the count, which needs memory too
+    if not job.get("compile"):
+        with (count := counter()):
             work()
         out["operations"] = count.get_total_flops() / len(batches)
-    sides = 1 if job["what"] == "sft" else 2
-    tokens = sum(sides * len(r["prompt"]) + len(r["chosen"]) + (sides - 1) * len(r["rejected"]) for r in rows) / len(batches)
-    return out | {"seconds": timed, "pairs": len(rows) / len(batches), "tokens": tokens,
-                  "product_rate": product_rate(device, getattr(torch, job["dtype"]))}
+    return out | {"pairs": len(rows) / len(batches), "tokens": tokens_of(job, rows) / len(batches)}
+
+def batches_of(job, rows):
+    """The batches of a job. SFT trains on the chosen completions alone."""
+    if job["what"] == "sft":
+        return data.Batches([{k: r[k] for k in ("prompt", "chosen")} for r in rows], job["batch_size"])
+    return data.Batches(rows, job["batch_size"], share_prefix=job.get("share_prefix", False))
+
+def updates_of(job, model, batches, device, autocast):
+    """A function that makes one update with each batch and returns the seconds of each."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
+    def compute_loss(batch):
+        if job["what"] == "sft":
+            return train_sft.sft_loss(model, batch)
+        return train_pref.preference_loss(model, batch, LOSSES["dpo"], {"beta": 0.1})
+    def update(i):
+        loop.train_step(model, compute_loss, [batches[i]], optimizer, 1.0, autocast)
+    return lambda: [clocked(functools.partial(update, i), device) for i in range(len(batches))]
+
+def tokens_of(job, rows):
+    """Tokens of all rows. A pair's prompt counts twice in either layout, so that both have the same tokens."""
+    if job["what"] == "sft":
+        return sum(len(r["prompt"]) + len(r["chosen"]) for r in rows)
+    return sum(2 * len(r["prompt"]) + len(r["chosen"]) + len(r["rejected"]) for r in rows)
 
 def one_loss(job):
-    """The DPO loss of the first batch, policy and reference different: ours, and TRL's of the same."""
+    """The DPO loss of the first batch, with a policy unlike the reference: ours, and TRL's."""
     policy, reference = (GPT.from_pretrained(job[k]) for k in ("folder", "other"))
     batches = data.Batches(rows_of(job), job["batch_size"])
     none = torch.autocast("cpu", enabled=False)
@@ -167,7 +216,7 @@ def one_loss(job):
     return {"ours": mine, "trl": trainer.compute_loss(trainer.model, batch).item()}
 
 def trl_trainer(job, rows, reference=None, callbacks=()):
-    """TRL's DPOTrainer on the same weights and on rows of tokens, which it would have made of text, in their order."""
+    """TRL's DPOTrainer with the same weights, on rows of tokens in their order instead of on text."""
     try:
         from datasets import Dataset
         from tokenizers import Tokenizer, models
@@ -178,164 +227,251 @@ def trl_trainer(job, rows, reference=None, callbacks=()):
     class Trainer(DPOTrainer):
         def _prepare_dataset(self, dataset, *rest):
             return dataset
-    load = lambda folder: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    def load(folder):
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = DPOConfig(
-        output_dir=job["scratch"], per_device_train_batch_size=job["batch_size"], learning_rate=1e-6, num_train_epochs=2, beta=0.1,
-        bf16=job["dtype"] == "bfloat16", gradient_checkpointing=job.get("checkpointing", False), save_strategy="no", report_to=[],
-        precompute_ref_log_probs=job.get("reference") == "precomputed", train_sampling_strategy="sequential", disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False)
-    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<eos>": 0}, unk_token="<eos>")), eos_token="<eos>")
+        output_dir=job["scratch"], per_device_train_batch_size=job["batch_size"], learning_rate=1e-6, beta=0.1,
+        num_train_epochs=2, bf16=job["dtype"] == "bfloat16", gradient_checkpointing=job.get("checkpointing", False),
+        save_strategy="no", report_to=[], precompute_ref_log_probs=job.get("reference") == "precomputed",
+        train_sampling_strategy="sequential", disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=False)
+    tokenizer = Tokenizer(models.WordLevel({"<eos>": 0}, unk_token="<eos>"))    # never used: rows are tokens
+    words = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
     rows = [{f"{k}_ids": r[k] for k in ("prompt", "chosen", "rejected")} for r in rows]
-    return Trainer(model=load(job["folder"]), ref_model=load(reference) if reference else None, args=config, processing_class=words,
-                   train_dataset=Dataset.from_list(rows), callbacks=list(callbacks))
+    return Trainer(model=load(job["folder"]), ref_model=load(reference) if reference else None, args=config,
+                   processing_class=words, train_dataset=Dataset.from_list(rows), callbacks=list(callbacks))
 
 def trl(job):
-    """The same updates by TRL: batches[i] of ours are its batches, twice through, the second time by the clock."""
+    """The same updates by TRL, in the same batches, twice through: the second time under the clock."""
     from transformers import TrainerCallback
     torch.manual_seed(0)
     batches, ends = data.Batches(rows_of(job), job["batch_size"]), []
-    batches[0]
+    batches[0]    # fixes the order
     class Clock(TrainerCallback):
         def on_step_end(self, *args, **kwargs):
             ends.append(time.perf_counter())
-    trainer = trl_trainer(job, [batches.rows[i] for part in batches.order for i in part], callbacks=[Clock()])
+    rows = []
+    for part in batches.order:
+        rows += [batches.rows[i] for i in part]
+    trainer = trl_trainer(job, rows, callbacks=[Clock()])
     trainer.train()
-    return {"seconds": [b - a for a, b in zip(ends, ends[1:])][len(batches) - 1:], "pairs": len(batches.rows) / len(batches),
+    seconds = [b - a for a, b in zip(ends, ends[1:])]
+    return {"seconds": seconds[len(batches) - 1:], "pairs": len(batches.rows) / len(batches),
             "peak": peak_gb(trainer.accelerator.device)}
 
 def transformers(job):
-    """The same generation by transformers."""
+    """The same generation by transformers. The first call warms up."""
     from transformers import AutoModelForCausalLM
     torch.manual_seed(0)
     dtype = getattr(torch, job["dtype"])
     model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=dtype).eval()
     idx = torch.randint(job["config"]["vocab_size"], (job["batch_size"], job["prompt"]))
-    work = lambda: model.generate(idx, attention_mask=torch.ones_like(idx), do_sample=True, top_k=0, max_new_tokens=job["new"],
-                                  min_new_tokens=job["new"], pad_token_id=0)
+    def work():
+        model.generate(idx, attention_mask=torch.ones_like(idx), do_sample=True, top_k=0, max_new_tokens=job["new"],
+                       min_new_tokens=job["new"], pad_token_id=0)
     seconds = [clocked(work, idx.device) for _ in range(1 + job["updates"])][1:]
     return {"seconds": seconds, "tokens": job["batch_size"] * job["new"], "peak": peak_gb(idx.device)}
 
-# ---------------------------------------------------------------------------------------------------------------------
-# many measurements
+KINDS = {"ours": ours, "trl": trl, "transformers": transformers, "one_loss": one_loss}
 
-def measured(kind, job):
-    """What a fresh process gives for a job."""
-    done = subprocess.run([sys.executable, "-m", "study.bench", "--job", json.dumps(job | {"kind": kind})], capture_output=True, text=True,
-                          env=os.environ | {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}, cwd=RESULTS.parent.parent)
+# ---------------------------------------------------------------------------------------------------------------------
+# Many measurements
+
+def in_process(kind, job):
+    """What a fresh process returns for a job. Raises SystemExit with the end of its stderr if it fails."""
+    command = [sys.executable, "-m", "study.bench", "--job", json.dumps(job | {"kind": kind})]
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | quiet, cwd=places.ROOT)
     if done.returncode:
         raise SystemExit(f"{kind} {job.get('what', '')} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
+def agree(before, after):
+    """Whether two matrix rates are those of one undisturbed machine: they differ by at most a tenth of the larger."""
+    return max(before, after) - min(before, after) <= TOLERANCE * max(before, after)
+
+def undisturbed(work, rate, tries=TRIES):
+    """
+    work() between two measurements of the matrix rate, repeated until both rates agree, at most `tries` times.
+
+    work  () -> a dict of numbers
+    rate  () -> the machine's matrix rate now, operations a second
+
+    Returns the dict with product_rate, the larger rate, and at_rest, "yes" or "no". If the rates never agree, the dict
+    is that of the round whose rates are closest, and a line is printed.
+    """
+    rounds = []
+    for i in range(tries):
+        before = rate()
+        found = work()
+        after = rate()
+        rounds.append((min(before, after) / max(before, after), before, after, found))
+        if agree(before, after):
+            break
+        print(f"disturbed: the matrix rate was {before / 1e9:.0f} GFLOP/s before the job and {after / 1e9:.0f} after it"
+              f" (round {i + 1} of {tries})", flush=True)
+    _, before, after, found = max(rounds, key=lambda r: r[0])
+    rest = agree(before, after)
+    if not rest:
+        print(f"the machine never came to rest in {tries} rounds: at_rest is \"no\" in the results", flush=True)
+    return found | {"product_rate": max(before, after), "at_rest": "yes" if rest else "no"}
+
+def measured(kind, job):
+    """What a fresh process returns for a job, with the matrix rate around it, and whether the machine was at rest."""
+    device, _ = set_up(job["dtype"])
+    rate = functools.partial(product_rate, device, getattr(torch, job["dtype"]))
+    return undisturbed(lambda: in_process(kind, job), rate)
+
+def rest_of(*jobs):
+    """at_rest of a row that several jobs make: "yes" if all of them were."""
+    return "yes" if all(job["at_rest"] == "yes" for job in jobs) else "no"
+
 def machine():
-    """What it was measured on, in one line: the processor or card, not the host's name."""
+    """The processor or graphics card in one line, without the name of the host."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    about = dict(line.replace("\t", "").split(": ", 1) for line in info.split("\n\n")[0].splitlines() if ": " in line)
-    name = about.get("model name", platform.processor())    # a cloud's name for it may hide the generation, which its family tells
-    generation = f" (family {about['cpu family']}, model {about['model']})" if "cpu family" in about and "model" in about else ""
-    return f"{name}{generation}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    lines = info.split("\n\n")[0].splitlines()
+    about = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+    name = about.get("model name", platform.processor())
+    if "cpu family" in about and "model" in about:    # a cloud's name for a processor may hide its generation
+        name += f" (family {about['cpu family']}, model {about['model']})"
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
-def job_for(name, args, **more):
-    job = {"config": vars(MODELS[name]), "lengths": LENGTHS[name], "batch_size": args.batch_size if name == "gpt2" else 64,
-           "updates": args.updates}
-    return job | ({"data": args.data, "data_dir": args.data_dir} if args.data and name == "gpt2" else {}) | more
+def job_for(name, *, batch_size, updates, data, data_dir, **more):
+    """A job on the model of a name. batch_size and data are GPT-2's; the smaller models have 64 random pairs."""
+    job = {"config": vars(MODELS[name]), "lengths": LENGTHS[name], "batch_size": 64, "updates": updates}
+    if name == "gpt2":
+        job["batch_size"] = batch_size
+        if data:
+            job |= {"data": data, "data_dir": data_dir}
+    return job | more
 
-def parts(args, scratch):
-    """Every part on its own: yields rows."""
-    whats = [("sft", {}), ("reference", {}), ("dpo", {}), ("dpo", {"share_prefix": True})]
-    whats += [("dpo", {"share_prefix": True, "adapter": mode}) for mode in adapters.MODES]
-    whats += [("dpo", {"share_prefix": True, "compile": True}), ("generate", {"prompt": 12, "new": 32, "batch_size": 256})]
-    for name, dtype, (what, more) in itertools.product(args.models, args.dtypes, whats):
-        if what == "generate" and name == "gpt2":
-            more = more | {"prompt": 32, "new": 64, "batch_size": 16}
-        got = measured("ours", job_for(name, args, what=what, dtype=dtype, **more))
-        step = statistics.mean(got["seconds"])
-        options = " ".join(k if v is True else v for k, v in more.items() if k in ("share_prefix", "adapter", "compile"))
-        share = got["operations"] / step / got["product_rate"] if "operations" in got else ""
-        yield {"model": name, "dtype": dtype, "what": what, "options": options, "seconds": step,
-               "pairs_s": got.get("pairs", 0) / step or "", "tokens_s": got["tokens"] / step, "share": share,
-               "product_gflops": got.get("product_rate", 0) / 1e9 or "", "peak_gb": got["peak"]}
+def part_jobs(name, dtype, new_job):
+    """The jobs of one model, which are all parts of the work, each with its own process."""
+    shared = {"what": "dpo", "share_prefix": True}
+    whats = [{"what": "sft"}, {"what": "reference"}, {"what": "dpo"}, shared]
+    whats += [shared | {"adapter": mode} for mode in adapters.MODES]
+    whats += [shared | {"compile": True}]
+    sizes = (32, 64, 16) if name == "gpt2" else (12, 32, 256)
+    whats += [{"what": "generate"} | dict(zip(("prompt", "new", "batch_size"), sizes))]
+    return [new_job(name, dtype=dtype) | what for what in whats]
 
-def folders(scratch):
-    """Two GPT-2s in Hugging Face's layout with random weights."""
+def parts(new_job, models, dtypes):
+    """Every part of the work by itself: yields rows."""
+    for name, dtype in itertools.product(models, dtypes):
+        for job in part_jobs(name, dtype, new_job):
+            got = measured("ours", job)
+            step = statistics.mean(got["seconds"])
+            options = [k if job[k] is True else job[k] for k in ("share_prefix", "adapter", "compile") if k in job]
+            counted = "operations" in got
+            yield {"model": name, "dtype": dtype, "what": job["what"], "options": " ".join(options), "seconds": step,
+                   "pairs_s": got.get("pairs", 0) / step or "", "tokens_s": got["tokens"] / step,
+                   "share": got["operations"] / step / got["product_rate"] if counted else "",
+                   "product_gflops": got["product_rate"] / 1e9, "peak_gb": got["peak"], "at_rest": got["at_rest"]}
+
+def gpt2_folders(scratch):
+    """Writes two GPT-2s with random weights in Hugging Face's layout, and returns their folders as part of a job."""
     for seed, name in enumerate(("a", "b")):
         torch.manual_seed(seed)
         GPT(MODELS["gpt2"]).save_pretrained(Path(scratch) / name)
     return {"folder": f"{scratch}/a", "other": f"{scratch}/b", "scratch": f"{scratch}/run"}
 
-def against_trl(args, scratch):
-    """DPO updates, ours and TRL's in turns: yields rows, each of a round, with its ratios."""
-    places = folders(scratch)
-    check = measured("one_loss", job_for("gpt2", args, dtype="float32", **places))
+def against_trl(new_job, dtypes, rounds, scratch, about_data):
+    """DPO updates, ours and TRL's in turns: yields rows, each of a round."""
+    base = functools.partial(new_job, "gpt2", **gpt2_folders(scratch))
+    check = in_process("one_loss", base(dtype="float32"))
     print(f"the loss of the same batch: {check['ours']:.6f} here, {check['trl']:.6f} in TRL", flush=True)
     if abs(check["ours"] - check["trl"]) > 1e-4:
-        raise SystemExit("the losses differ: there is nothing to compare")
-    for dtype, round_ in itertools.product(args.dtypes, range(args.rounds)):
-        got = {layout: measured("ours", job_for("gpt2", args, what="dpo", dtype=dtype, share_prefix=layout == "shared", **places))
-               for layout in ("plain", "shared")}
-        # TRL's default recomputes activations in backward, which costs time and saves memory: seen once, beside the plain way
-        for reference, checkpointing in itertools.product(("online", "precomputed"), (False, True) if round_ == 0 else (False,)):
-            other = measured("trl", job_for("gpt2", args, dtype=dtype, reference=reference, checkpointing=checkpointing, **places))
-            for layout, mine in got.items():
-                step = statistics.mean(mine["seconds"])
-                # computed once for each pair, before training: that is what an online reference does in one epoch
-                seconds, trl_seconds = step + (mine["reference_seconds"] if reference == "online" else 0), statistics.mean(other["seconds"])
-                yield {"data": Path(args.data or "made up").name, "dtype": dtype, "reference": reference, "layout": layout,
-                       "round": round_, "trl_checkpointing": checkpointing, "seconds": seconds, "trl_seconds": trl_seconds,
-                       "speed_ratio": trl_seconds / seconds, "peak_gb": mine["peak"], "trl_peak_gb": other["peak"],
-                       "memory_ratio": mine["peak"] / other["peak"], "share": mine["operations"] / step / mine["product_rate"],
-                       "product_gflops": mine["product_rate"] / 1e9}
+        raise SystemExit("the two losses differ, so their times cannot be compared")
+    for dtype, round_ in itertools.product(dtypes, range(rounds)):
+        mine = {"plain": measured("ours", base(what="dpo", dtype=dtype, share_prefix=False)),
+                "shared": measured("ours", base(what="dpo", dtype=dtype, share_prefix=True))}
+        # TRL's default recomputes activations, which costs time and saves memory: measured in the first round only
+        recomputing = (False, True) if round_ == 0 else (False,)
+        for reference, checkpointing in itertools.product(("online", "precomputed"), recomputing):
+            other = measured("trl", base(dtype=dtype, reference=reference, checkpointing=checkpointing))
+            head = {"data": about_data, "dtype": dtype, "reference": reference}
+            for layout, got in mine.items():
+                where = {"layout": layout, "round": round_, "trl_checkpointing": checkpointing}
+                yield head | where | beside_trl(got, other, reference)
 
-def against_transformers(args, scratch):
-    """Generation, ours and transformers' in turns: yields rows."""
-    places = folders(scratch)
-    for dtype, round_ in itertools.product(args.dtypes, range(args.rounds)):
-        job = job_for("gpt2", args, what="generate", dtype=dtype, prompt=32, new=64, **places) | {"batch_size": 16}
+def beside_trl(mine, other, reference):
+    """Seconds, memory and their ratios of one comparison."""
+    step, trl_seconds = statistics.mean(mine["seconds"]), statistics.mean(other["seconds"])
+    # nanoPref computes the reference once for each pair before training: an online reference does so in one epoch
+    seconds = step + (mine["reference_seconds"] if reference == "online" else 0)
+    return {"seconds": seconds, "trl_seconds": trl_seconds, "speed_ratio": trl_seconds / seconds,
+            "peak_gb": mine["peak"], "trl_peak_gb": other["peak"], "memory_ratio": mine["peak"] / other["peak"],
+            "share": mine["operations"] / step / mine["product_rate"], "product_gflops": mine["product_rate"] / 1e9,
+            "at_rest": rest_of(mine, other)}
+
+def against_transformers(new_job, dtypes, rounds, scratch):
+    """Generation, ours and transformers' in turns: yields rows, each of a round."""
+    folders = gpt2_folders(scratch)
+    for dtype, round_ in itertools.product(dtypes, range(rounds)):
+        job = new_job("gpt2", what="generate", dtype=dtype, prompt=32, new=64, **folders) | {"batch_size": 16}
         mine, other = measured("ours", job), measured("transformers", job)
         a, b = statistics.mean(mine["seconds"]), statistics.mean(other["seconds"])
-        yield {"dtype": dtype, "round": round_, "tokens_s": mine["tokens"] / a, "transformers_tokens_s": other["tokens"] / b,
-               "speed_ratio": b / a, "peak_gb": mine["peak"], "transformers_peak_gb": other["peak"]}
+        yield {"dtype": dtype, "round": round_, "tokens_s": mine["tokens"] / a,
+               "transformers_tokens_s": other["tokens"] / b, "speed_ratio": b / a, "peak_gb": mine["peak"],
+               "transformers_peak_gb": other["peak"], "at_rest": rest_of(mine, other)}
 
-def growth(args, scratch):
-    """One thing at a time around 8 pairs, completions of 32 tokens, GPT-2's vocabulary, on 4 layers of GPT-2's width: yields rows."""
+def growth():
+    """
+    A DPO update of 8 pairs, completions of 32 tokens and GPT-2's vocabulary, on 4 layers of GPT-2's width. One of the
+    three varies at a time. Yields rows.
+    """
     base = {"batch": 8, "completion": 32, "vocabulary": 50257}
-    for axis, values in (("batch", (1, 2, 4, 8, 16, 32)), ("completion", (16, 32, 64, 128, 256, 448)),
-                         ("vocabulary", (512, 8192, 25000, 50257, 100000))):
+    axes = {"batch": (1, 2, 4, 8, 16, 32), "completion": (16, 32, 64, 128, 256, 448),
+            "vocabulary": (512, 8192, 25000, 50257, 100000)}
+    for axis, values in axes.items():
         for value in values:
             at = base | {axis: value}
             config = vars(GPTConfig(n_layer=4, vocab_size=at["vocabulary"]))
-            got = measured("ours", {"what": "dpo", "dtype": "float32", "config": config, "updates": 3, "batch_size": at["batch"],
-                                    "lengths": (32, at["completion"], at["completion"])})
+            got = measured("ours", {"what": "dpo", "dtype": "float32", "config": config, "updates": 3,
+                                    "batch_size": at["batch"], "lengths": (32, at["completion"], at["completion"])})
             yield {"axis": axis, **at, "seconds": statistics.median(got["seconds"]), "tokens": got["tokens"],
-                   "operations": got["operations"], "parameters": 4 * 12 * 768**2 + (at["vocabulary"] + 1024) * 768, "peak_gb": got["peak"]}
+                   "operations": got["operations"], "parameters": 4 * 12 * 768**2 + (at["vocabulary"] + 1024) * 768,
+                   "peak_gb": got["peak"], "at_rest": got["at_rest"]}
 
-def main(argv=None):
-    args = get_args(argv)
-    with cli.interruptible("-m study.bench", args, argv):
-        work(args)
-
-def work(args):
-    """Measures, and writes a row as soon as it has one."""
-    if args.job:
-        job = json.loads(args.job)
-        print(json.dumps({"ours": ours, "trl": trl, "transformers": transformers, "one_loss": one_loss}[job["kind"]](job)))
-        return
-    data_name = rundir.data_name(args.data or "made-up").split("-")[0]
-    name, rows = {"trl": (f"trl_{data_name}", against_trl), "transformers": ("transformers", against_transformers)}.get(
-        args.vs, ("growth", growth) if args.growth else ("parts", parts))
-    RESULTS.mkdir(exist_ok=True)
+def write(path, rows):
+    """Writes and prints each row as soon as it is measured, so that a failure loses no earlier row."""
     about = {"machine": machine()}
-    # a row is written as soon as it is measured
-    with tempfile.TemporaryDirectory() as scratch, open(RESULTS / f"bench_{name}.csv", "w", newline="") as f:
-        for i, row in enumerate(rows(args, scratch)):
+    with open(path, "w", newline="") as f:
+        out = None
+        for row in rows:
             row = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in (about | row).items()}
-            out = csv.DictWriter(f, list(row), lineterminator="\n")
-            out.writeheader() if i == 0 else None
+            if out is None:
+                out = csv.DictWriter(f, list(row), lineterminator="\n")
+                out.writeheader()
             out.writerow(row)
             f.flush()
             print(" ".join(f"{k}={v}" for k, v in row.items() if k != "machine"), flush=True)
-    print(f"-> {f.name}")
+    print(f"-> {path}")
+
+def main(argv=None):
+    args = get_args(argv)
+    if args.job:
+        job = json.loads(args.job)
+        print(json.dumps(KINDS[job["kind"]](job)))
+        return
+    with cli.interruptible("-m study.bench", args, argv), tempfile.TemporaryDirectory() as scratch:
+        name, rows = chosen(args, scratch)
+        results, _ = places.folders(args.out, args.update)
+        write(results / f"bench_{name}.csv", rows)
+
+def chosen(args, scratch):
+    """(name of the results, generator of their rows) of the measurement that the flags ask for."""
+    new_job = functools.partial(job_for, batch_size=args.batch_size, updates=args.updates, data=args.data,
+                                data_dir=args.data_dir)
+    if args.vs == "trl":
+        name = rundir.data_name(args.data or "made-up").split("-")[0]
+        about_data = Path(args.data or "made up").name
+        return f"trl_{name}", against_trl(new_job, args.dtypes, args.rounds, scratch, about_data)
+    if args.vs == "transformers":
+        return "transformers", against_transformers(new_job, args.dtypes, args.rounds, scratch)
+    return ("growth", growth()) if args.growth else ("parts", parts(new_job, args.models, args.dtypes))
 
 if __name__ == "__main__":
     main()

@@ -1,10 +1,17 @@
 """
-What the sweep says of each claim of the reports, and the study's pictures; all from study/results/sweep.csv and curves.csv.
+The verdict on each of the reports' claims, computed from study/results/sweep.csv and curves.csv.
 
-A comparison is a difference between two recipes, seed by seed: the seeds share SFT policy and pairs. Its 95% interval is Student's over
-seeds. It holds if the whole interval lies where the claim says, does not hold if it lies on the other side, and else cannot be told
-apart. A claim holds if all its comparisons do, and does not if one does not. "At k nats" is read off a method's points, between the two
-that enclose k: rewards in a line over the root of the KL, along which frontiers are straightest. Read first: sweep.py
+`python -m study.sweep --draw` calls `judge`, which writes claims.csv. `claims_table` makes the table of docs/study.md.
+
+A comparison is the difference between two recipes, seed by seed. Both recipes of a seed share the SFT policy and the
+pairs. The 95% interval over seeds is Student's.
+
+- A comparison holds if the whole interval lies where the claim says. It does not hold if the interval lies on the
+  other side. Otherwise it cannot be told apart.
+- A claim holds if all its comparisons hold. It does not hold if one comparison does not.
+
+"At k nats" means an interpolation between the two measured points of a method whose KLs enclose k. It is linear in the
+square root of the KL, because reward against that root is nearly a straight line. Read next: pictures.py
 """
 import csv
 import math
@@ -15,34 +22,42 @@ import numpy as np
 from measures import rank_correlation
 
 CLAIMS = {
-    "1": "DPO and hinge lose diversity against SFT; hinge is close to DPO",
-    "2": "From reverse KL over JSD and alpha to forward KL the reward falls and the entropy rises",
-    "3": "IPO: the closer beta is to 1, the higher the entropy and the lower the reward",
-    "4": "cDPO with 0.15 keeps more diversity at little cost; with a fifth of the labels flipped cdpo, robust and ipo beat dpo",
-    "5": "Annealing beats a constant beta of the same mean",
-    "6": "The reward depends on the label of the prompt's review, and each method makes that less",
-    "7": "From 4 to 25 samples a prompt the order of the methods by diversity stays",
-    "8": "The implicit reward of the chosen answers falls while the accuracy rises",
-    "9": "Early stopping on the validation loss stops where reward per KL is best",
-    "10": "The gap at which a loss stops pushing orders ipo, hinge and cdpo along the frontier",
+    "1": "DPO and hinge are less diverse than SFT, and hinge behaves like DPO",
+    "2": "Reward falls and entropy rises from reverse KL over JSD and alpha-divergences to forward KL",
+    "3": "IPO has more entropy and less reward the closer its beta is to 1",
+    "4": "cDPO with label smoothing 0.15 keeps more diversity at little cost, and cdpo, robust and ipo beat dpo when a "
+         "fifth of the labels is flipped",
+    "5": "Annealing beta beats a constant beta of the same mean",
+    "6": "The reward depends on the label of the prompt's review, and every method weakens this dependence",
+    "7": "The methods have the same order of diversity with 4 and with 25 samples a prompt",
+    "8": "The implicit reward of the chosen completions falls while the accuracy rises",
+    "9": "Early stopping on the validation loss stops where the reward for its KL is best",
+    "10": "The gap at which a loss stops pushing gives the order of ipo, hinge and cdpo along the frontier",
     "11": "DPO's frontier lies above those of best-of-n, Preferred-FT, unlikelihood and SLiC-HF",
-    "12": "Not of the reports: the smaller AdamW's epsilon, the farther DPO goes from the reference",
-    "13": "DPO's frontier lies above PPO's, even of PPO with the true reward (the DPO paper)",
-    "14": "A learned reward is over-optimised: where it is highest, the true one is no longer",
+    "12": "DPO moves farther from the reference with a smaller epsilon of AdamW (this claim is not from the reports)",
+    "13": "DPO's frontier lies above PPO's, even when PPO is given the true reward (claimed by the DPO paper)",
+    "14": "A learned reward is over-optimized: where it is highest, the true reward is no longer highest",
 }
+# the worst verdict among the comparisons of a claim -> the sentence that follows the claim; worst first
+SENTENCES = {
+    "does not hold": "The claim does not hold: at least one comparison contradicts it.",
+    "cannot be told apart": "The claim is undecided: no comparison contradicts it, but an interval is too wide.",
+    "holds": "The claim holds: every comparison agrees with it.",
+}
+
 def default_of(loss):
-    """The recipe that trains with a loss and nothing but defaults."""
-    swept = {"dpo": "dpo beta=0.1", "hinge": "hinge beta=0.2", "ipo": "ipo beta=0.1", "fdpo": "jsd beta=1", "slic": "slic delta=1.0",
-             "unlikelihood": "unlikelihood alpha=0.1", "sft": "preferred_ft"}
+    """The name of the recipe that trains with a loss and its default hyperparameters."""
+    swept = {"dpo": "dpo beta=0.1", "hinge": "hinge beta=0.2", "ipo": "ipo beta=0.1", "fdpo": "jsd beta=1",
+             "slic": "slic delta=1.0", "unlikelihood": "unlikelihood alpha=0.1", "sft": "preferred_ft"}
     return swept.get(loss, f"default {loss}")
 
-# Student's t, two-sided, by the number of seeds; for more than 30 that of 30, which is at most 5% too wide
+# Student's t, two-sided 95%, by the number of seeds. More than 30 seeds take the value of 30: at most 5% too wide.
 T95 = defaultdict(lambda: 2.045, enumerate((
-    12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093,
-    2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045), 2))
+    12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045), 2))
 
 class Sweep:
-    """sweep("dpo beta=0.1", "reward") is an array with a number a seed; NaN where there is none."""
+    """The numbers of a sweep. sweep("dpo beta=0.1", "reward") is an array (seeds,); NaN where nothing was measured."""
     def __init__(self, results):
         self.values, self.curves = defaultdict(dict), defaultdict(list)
         with open(results / "sweep.csv", newline="") as f:
@@ -50,7 +65,8 @@ class Sweep:
                 self.values[r["recipe"], r["measure"]][int(r["seed"])] = float(r["mean"])
         with open(results / "curves.csv", newline="") as f:
             for r in csv.DictReader(f):
-                self.curves[r["recipe"], r["split"], r["metric"], int(r["seed"])].append((int(r["step"]), float(r["value"])))
+                key = r["recipe"], r["split"], r["metric"], int(r["seed"])
+                self.curves[key].append((int(r["step"]), float(r["value"])))
         self.seeds = sorted({s for found in self.values.values() for s in found})
         self.recipes = list(dict.fromkeys(recipe for recipe, _ in self.values))
 
@@ -59,128 +75,186 @@ class Sweep:
         return np.array([found.get(s, math.nan) for s in self.seeds])
 
     def points(self, method):
-        """The recipes of a method, without those at other temperatures or steps."""
+        """The recipes of a method, without its rows at other temperatures or training steps."""
         return [r for r in self.recipes if r.split()[0] == method and " T=" not in r and " step-" not in r]
 
     def recipes_with(self, measure):
-        """The recipes that have been measured so, without those at other temperatures."""
+        """The recipes that have a measure, without the rows at other temperatures."""
         return [r for r in self.recipes if " T=" not in r and not np.isnan(self(r, measure)).all()]
 
     def at(self, method, nats, measure="reward"):
-        """A measure of a method at a KL, by interpolation between measured points; NaN beyond its farthest one."""
-        out, names = [], ["sft", *self.points(method)]
-        kl, y = (np.array([self(r, m) for r in names]) for m in ("kl", measure))    # (recipes, seeds)
+        """A measure (seeds,) of a method at a KL in nats, by interpolation. NaN beyond the method's largest KL."""
+        names = ["sft", *self.points(method)]
+        kl = np.array([self(r, "kl") for r in names])          # (recipes, seeds)
+        y = np.array([self(r, measure) for r in names])        # (recipes, seeds)
+        out = []
         for k, v in zip(kl.T, y.T):
-            there = ~np.isnan(k + v)    # a run that failed is no point
+            there = ~np.isnan(k + v)    # a failed run has no point
             k, v = k[there], v[there]
             order = np.argsort(k)
             out.append(np.interp(nats ** 0.5, k[order] ** 0.5, v[order]) if k.max(initial=0) >= nats else math.nan)
         return np.array(out)
 
     def curve(self, recipe, metric, seed, split="val"):
-        return np.array(self.curves[recipe, split, metric, seed]).reshape(-1, 2).T    # steps, values
+        """(2, n): the steps and the values of a logged metric."""
+        return np.array(self.curves[recipe, split, metric, seed]).reshape(-1, 2).T
 
-def comparisons(s):
-    """
-    Yields (claim, what is compared, number a seed, what the claim says of it): ("<", limit), (">", limit), ("near" 0 within, limit), or
-    ("", 0), of which it says nothing.
-    """
-    less, more, open_ = ("<", 0.0), (">", 0.0), ("", 0.0)
-    dpo, hinge, sft = "dpo beta=0.1", "hinge beta=0.2", "sft"
-    gap = lambda name: s(name, "reward_positive") - s(name, "reward_negative")
-    def trend(names, measure, nats=None):
-        """The rank correlation of a measure with the order of the names, a seed."""
-        found = np.array([s.at(n, nats, measure) if nats else s(n, measure) for n in names])    # (names, seeds)
-        return np.array([rank_correlation(range(len(names)), column) for column in found.T])
+# ---------------------------------------------------------------------------------------------------------------------
+# The comparisons of each claim. A function yields (what is compared, a number a seed, what the claim says of it).
+# A claim says ("<", limit), (">", limit), or ("near", limit): an absolute value of at most limit. NOTHING: only shown.
 
-    for name in (dpo, hinge):
+BELOW_0, ABOVE_0, NOTHING = ("<", 0.0), (">", 0.0), ("", 0.0)
+DPO, HINGE, SFT = "dpo beta=0.1", "hinge beta=0.2", "sft"
+
+def trend(s, names, measure, nats=None):
+    """(seeds,): rank correlation of a measure with the order of the names: recipes, or methods at a KL of `nats`."""
+    found = np.array([s.at(n, nats, measure) if nats else s(n, measure) for n in names])    # (names, seeds)
+    return np.array([rank_correlation(range(len(names)), column) for column in found.T])
+
+def less_diverse(s):
+    """Claim 1: the diversity of DPO and hinge against SFT's, and hinge against DPO at one KL."""
+    for name in (DPO, HINGE):
         for measure in ("entropy", "pooled_25", "distinct_2"):
-            yield "1", f"{measure}, {name} - SFT", s(name, measure) - s(sft, measure), less
-    yield "1", "reward at 1.8 nats, hinge - dpo", s.at("hinge", 1.8) - s.at("dpo", 1.8), ("near", 0.03)
-    yield "1", "entropy at 1.8 nats, hinge - dpo", s.at("hinge", 1.8, "entropy") - s.at("dpo", 1.8, "entropy"), ("near", 0.05)
+            yield f"{measure}, {name} - SFT", s(name, measure) - s(SFT, measure), BELOW_0
+    yield "reward at 1.8 nats, hinge - dpo", s.at("hinge", 1.8) - s.at("dpo", 1.8), ("near", 0.03)
+    entropy = s.at("hinge", 1.8, "entropy") - s.at("dpo", 1.8, "entropy")
+    yield "entropy at 1.8 nats, hinge - dpo", entropy, ("near", 0.05)
 
-    line = ("dpo", "jsd", "alpha0.3", "alpha0.5", "alpha0.7", "forward_kl")
+def order_of_divergences(s):
+    """Claim 2: the divergences in their order from reverse to forward KL."""
+    methods = ("dpo", "jsd", "alpha0.3", "alpha0.5", "alpha0.7", "forward_kl")
     for beta in (0.1, 0.3, 1):
-        names = [name for m in line if (name := f"{m} beta={beta}") in s.recipes]
-        yield "2", f"rank correlation of reward with the order, beta {beta}", trend(names, "reward"), less
-        yield "2", f"rank correlation of entropy with the order, beta {beta}", trend(names, "entropy"), more
-    yield "2", "rank correlation of reward with the order, at 0.9 nats", trend(line, "reward", 0.9), less
-    yield "2", "rank correlation of entropy with the order, at 0.9 nats", trend(line, "entropy", 0.9), more
+        names = [f"{m} beta={beta}" for m in methods if f"{m} beta={beta}" in s.recipes]
+        yield f"rank correlation of reward with the order, beta {beta}", trend(s, names, "reward"), BELOW_0
+        yield f"rank correlation of entropy with the order, beta {beta}", trend(s, names, "entropy"), ABOVE_0
+    yield "rank correlation of reward with the order, at 0.9 nats", trend(s, methods, "reward", 0.9), BELOW_0
+    yield "rank correlation of entropy with the order, at 0.9 nats", trend(s, methods, "entropy", 0.9), ABOVE_0
 
+def beta_of_ipo(s):
+    """Claim 3: IPO at beta 0.1 to 1."""
     betas = [f"ipo beta={b}" for b in (0.1, 0.3, 0.5, 1)]
-    for measure, says in (("entropy", more), ("reward", less)):
-        yield "3", f"{measure}, beta 1 - beta 0.1", s(betas[-1], measure) - s(betas[0], measure), says
-        yield "3", f"rank correlation of {measure} with beta", trend(betas, measure), says
+    for measure, says in (("entropy", ABOVE_0), ("reward", BELOW_0)):
+        yield f"{measure}, beta 1 - beta 0.1", s(betas[-1], measure) - s(betas[0], measure), says
+        yield f"rank correlation of {measure} with beta", trend(s, betas, measure), says
 
-    yield "4", "entropy, cdpo - dpo at beta 0.1", s("cdpo beta=0.1", "entropy") - s(dpo, "entropy"), more
-    yield "4", "reward, cdpo - dpo at beta 0.1", s("cdpo beta=0.1", "reward") - s(dpo, "reward"), ("near", 0.03)
-    yield "4", "reward, dpo with noise - without", s("noisy_dpo", "reward") - s(dpo, "reward"), less
+def label_noise(s):
+    """Claim 4: label smoothing on clean labels, and losses for noisy labels on flipped ones."""
+    yield "entropy, cdpo - dpo at beta 0.1", s("cdpo beta=0.1", "entropy") - s(DPO, "entropy"), ABOVE_0
+    yield "reward, cdpo - dpo at beta 0.1", s("cdpo beta=0.1", "reward") - s(DPO, "reward"), ("near", 0.03)
+    yield "reward, dpo with noise - without", s("noisy_dpo", "reward") - s(DPO, "reward"), BELOW_0
     for other in ("cdpo", "robust", "ipo"):
-        yield "4", f"reward with noise, {other} - dpo", s(f"noisy_{other}", "reward") - s("noisy_dpo", "reward"), more
-        yield "4", f"KL with noise, {other} - dpo", s(f"noisy_{other}", "kl") - s("noisy_dpo", "kl"), open_
+        yield f"reward with noise, {other} - dpo", s(f"noisy_{other}", "reward") - s("noisy_dpo", "reward"), ABOVE_0
+        yield f"KL with noise, {other} - dpo", s(f"noisy_{other}", "kl") - s("noisy_dpo", "kl"), NOTHING
 
-    for a, b, what in (("dpo_up", "dpo_mean", "DPO 0 to 1 - DPO 0.5"), ("ipo_down", "ipo_mean", "IPO 1 to 0.01 - IPO 0.505")):
-        yield "5", f"reward, {what}", s(a, "reward") - s(b, "reward"), more
+def annealed_beta(s):
+    """Claim 5: annealed against constant beta."""
+    pairs = ("dpo_up", "dpo_mean", "DPO 0 to 1 - DPO 0.5"), ("ipo_down", "ipo_mean", "IPO 1 to 0.01 - IPO 0.505")
+    for annealed, constant, what in pairs:
+        yield f"reward, {what}", s(annealed, "reward") - s(constant, "reward"), ABOVE_0
         for measure in ("kl", "entropy"):
-            yield "5", f"{measure}, {what}", s(a, measure) - s(b, measure), open_
+            yield f"{measure}, {what}", s(annealed, measure) - s(constant, measure), NOTHING
     for measure in ("reward", "kl", "entropy"):
-        yield "5", f"{measure}, DPO 0 to 1 - IPO 1 to 0.01", s("dpo_up", measure) - s("ipo_down", measure), open_
+        yield f"{measure}, DPO 0 to 1 - IPO 1 to 0.01", s("dpo_up", measure) - s("ipo_down", measure), NOTHING
 
-    yield "6", "reward of positive - negative prompts, SFT", gap(sft), more
-    main = s.recipes_with("pooled_25")
-    for name in (r for r in main if r != sft):
-        yield "6", f"the same, {name} - SFT", gap(name) - gap(sft), less
+def label_gap(s, name):
+    """(seeds,): the reward on prompts of positive reviews minus that on prompts of negative reviews."""
+    return s(name, "reward_positive") - s(name, "reward_negative")
 
-    few, many = (np.array([s(r, measure) for r in main]).T for measure in ("pooled_4", "pooled_25"))    # (seeds, policies)
+def label_bias(s):
+    """Claim 6: the label gap of SFT, and how each method changes it."""
+    yield "reward of positive - negative prompts, SFT", label_gap(s, SFT), ABOVE_0
+    for name in s.recipes_with("pooled_25"):
+        if name != SFT:
+            yield f"the same, {name} - SFT", label_gap(s, name) - label_gap(s, SFT), BELOW_0
+
+def order_by_diversity(s):
+    """Claim 7: the policies ranked by the pooled entropy of 4 and of 25 samples."""
+    policies = s.recipes_with("pooled_25")
+    few = np.array([s(r, "pooled_4") for r in policies]).T      # (seeds, policies)
+    many = np.array([s(r, "pooled_25") for r in policies]).T    # (seeds, policies)
     found = np.array([rank_correlation(x, y) for x, y in zip(few, many)])
-    yield "7", f"rank correlation of pooled entropy at 4 and at 25, {len(main)} policies", found, (">", 0.9)
+    yield f"rank correlation of pooled entropy at 4 and at 25, {len(policies)} policies", found, (">", 0.9)
 
-    for name in (dpo, "along_dpo"):
-        for metric, says in (("rewards/chosen", less), ("rewards/rejected", less), ("rewards/accuracies", more)):
+def chosen_reward_falls(s):
+    """Claim 8: the change of the validation metrics of DPO over training."""
+    metrics = ("rewards/chosen", BELOW_0), ("rewards/rejected", BELOW_0), ("rewards/accuracies", ABOVE_0)
+    for name in (DPO, "along_dpo"):
+        for metric, says in metrics:
             found = [s.curve(name, metric, seed)[1] for seed in s.seeds]
-            yield "8", f"{metric}, {name}, end - start", np.array([c[-1] - c[0] if len(c) else math.nan for c in found]), says
+            change = np.array([c[-1] - c[0] if len(c) else math.nan for c in found])
+            yield f"{metric}, {name}, end - start", change, says
 
+def early_stopping(s):
+    """Claim 9: where early stopping would have stopped two long runs."""
     for name in ("along_dpo", "along_ipo"):
-        yield from (("9", f"{what}, {name}", values, says) for what, values, says in stopping(s, name))
+        for what, values, says in stopping(s, name):
+            yield f"{what}, {name}", values, says
 
-    limits = {f"ipo beta={b}": 1 / (2 * b) for b in (0.1, 0.3, 0.5, 1)} | {f"hinge beta={b}": 1 / b for b in (0.2, 0.05, 0.5, 1)}
-    limits |= {f"cdpo beta={b}": math.log(0.85 / 0.15) / b for b in (0.1, 0.03, 0.3)}
+def stopping_gap(s):
+    """Claim 10: the gap (log-ratio margin in nats) at which the loss stops pushing, against KL and reward."""
+    gaps = {f"ipo beta={b}": 1 / (2 * b) for b in (0.1, 0.3, 0.5, 1)}
+    gaps |= {f"hinge beta={b}": 1 / b for b in (0.2, 0.05, 0.5, 1)}
+    gaps |= {f"cdpo beta={b}": math.log(0.85 / 0.15) / b for b in (0.1, 0.03, 0.3)}
+    names = sorted(gaps, key=gaps.get)    # settings of equal gap stay in the order above and get different ranks
     for measure in ("kl", "reward"):
-        by_limit = trend(sorted(limits, key=limits.get), measure)
-        yield "10", f"rank correlation of {measure} with that gap, {len(limits)} settings", by_limit, (">", 0.5)
+        found = trend(s, names, measure)
+        yield f"rank correlation of {measure} with that gap, {len(names)} settings", found, (">", 0.5)
 
-    others = ("best_of", 1), ("best_of", 1.8), ("preferred_ft", 0.2), ("unlikelihood", 0.2), ("slic", 1.8), ("ipo", 1), ("cdpo", 1.5)
-    for other, nats in others:
-        says = open_ if other in ("ipo", "cdpo") else more
-        yield "11", f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), says
+def above_other_methods(s):
+    """Claim 11: DPO against other methods at the same KL."""
+    claimed = ("best_of", 1), ("best_of", 1.8), ("preferred_ft", 0.2), ("unlikelihood", 0.2), ("slic", 1.8)
+    for other, nats in claimed:
+        yield f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), ABOVE_0
+    for other, nats in (("ipo", 1), ("cdpo", 1.5)):
+        yield f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), NOTHING
 
+def adam_epsilon(s):
+    """Claim 12: DPO at four values of AdamW's epsilon."""
     grid = [f"epsilon adam_epsilon={e}" for e in ("1e-8", "1e-5", "1e-4", "1e-3")]
-    yield "12", "rank correlation of KL with epsilon", trend(grid, "kl"), less
-    yield "12", "rank correlation of reward with epsilon", trend(grid, "reward"), open_
+    yield "rank correlation of KL with epsilon", trend(s, grid, "kl"), BELOW_0
+    yield "rank correlation of reward with epsilon", trend(s, grid, "reward"), NOTHING
     for measure in ("kl", "reward", "length"):
-        yield "12", f"{measure}, 1e-8 - 1e-3", s(grid[0], measure) - s(grid[-1], measure), open_
+        yield f"{measure}, 1e-8 - 1e-3", s(grid[0], measure) - s(grid[-1], measure), NOTHING
 
+def above_ppo(s):
+    """Claim 13: DPO against PPO and RLOO, with the learned and the true reward (_gt), at the same KL."""
     for other in ("ppo", "rloo", "ppo_gt", "rloo_gt"):
         for nats in (1, 1.5, 1.9, 2.4):
-            yield "13", f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), more
+            yield f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), ABOVE_0
+
+def over_optimization(s):
+    """Claim 14: the true reward at the highest learned reward of each run."""
     for name in (*s.points("ppo"), *s.points("rloo"), "along_ppo", "along_dpo"):
-        yield "14", f"true reward where the learned one is highest - its highest, {name}", overshoot(s, name), ("<", -0.01)
+        yield f"true reward where the learned one is highest - its highest, {name}", overshoot(s, name), ("<", -0.01)
+
+COMPARISONS = {
+    "1": less_diverse, "2": order_of_divergences, "3": beta_of_ipo, "4": label_noise, "5": annealed_beta,
+    "6": label_bias, "7": order_by_diversity, "8": chosen_reward_falls, "9": early_stopping, "10": stopping_gap,
+    "11": above_other_methods, "12": adam_epsilon, "13": above_ppo, "14": over_optimization}
 
 def overshoot(s, name):
-    """Of the points along a run, a number a seed: the true reward at the highest learned one, less the highest true one."""
+    """(seeds,): along a run, the true reward at the highest learned reward, minus the highest true reward."""
     steps = [r for r in s.recipes if r.startswith(f"{name} step-")]
-    true, learned = (np.array([s(r, measure) for r in steps]).reshape(-1, len(s.seeds)) for measure in ("reward", "proxy"))
+    true = np.array([s(r, "reward") for r in steps]).reshape(-1, len(s.seeds))      # (steps, seeds)
+    learned = np.array([s(r, "proxy") for r in steps]).reshape(-1, len(s.seeds))    # (steps, seeds)
     if not steps or np.isnan(learned).any():
         return np.full(len(s.seeds), math.nan)
     return np.array([t[p.argmax()] - t.max() for t, p in zip(true.T, learned.T)])
 
 def stopping(s, name):
-    """Where the lowest validation loss of a long run lies, against its best reward and its best gain of reward per root of KL."""
+    """
+    Compares the step of the lowest validation loss with the best steps of a long run. Yields (what, (seeds,), says).
+
+    The best step is the one with the highest gain, which is (reward - reward of SFT) / sqrt(KL). The reward at the
+    lowest loss is compared with the highest reward of the run.
+    """
     found = defaultdict(list)
     for i, seed in enumerate(s.seeds):
         losses = dict(s.curve(name, "loss", seed).T) if s.curves.get((name, "val", "loss", seed)) else {}
-        reward, kl = ({k: s(f"{name} step-{k:.0f}", m)[i] for k in losses} for m in ("reward", "kl"))
-        steps = [k for k in losses if k and not math.isnan(reward[k] + kl[k])]    # those that were measured
+        reward = {k: s(f"{name} step-{k:.0f}", "reward")[i] for k in losses}
+        kl = {k: s(f"{name} step-{k:.0f}", "kl")[i] for k in losses}
+        # steps that were measured, without the start, where the KL is 0
+        steps = [k for k in losses if k and not math.isnan(reward[k] + kl[k])]
         if not steps:
             return
         gain = {k: (reward[k] - s("sft", "reward")[i]) / kl[k] ** 0.5 for k in steps}
@@ -192,45 +266,63 @@ def stopping(s, name):
     yield "step of the lowest loss - of the best gain per root of KL", np.array(found["step"]), ("near", 60)
     yield "gain per root of KL there, as a share of the best, less 1", np.array(found["gain"]), ("near", 0.1)
     yield "reward there - the highest of the run", np.array(found["reward"]), ("near", 0.03)
-    yield "KL there - at the best gain per root of KL", np.array(found["kl"]), ("", 0.0)
+    yield "KL there - at the best gain per root of KL", np.array(found["kl"]), NOTHING
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From comparisons to verdicts
 
 def interval(values):
-    """(mean, low, high): Student's 95% interval over seeds; NaN if a seed has no value."""
-    n, mean = len(values), float(np.mean(values)) if len(values) else math.nan
+    """(mean, low, high): Student's 95% interval over seeds. All NaN if a seed has no value."""
+    n = len(values)
+    mean = float(np.mean(values)) if n else math.nan
     half = T95[n] * float(np.std(values, ddof=1)) / n**0.5 if n > 1 else math.inf
     return mean, mean - half, mean + half
 
 def verdict(low, high, says, limit):
-    """holds, does not hold, or cannot be told apart. < and > are strict: a difference of exactly 0 in every seed is neither."""
+    """
+    "holds", "does not hold" or "cannot be told apart", for an interval and what a claim says of it.
+
+    < and > are strict: a difference of exactly 0 in every seed is neither below 0 nor above 0.
+    """
     holds = {"<": high < limit, ">": low > limit, "near": -limit <= low and high <= limit}[says]
     fails = {"<": low >= limit, ">": high <= limit, "near": high < -limit or low > limit}[says]
-    return "holds" if holds else "does not hold" if fails else "cannot be told apart"
+    if holds:
+        return "holds"
+    return "does not hold" if fails else "cannot be told apart"
 
-def judge(results):
-    """claims.csv: every comparison with its verdict. What the sweep does not hold is left out."""
-    with open(results / "claims.csv", "w", newline="") as f:
-        out = csv.writer(f, lineterminator="\n")
-        out.writerow(("claim", "what", "mean", "low", "high", "says", "verdict"))
-        for claim, what, values, (says, limit) in comparisons(Sweep(results)):
-            mean, low, high = interval(values)
-            low, high = (max(low, -1.0), min(high, 1.0)) if "rank correlation" in what else (low, high)
-            said = {"<": f"< {limit:g}", ">": f"> {limit:g}", "near": f"within {limit:g}", "": ""}[says]
-            if not math.isnan(mean):
-                out.writerow((claim, what, *(f"{x:.4g}" for x in (mean, low, high)), said, verdict(low, high, says, limit) if says else ""))
+def judge(results, out=None):
+    """Writes claims.csv into `out` (default: beside sweep.csv and curves.csv): a row for each measured comparison."""
+    s = Sweep(results)
+    with open((out or results) / "claims.csv", "w", newline="") as f:
+        table = csv.writer(f, lineterminator="\n")
+        table.writerow(("claim", "what", "mean", "low", "high", "says", "verdict"))
+        for claim, comparisons in COMPARISONS.items():
+            for what, values, (says, limit) in comparisons(s):
+                mean, low, high = interval(values)
+                if math.isnan(mean):    # a small sweep has not all recipes
+                    continue
+                if "rank correlation" in what:    # lies in [-1, 1], which Student's interval does not know
+                    low, high = max(low, -1.0), min(high, 1.0)
+                said = {"<": f"< {limit:g}", ">": f"> {limit:g}", "near": f"within {limit:g}", "": ""}[says]
+                found = verdict(low, high, says, limit) if says else ""
+                table.writerow((claim, what, *(f"{x:.4g}" for x in (mean, low, high)), said, found))
 
 def claims_table(results):
-    """Markdown: a table for each claim under its verdict, with a row for each comparison."""
+    """Markdown: each claim with its verdict as a sentence, then a table with a row for each comparison."""
     with open(results / "claims.csv", newline="") as f:
         rows = list(csv.DictReader(f))
-    lines = []
+    parts = []
     for claim, text in CLAIMS.items():
-        if parts := [r for r in rows if r["claim"] == claim]:
-            found = [r["verdict"] for r in parts]
-            whole = next((v for v in ("does not hold", "cannot be told apart", "holds") if v in found), "not measured")
-            lines += [f"**{claim}. {text}: {whole}**", ""]
-            lines += ["| compared | mean | 95% interval | the claim says | verdict |", "|---|---|---|---|---|"]
-            for r in parts:
-                mean, low, high = (f"{float(r[key]):.3g}" for key in ("mean", "low", "high"))
-                lines.append(f"| {r['what']} | {mean} | {low} to {high} | {r['says'] or '-'} | {r['verdict'] or '-'} |")
-            lines.append("")
-    return "\n".join(lines[:-1])
+        if mine := [r for r in rows if r["claim"] == claim]:
+            found = [r["verdict"] for r in mine]
+            whole = next((SENTENCES[v] for v in SENTENCES if v in found), "The claim was not measured.")
+            parts += [f"**{claim}. {text}.** {whole}", comparisons_table(mine)]
+    return "\n\n".join(parts)
+
+def comparisons_table(rows):
+    """Markdown: a row for each comparison of a claim, from rows of claims.csv."""
+    lines = ["| compared | mean | 95% interval | the claim says | verdict |", "|---|---|---|---|---|"]
+    for r in rows:
+        mean, low, high = (f"{float(r[key]):.3g}" for key in ("mean", "low", "high"))
+        lines.append(f"| {r['what']} | {mean} | {low} to {high} | {r['says'] or '-'} | {r['verdict'] or '-'} |")
+    return "\n".join(lines)

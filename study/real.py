@@ -1,12 +1,15 @@
 """
-The pipelines on real text, end to end, every step one of nanoPref's commands: SFT, reward models, preferences, evaluation.
+The pipelines on real text, from SFT over reward models to preferences and evaluation, each step a command of nanoPref.
 
     python -m study.real --data imdb --data_dir reviews    # two and a half hours on 2 CPU cores
-    python -m study.real --data hh --data_dir hh-rlhf      # a quarter of an hour, from the SFT policy of the reviews, which has to be there
-    python -m study.real --collect                         # only study/results/real.csv, from the runs that are there
+    python -m study.real --data hh --data_dir hh-rlhf      # a quarter of an hour; needs the SFT policy of the reviews
+    python -m study.real --collect                         # run nothing; collect the results of finished runs
 
-Runs go to out/real/<data>. What is finished is skipped, and what was stopped goes on. A seed is that of the sampled pairs and their order;
-all seeds share the SFT policy and the reward models. Read first: train_pref.py, rlhf/train_reward.py
+Runs go to out/real/<data>. Finished runs are skipped, and interrupted ones are resumed. Writes out/study/real.csv,
+real_samples.json and real_imdb.png, or with --update the project's own in study/. docs/real-text.md shows them.
+
+A seed is that of the sampled pairs and their order. All seeds share the SFT policy and the reward models.
+Read next: bag.py
 """
 import csv
 import json
@@ -16,129 +19,175 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import chat
-from support import cli
 import data
 import eval
 import train_pref
 import train_sft
 from reward import Reward
 from rlhf import train_reward
-from study import bag
-from study.table import FIGURES, RESULTS
+from study import bag, places
+from support import cli
 
 ROOT = Path("out/real")
 SEEDS = (0, 1, 2)
 SMALL = "--n_layer 4 --n_head 4 --n_embd 256 --bpe_vocab 8192"
-LABELS = "--init_from {root}/imdb/sft --max_len 256 --lr 3e-4 --batch_size 32 --max_steps 500 --eval_every 100 --n_val 500"
-PAIRS = "--init_from {root}/imdb/sft --reward {root}/imdb/reward --max_len 96 --batch_size 32 --lr 1e-4 --max_steps 100 --eval_every 20"
+LONG = "--max_len 256 --lr 2e-3 --batch_size 32 --warmup_steps 100 --weight_decay 0.1 --max_steps 2000 --eval_every 250"
+LABELS = ("--init_from {root}/imdb/sft --max_len 256 --lr 3e-4 --batch_size 32 --max_steps 500 --eval_every 100 "
+          "--n_val 500")
+PAIRS = ("--init_from {root}/imdb/sft --reward {root}/imdb/reward --max_len 96 --batch_size 32 --lr 1e-4 "
+         "--max_steps 100 --eval_every 20")
 TURNS = "--init_from {root}/hh/sft --max_len 256 --batch_size 16 --max_steps 120 --eval_every 20"
+DIALOGUES = ("--init_from {root}/imdb/sft --max_len 256 --lr 5e-4 --batch_size 16 --max_steps 300 "
+             "--eval_every 25")
 
-# data -> name of a run -> (script, flags); {root} is the folder of all runs
+# data set -> name of a run -> (script, flags), in their order; {root} stands for the folder of all runs
 STEPS = {
-    "imdb": {"sft": (train_sft, f"{SMALL} --max_len 256 --lr 2e-3 --batch_size 32 --warmup_steps 100 --weight_decay 0.1 --max_steps 2000 "
-                     "--eval_every 250 --n_val 500"),
-             "reward": (train_reward, f"{LABELS} --half first"), "gold": (train_reward, f"{LABELS} --half second"),
-             "bag-256": (bag, "--half first --max_len 256"), "bag": (bag, "--half first"), "bag-all": (bag, ""),
-             "dpo": (train_pref, f"{PAIRS} --loss dpo"), "ipo": (train_pref, f"{PAIRS} --loss ipo"),
-             "jsd": (train_pref, f"{PAIRS} --loss fdpo --divergence jsd --beta 0.3"),
-             "dpo-short": (train_pref, f"{PAIRS} --loss dpo --prompt_tokens 2-8")},
-    "hh": {"sft": (train_sft, "--init_from {root}/imdb/sft --max_len 256 --lr 5e-4 --batch_size 16 --max_steps 300 --eval_every 25"),
-           "reward": (train_reward, f"{TURNS} --lr 1e-4"),
-           "dpo": (train_pref, f"{TURNS} --loss dpo --lr 1e-4 --adapter sequential --adapter_rank 64"),
-           "dpo-full": (train_pref, f"{TURNS} --loss dpo --lr 5e-5")}}
+    "imdb": {
+        "sft": (train_sft, f"{SMALL} {LONG} --n_val 500"),
+        "reward": (train_reward, f"{LABELS} --half first"),
+        "gold": (train_reward, f"{LABELS} --half second"),
+        "bag-256": (bag, "--half first --max_len 256"),
+        "bag": (bag, "--half first"),
+        "bag-all": (bag, ""),
+        "dpo": (train_pref, f"{PAIRS} --loss dpo"),
+        "ipo": (train_pref, f"{PAIRS} --loss ipo"),
+        "jsd": (train_pref, f"{PAIRS} --loss fdpo --divergence jsd --beta 0.3"),
+        "dpo-short": (train_pref, f"{PAIRS} --loss dpo --prompt_tokens 2-8")},
+    "hh": {
+        "sft": (train_sft, DIALOGUES),
+        "reward": (train_reward, f"{TURNS} --lr 1e-4"),
+        "dpo": (train_pref, f"{TURNS} --loss dpo --lr 1e-4 --adapter sequential --adapter_rank 64"),
+        "dpo-full": (train_pref, f"{TURNS} --loss dpo --lr 5e-5")}}
+# our own prompts for the samples, so that no text of the data sets is copied
 PROMPTS = {"imdb": ("I saw this film last night with my brother, and", "The worst thing about it is"),
-           "hh": ("\n\nHuman: How do I keep basil alive?\n\nAssistant:", "\n\nHuman: What is a good present for my mother?\n\nAssistant:")}
+           "hh": ("\n\nHuman: How do I keep basil alive?\n\nAssistant:",
+                  "\n\nHuman: What is a good present for my mother?\n\nAssistant:")}
 MEASURES = ("reward", "gold", "win", "gold_win", "kl", "entropy", "length", "distinct_2", "accuracy", "margin",
             "reward_positive", "reward_negative")
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
-    p.add_argument("--data", choices=list(STEPS), nargs="+", default=list(STEPS), help="(default: all)")
-    p.add_argument("--data_dir", help="folder with its files, instead of the hub")
-    p.add_argument("--dtype", default="bfloat16", help="of the matrix products (default: %(default)s)")
-    p.add_argument("--collect", action="store_true", help="train nothing")
+    p.add_argument("--data", choices=list(STEPS), nargs="+", default=list(STEPS), help="data sets (default: all)")
+    p.add_argument("--data_dir", help="folder with the files of one data set, instead of the hub")
+    p.add_argument("--dtype", default="bfloat16", help="precision of the matrix products (default: %(default)s)")
+    p.add_argument("--collect", action="store_true", help="run nothing; collect the results of finished runs")
+    places.add_flags(p)
     args = p.parse_args(argv)
+    places.check_flags(p, args)
     if args.data_dir and len(args.data) > 1:
         p.error("--data_dir goes with one --data")
     return args
 
-def runs(corpus):
-    """(name, seed, script, flags, folder) of each run of a pipeline, in their order; preferences have several seeds."""
-    for name, (script, flags) in STEPS[corpus].items():
-        for seed in SEEDS if script is train_pref else (0,):
-            yield name, seed, script, flags, ROOT / corpus / (f"{name}-{seed}" if script is train_pref else name)
+# ---------------------------------------------------------------------------------------------------------------------
+# The runs
 
-def run(corpus, seed, script, flags, folder, args):
-    """One step, or what is left of it."""
+def runs(corpus):
+    """Yields (name, seed, script, flags, folder) of each run of a pipeline. Only preference runs have several seeds."""
+    for name, (script, flags) in STEPS[corpus].items():
+        if script is train_pref:
+            for seed in SEEDS:
+                yield name, seed, script, flags, ROOT / corpus / f"{name}-{seed}"
+        else:
+            yield name, 0, script, flags, ROOT / corpus / name
+
+def run(corpus, seed, script, flags, folder, *, dtype, data_dir):
+    """One run and its evaluation. Skips what is done, and resumes what was interrupted."""
     if (folder / "done").exists():
         return
-    argv = [*flags.replace("{root}", str(ROOT)).split(), "--data", corpus, "--out_dir", str(folder), "--seed", str(seed)]
-    argv += [*(["--dtype", args.dtype] if script is not bag else []), *(["--data_dir", args.data_dir] if args.data_dir else [])]
-    if not (folder / ("reward.json" if script is train_reward else "result.json")).exists():
-        begun = (folder / "args.json").exists()
-        script.main(argv + ["--resume"] * begun + (["--n_show", "0"] if script is train_pref else []))
+    argv = flags.replace("{root}", str(ROOT)).split()
+    argv += ["--data", corpus, "--out_dir", str(folder), "--seed", str(seed)]
+    if script is not bag:
+        argv += ["--dtype", dtype]
+    if data_dir:
+        argv += ["--data_dir", data_dir]
+    last = "reward.json" if script is train_reward else "result.json"    # the file that a script writes at its end
+    if not (folder / last).exists():
+        more = ["--resume"] if (folder / "args.json").exists() else []
+        more += ["--n_show", "0"] if script is train_pref else []
+        script.main(argv + more)
     if script is train_pref:
-        gold = ["--gold", str(ROOT / corpus / "gold")] if (ROOT / corpus / "gold").exists() else []
-        eval.main(["--run", str(folder), "--dtype", args.dtype, "--show", "3", *gold])
+        gold = ROOT / corpus / "gold"
+        by_gold = ["--gold", str(gold)] if gold.exists() else []
+        eval.main(["--run", str(folder), "--dtype", dtype, "--show", "3", *by_gold])
     (folder / "done").write_text(" ".join(argv))
 
-def own_samples(name, folder):
+# ---------------------------------------------------------------------------------------------------------------------
+# From run directories to real.csv and real_samples.json
+
+def own_samples(corpus, folder):
     """
-    What a run and its reference answer to PROMPTS, as eval.json has samples: prompts of our own, so that nobody's text is copied. The
-    measures are taken at temperature 1; these are drawn at 0.7, since so small a model makes up words at 1.
+    Completions of PROMPTS by a run and by its reference, in the format of eval.json's samples.
+
+    Drawn at temperature 0.7: at 1, where the measures are taken, so small a model makes up many words.
     """
     facts, policy, reference = eval.load_policy(folder, "cpu")
-    tokenizer, max_len = data.get_tokenizer(name, policy.config.vocab_size), facts["args"]["max_len"]
-    prompts, samples = tokenizer.encode_ordinary_batch(PROMPTS[name]), [{"prompt": p, "rewards": {}} for p in PROMPTS[name]]
-    by = {key: Reward(ROOT / name / key, tokenizer, max_len, "cpu", 32, nullcontext()) for key in ("reward", "gold") if name == "imdb"}
+    tokenizer, max_len = data.get_tokenizer(corpus, policy.config.vocab_size), facts["args"]["max_len"]
+    prompts = tokenizer.encode_ordinary_batch(PROMPTS[corpus])
+    samples = [{"prompt": p, "rewards": {}} for p in PROMPTS[corpus]]
+    rewards = {}
+    if corpus == "imdb":
+        for key in ("reward", "gold"):
+            rewards[key] = Reward(ROOT / corpus / key, tokenizer, max_len, "cpu", 32, nullcontext())
     room = min(64, max_len - max(map(len, prompts)))
     for when, answers in chat.answers(policy, reference, tokenizer, prompts, room, temperature=0.7, seed=0).items():
         for sample, prompt, answer in zip(samples, prompts, answers):
             sample[when] = data.decode(tokenizer, answer)
-            sample["rewards"][when] = {key: round(float(r([prompt + answer])[0]), 3) for key, r in by.items()}
+            scores = {key: float(score([prompt + answer])[0]) for key, score in rewards.items()}
+            sample["rewards"][when] = {key: round(x, 3) for key, x in scores.items()}
     return samples
 
-def collect():
-    """real.csv: a row for each run, seed and measure; of each preference run of seed 0 some samples, and DPO's picture."""
+def run_rows(corpus, name, seed, script, folder):
+    """(data, run, seed, measure, mean, low, high): the rows of one finished run, and of its reference as "before"."""
+    result = json.loads((folder / "result.json").read_text())
+    found, before = {"seconds": [result["seconds"]] * 3}, {}
+    if script is train_sft:
+        found["perplexity"] = [math.exp(result["best_val_loss"])] * 3
+    elif script is train_pref:
+        measures = json.loads((folder / "eval.json").read_text())["measures"]
+        found |= {m: measures["after"][m] for m in MEASURES if m in measures["after"]}
+        before = {m: v for m, v in measures["before"].items() if m in MEASURES}
+    else:
+        judged = json.loads((folder / "reward.json").read_text())
+        found |= {"accuracy": judged["accuracy"], "calibration_error": [judged["calibration_error"]] * 3}
+    rows = [(corpus, f"before {name}", seed, m, *v) for m, v in before.items()]
+    return rows + [(corpus, name, seed, m, *v) for m, v in found.items()]
+
+def kept(results, here):
+    """(rows of real.csv, samples) of the data sets that have no runs on this machine, from earlier results."""
+    if not (results / "real.csv").exists():
+        return [], {}
+    with open(results / "real.csv", newline="") as f:
+        rows = [row for row in list(csv.reader(f))[1:] if row[0] not in here]
+    samples = json.loads((results / "real_samples.json").read_text())
+    return rows, {k: v for k, v in samples.items() if k.split()[0] not in here}
+
+def collect(results, figures):
+    """Writes real.csv and, of the preference runs of seed 0, real_samples.json and DPO's picture."""
     here = [c for c in STEPS if (ROOT / c / "sft" / "done").exists()]
-    rows, samples, path = [], {}, RESULTS / "real.csv"
-    if path.exists():    # what is known of other data sets stays
-        with open(path, newline="") as f:
-            rows = [row for row in list(csv.reader(f))[1:] if row[0] not in here]
-        samples = {k: v for k, v in json.loads((RESULTS / "real_samples.json").read_text()).items() if k.split()[0] not in here}
+    rows, samples = kept(results, here)
     for corpus in STEPS:
         for name, seed, script, _, folder in runs(corpus):
             if not (folder / "done").exists():
                 continue
-            result = json.loads((folder / "result.json").read_text())
-            found = {"seconds": [result["seconds"]] * 3}
-            if script is train_sft:
-                found["perplexity"] = [math.exp(result["best_val_loss"])] * 3
-            elif script is not train_pref:
-                reward = json.loads((folder / "reward.json").read_text())
-                found |= {"accuracy": reward["accuracy"], "calibration_error": [reward["calibration_error"]] * 3}
-            else:
-                stored = json.loads((folder / "eval.json").read_text())
-                found |= {m: stored["measures"]["after"][m] for m in MEASURES if m in stored["measures"]["after"]}
-                rows += [(corpus, f"before {name}", seed, m, *v) for m, v in stored["measures"]["before"].items() if m in MEASURES]
-                if seed == 0:
-                    samples[f"{corpus} {name}"] = own_samples(corpus, folder)
-                    if (corpus, name) == ("imdb", "dpo"):
-                        shutil.copy(folder / "eval.png", FIGURES / "real_imdb.png")
-            rows += [(corpus, name, seed, m, *v) for m, v in found.items()]
-    with open(path, "w", newline="") as f:
+            rows += run_rows(corpus, name, seed, script, folder)
+            if script is train_pref and seed == 0:
+                samples[f"{corpus} {name}"] = own_samples(corpus, folder)
+                if (corpus, name) == ("imdb", "dpo"):
+                    shutil.copy(folder / "eval.png", figures / "real_imdb.png")
+    with open(results / "real.csv", "w", newline="") as f:
         out = csv.writer(f, lineterminator="\n")
         out.writerow(("data", "run", "seed", "measure", "mean", "low", "high"))
         out.writerows([f"{x:.5g}" if isinstance(x, float) else x for x in row] for row in rows)
-    (RESULTS / "real_samples.json").write_text(json.dumps(samples, indent=1) + "\n")
+    (results / "real_samples.json").write_text(json.dumps(samples, indent=1) + "\n")
+    print(f"written: {results / 'real.csv'}, {results / 'real_samples.json'}")
 
 def main(argv=None):
     args = get_args(argv)
     with cli.interruptible("-m study.real", args, argv):
         for corpus in args.data if not args.collect else ():
             for _, seed, script, flags, folder in runs(corpus):
-                run(corpus, seed, script, flags, folder, args)
-        collect()
+                run(corpus, seed, script, flags, folder, dtype=args.dtype, data_dir=args.data_dir)
+        collect(*places.folders(args.out, args.update))
 
 if __name__ == "__main__":
     main()

@@ -1,13 +1,16 @@
 """
-The study: the claims of the field's reports, measured on the toy world, whose reward is exact, with error bars.
+The sweep: each method of the reports over its hyperparameter, on the toy world with its exact reward, several seeds.
 
-    python -m study.sweep            # every recipe, three seeds: about three hours on 2 cores
-    python -m study.sweep --quick    # a few recipes, two seeds, about five minutes; writes to out/quick alone
-    python -m study.sweep --draw     # the figures and the README's tables again, from study/results alone
+    python -m study.sweep             # every recipe, three seeds: about three hours on 2 cores
+    python -m study.sweep --quick     # a few recipes, two seeds: about five minutes, into out/quick
+    python -m study.sweep --draw      # run nothing: draw study/results again, into out/study
+    python -m study.sweep --update    # as the first, and write study/results, study/figures and the documents' tables
 
-A seed is that of a whole pipeline: the SFT policy, the pairs sampled from it, their order. Runs go to out/study, `jobs` at a time with one
-thread each; what is done already is skipped, so that a sweep that was killed loses the runs in progress. Writes study/results/sweep.csv
-(all measures), curves.csv (some of the logs), claims.csv (the verdicts), study/figures and the tables of README.md.
+Writes sweep.csv (all measures), curves.csv (some logs), claims.csv (the verdicts) and the figures: see docs/study.md.
+
+A seed is that of a whole pipeline: the SFT policy, the pairs sampled from it, and their order. Runs go to
+out/study/runs, `--jobs` at a time with one thread each. Finished runs are skipped, so an interrupted sweep loses only
+the runs in progress. Read next: claims.py
 """
 import contextlib
 import csv
@@ -19,122 +22,155 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from support import cli
 import eval
 import train_pref
 import train_sft
 from losses import LOSSES
 from rlhf import train_ppo, train_reward
-from study import claims, pictures, table
+from study import claims, pictures, places, table
+from support import cli
+from support.checkpoint import load_tensors
 
 def grid(method, flags, knob, values):
+    """{recipe: flags}: a method at each value of one flag."""
     return {f"{method} {knob}={v}": f"{flags} --{knob} {v}" for v in values}
 
 def adapted(mode, ranks):
     """
-    DPOP, whose term holds the chosen up: with DPO alone a frozen embedding, where words of opposite verdicts lie close, loses both. The
-    learning rate makes steps of one size whatever the rank: what an adapter adds is a sum over its hidden units.
+    {recipe: flags}: DPOP with an adapter of each rank.
+
+    DPO alone would make the chosen completion unlikely too, because the frozen embedding has words of opposite verdicts
+    close together. DPOP has a term against that. An adapter's output is a sum over its hidden units, so the learning
+    rate falls with the root of the rank, which makes the steps of all ranks equally large.
     """
     flags = f"--loss dpop --max_steps 240 --eval_every 40 --adapter {mode}"
     return {f"{mode} adapter_rank={r}": f"{flags} --adapter_rank {r} --lr {1.6e-2 / r**0.5:.1e}" for r in ranks}
 
-# for all that do not say otherwise, whatever the defaults of train_pref.py and train_sft.py become
+# flags of every preference run, before the recipe's own: fixed here, whatever the scripts' defaults become
 SHORT = "--max_steps 140 --eval_every 20 --batch_size 64 --n_prompts 1200"
 NOISE = "--label_noise 0.2"
 SKIP = "--on_nonfinite skip"    # divergences with exp(-log-ratio): a single pair may have a loss of 50
 ALONG = "--keep_all --patience 0 --max_steps 480 --eval_every 40 --min_lr 1e-3"    # lr 1e-3 throughout
 
-# method and its setting -> flags of train_pref.py, for sft of train_sft.py; all others start from the sft of their seed
+# Recipe, "method setting" -> flags of train_pref.py (for sft of train_sft.py). All others start from the SFT of their
+# seed. The order is that of the results: the first recipe after sft samples the pairs of its seed.
+ALPHA = "--loss fdpo --divergence alpha --alpha"
 RECIPES = (
-    {"sft": "--max_steps 600"} | grid("dpo", "--loss dpo", "beta", (0.1, 0.03, 0.05, 0.3, 1, 5, 20))
-    | grid("dpo", "--loss dpo", "max_steps", (180, 240, 360)) | grid("hinge", "--loss hinge", "beta", (0.2, 0.05, 0.5, 1))
+    {"sft": "--max_steps 600"}
+    | grid("dpo", "--loss dpo", "beta", (0.1, 0.03, 0.05, 0.3, 1, 5, 20))
+    | grid("dpo", "--loss dpo", "max_steps", (180, 240, 360))
+    | grid("hinge", "--loss hinge", "beta", (0.2, 0.05, 0.5, 1))
     | {claims.default_of(name): f"--loss {name}" for name in LOSSES if name not in ("dpo", "hinge")}
-    | grid("ipo", "--loss ipo", "beta", (0.1, 0.3, 0.5, 1)) | grid("cdpo", "--loss cdpo --label_smoothing 0.15", "beta", (0.1, 0.03, 0.3))
+    | grid("ipo", "--loss ipo", "beta", (0.1, 0.3, 0.5, 1))
+    | grid("cdpo", "--loss cdpo --label_smoothing 0.15", "beta", (0.1, 0.03, 0.3))
     | grid("jsd", "--loss fdpo --divergence jsd", "beta", (0.1, 0.3, 1))
-    | grid("alpha0.3", f"--loss fdpo --divergence alpha --alpha 0.3 {SKIP}", "beta", (0.3, 1))
-    | grid("alpha0.5", f"--loss fdpo --divergence alpha --alpha 0.5 {SKIP}", "beta", (0.1, 0.3, 1))
-    | grid("alpha0.7", f"--loss fdpo --divergence alpha --alpha 0.7 {SKIP}", "beta", (0.3, 1))
+    | grid("alpha0.3", f"{ALPHA} 0.3 {SKIP}", "beta", (0.3, 1))
+    | grid("alpha0.5", f"{ALPHA} 0.5 {SKIP}", "beta", (0.1, 0.3, 1))
+    | grid("alpha0.7", f"{ALPHA} 0.7 {SKIP}", "beta", (0.3, 1))
     | grid("forward_kl", f"--loss fdpo --divergence forward_kl {SKIP}", "beta", (0.1, 0.3, 1))
-    | grid("slic", "--loss slic", "delta", (1.0, 5.0)) | grid("unlikelihood", "--loss unlikelihood", "alpha", (0.1, 0.3))
-    | {"preferred_ft": "--loss sft", "dpo_up": "--loss dpo --beta 0 --beta_end 1", "ipo_down": "--loss ipo --beta 1 --beta_end 0.01",
+    | grid("slic", "--loss slic", "delta", (1.0, 5.0))
+    | grid("unlikelihood", "--loss unlikelihood", "alpha", (0.1, 0.3))
+    | {"preferred_ft": "--loss sft",
+       "dpo_up": "--loss dpo --beta 0 --beta_end 1", "ipo_down": "--loss ipo --beta 1 --beta_end 0.01",
        "dpo_mean": "--loss dpo --beta 0.5", "ipo_mean": "--loss ipo --beta 0.505",
        "noisy_dpo": f"--loss dpo {NOISE}", "noisy_cdpo": f"--loss cdpo --label_smoothing 0.2 {NOISE}",
        "noisy_robust": f"--loss robust --label_smoothing 0.2 {NOISE}", "noisy_ipo": f"--loss ipo {NOISE}"}
-    | adapted("sequential", (16, 4, 64, 256)) | adapted("parallel", (16, 4, 64, 256)) | adapted("replace", (256, 64))
+    | adapted("sequential", (16, 4, 64, 256))
+    | adapted("parallel", (16, 4, 64, 256))
+    | adapted("replace", (256, 64))
     | {"along_dpo": f"--loss dpo {ALONG}", "along_ipo": f"--loss ipo {ALONG}",
        "too_fast": "--loss dpo --lr 3e-3 --adam_epsilon 1e-8 --patience 0",
        "displaced": "--loss dpo --max_steps 420 --eval_every 60 --adapter sequential --adapter_rank 16 --lr 4e-4"}
     | grid("epsilon", "--loss dpo --lr 6e-4", "adam_epsilon", ("1e-8", "1e-5", "1e-4", "1e-3"))
-    # what DPO replaces: a reward model from the same pairs, and PPO by it; PPO and RLOO by the true reward
-    | {"reward": ""} | grid("ppo", "--keep_all", "beta", (0.5, 0.1, 0.2, 1)) | grid("rloo", "--algo rloo --keep_all", "beta", (0.5, 0.2, 1))
+    # What DPO replaces: a reward model trained on the same pairs, then PPO or RLOO (flags of train_ppo.py).
+    # _gt: with the true reward.
+    | {"reward": ""}
+    | grid("ppo", "--keep_all", "beta", (0.5, 0.1, 0.2, 1))
+    | grid("rloo", "--algo rloo --keep_all", "beta", (0.5, 0.2, 1))
     | grid("ppo_gt", "--true_reward --keep_all", "beta", (0.05, 0.02, 0.1, 0.2))
     | grid("rloo_gt", "--true_reward --algo rloo --keep_all", "beta", (0.05, 0.02, 0.1))
-    | {"along_ppo": "--beta 0 --keep_all --max_steps 480 --min_lr 3e-3"})    # nothing holds it back
+    | {"along_ppo": "--beta 0 --keep_all --max_steps 480 --min_lr 3e-3"})    # beta 0: no penalty for the KL
 
-# one setting of each method: more samples a prompt, other temperatures
-MAIN = ("dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "cdpo beta=0.1", "jsd beta=0.3", "alpha0.5 beta=0.3", "forward_kl beta=0.3",
-        "slic delta=1.0", "unlikelihood alpha=0.1", "preferred_ft", "ppo beta=0.5", "rloo beta=0.5", "ppo_gt beta=0.05",
-        "rloo_gt beta=0.05")
+# one setting of each method, measured with more samples a prompt and at other temperatures
+MAIN = ("dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "cdpo beta=0.1", "jsd beta=0.3", "alpha0.5 beta=0.3",
+        "forward_kl beta=0.3", "slic delta=1.0", "unlikelihood alpha=0.1", "preferred_ft", "ppo beta=0.5",
+        "rloo beta=0.5", "ppo_gt beta=0.05", "rloo_gt beta=0.05")
 MEASURE = "--n_samples 25 --temperature 1 0.75 0.5 0.25 0 --show 0 --best_of 64"
 QUICK_MEASURE = "--n_samples 25 --n_prompts 128 --temperature 1 0.5 0 --show 0 --best_of 16"
 QUICK = ("sft", "dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "ipo beta=1", "preferred_ft")
-CURVES = ("dpo beta=0.1", "dpo beta=0.3", "ipo beta=0.1", "preferred_ft", "noisy_dpo", "along_dpo", "along_ipo", "too_fast")
+CURVES = ("dpo beta=0.1", "dpo beta=0.3", "ipo beta=0.1", "preferred_ft", "noisy_dpo", "along_dpo", "along_ipo",
+          "too_fast")
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
-    p.add_argument("--quick", action="store_true", help="a few recipes, into out/quick; the README stays as it is")
-    p.add_argument("--draw", action="store_true", help="only draw and write what study/results gives")
+    p.add_argument("--quick", action="store_true", help="run a few recipes with two seeds, into out/quick")
+    p.add_argument("--draw", action="store_true",
+                   help="run nothing; draw again from study/results, or from the folder of --quick or --out")
     p.add_argument("--seeds", nargs="+", type=cli.seed, help="(default: 0 1 2; with --quick 0 1)")
     p.add_argument("--jobs", type=cli.positive, default=multiprocessing.cpu_count(),
-                   help="runs at a time (default: one a core, %(default)s here)")
-    return p.parse_args(argv)
+                   help="runs at a time, each with one thread (default: one a core, %(default)s here)")
+    places.add_flags(p)
+    args = p.parse_args(argv)
+    places.check_flags(p, args)
+    if args.update and args.quick:
+        p.error("--update needs the whole sweep: leave out --quick")
+    return args
 
 # ---------------------------------------------------------------------------------------------------------------------
-# runs: each in a process with one thread
+# Runs, each in a process with one thread
 
 def place(root, recipe, seed):
+    """The run directory of a recipe and a seed."""
     return Path(root) / "runs" / f"{recipe.replace(' ', '-')}-{seed}"
 
 def script_of(recipe):
-    """The module whose flags a recipe has."""
+    """The module that runs a recipe and whose flags it has."""
     method = recipe.split()[0].removeprefix("along_")
-    return {"sft": train_sft, "reward": train_reward}.get(method, train_ppo if method.startswith(("ppo", "rloo")) else train_pref)
+    if method.startswith(("ppo", "rloo")):
+        return train_ppo
+    return {"sft": train_sft, "reward": train_reward}.get(method, train_pref)
 
 def train(root, recipe, seed, flags):
-    """One run, its table and its curves; none if the same has been done."""
+    """One run, and the evaluation of each checkpoint that it keeps. Does nothing if it is done with the same flags."""
     script, folder, reward = script_of(recipe), place(root, recipe, seed), place(root, "reward", seed)
     learned, mark = (reward / "done").exists(), folder / "done"
-    flags = f"{SHORT} {flags}" if script is train_pref else flags    # a recipe's own comes after it, and counts
+    flags = f"{SHORT} {flags}" if script is train_pref else flags    # argparse takes the last of a repeated flag
     if mark.exists() and mark.read_text() == flags:
         return
-    shutil.rmtree(folder, ignore_errors=True)    # begun and not finished, or with other flags
+    shutil.rmtree(folder, ignore_errors=True)    # unfinished, or with other flags
     argv = [*flags.split(), "--seed", str(seed), "--out_dir", str(folder)]
-    argv += ["--init_from", str(place(root, "sft", seed))] if recipe != "sft" else []
-    argv += ["--reward", str(reward)] if script is train_ppo and "--true_reward" not in flags else []
-    script.main(argv + (["--n_show", "0"] if script in (train_pref, train_ppo) else []))
+    if recipe != "sft":
+        argv += ["--init_from", str(place(root, "sft", seed))]
+    if script is train_ppo and "--true_reward" not in flags:
+        argv += ["--reward", str(reward)]
+    if script in (train_pref, train_ppo):
+        argv += ["--n_show", "0"]
+    script.main(argv)
     for step in sorted(folder.glob("step-*")):
-        eval.main(["--run", str(step), "--n_samples", "1", "--show", "0", *(["--reward", str(reward)] if learned else [])])
+        by_learned = ["--reward", str(reward)] if learned else []
+        eval.main(["--run", str(step), "--n_samples", "1", "--show", "0", *by_learned])
     mark.write_text(flags)
 
 def measure(root, recipes, seed, flags=MEASURE):
-    """The main runs of a seed side by side: more samples, other temperatures, best of n. Those that have been are left as they are."""
+    """Evaluates the main runs of a seed: more samples, other temperatures, best of n. Skips what has been measured."""
     first, *others = (place(root, r, seed) for r in recipes)
-    for runs, how in (([first], flags), (others, flags.split("--best_of")[0])):    # the reference's best is known by then
-        runs = [r for r in runs if not (mark := r / "measured").exists() or mark.read_text() != how]
-        if runs:
-            eval.main(["--run", *map(str, runs), *how.split()])
-        for r in runs:
+    # best of n is a property of the reference alone, so it is measured with the first run only
+    for runs, how in (([first], flags), (others, flags.split("--best_of")[0])):
+        missing = [r for r in runs if not (r / "measured").exists() or (r / "measured").read_text() != how]
+        if missing:
+            eval.main(["--run", *map(str, missing), *how.split()])
+        for r in missing:
             (r / "measured").write_text(how)
 
 def alone():
-    """For a worker: one thread; and Ctrl-C is the first process's, which ends its workers itself."""
+    """Prepares a worker: one thread, and its own session, so that Ctrl-C reaches only the parent, which ends it."""
     import torch
     torch.set_num_threads(1)
     if hasattr(os, "setsid"):
         os.setsid()
 
 def quietly(task):
-    """Runs a (job, *its arguments) with what it prints in a file. Returns the reason if it did not end well."""
+    """Runs a task (job, root, ...) with its output in a log file. Returns None, or the reason why it failed."""
     job, *args = task
     log = Path(args[0]) / "logs" / f"{args[1] if job is train else 'measured'}-{args[2]}.txt".replace(" ", "-")
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -142,78 +178,110 @@ def quietly(task):
         try:
             job(*args)
         except (Exception, SystemExit) as e:
-            if getattr(e, "code", None) == 130:    # the sweep is being ended: no further task
+            if getattr(e, "code", None) == 130:    # Ctrl-C: start no further task
                 os._exit(130)
             return f"{args[1:3]}: {e!r}; see {log}"
 
-def run(root, recipes, seeds, jobs, flags=MEASURE):
-    """All of them, `jobs` at a time. A run that fails is told, and does not stop the others. Returns what failed."""
-    sft, first, *others = recipes    # the first samples the pairs of its seed, which the others share
+def phases_of(root, recipes, seeds, flags):
+    """Lists of tasks. A list starts after the one before it has ended; the tasks of a list are independent."""
+    sft, first, *others = recipes
     learned = [r for r in others if r == "reward"]
-    parts = [sft], [first], learned, [r for r in others if r not in learned]
-    phases = ([(train, root, r, s, recipes[r]) for r in part for s in seeds] for part in parts)
-    phases = [*phases, [(measure, root, main, s, flags) for s in seeds if (main := [r for r in MAIN if r in recipes])]]
+    others = [r for r in others if r != "reward"]
+    phases = []
+    for part in ([sft], [first], learned, others):    # the first samples the pairs of its seed, which all others share
+        phases.append([(train, root, r, seed, recipes[r]) for r in part for seed in seeds])
+    if main := [r for r in MAIN if r in recipes]:
+        phases.append([(measure, root, main, seed, flags) for seed in seeds])
+    return phases
+
+def run(root, recipes, seeds, jobs, flags=MEASURE):
+    """Runs all recipes and seeds, `jobs` at a time. A failed run stops no other. Returns the failures' reasons."""
+    phases = phases_of(root, recipes, seeds, flags)
     failed = []
-    # a new process every few runs: freed memory that is kept is in pieces, and a process of many runs ends up with gigabytes of them
+    # A new process every few runs: the memory that a process frees is fragmented, and it would come to hold gigabytes.
     with multiprocessing.get_context("spawn").Pool(jobs, alone, maxtasksperchild=4) as pool:
         with tqdm(total=sum(map(len, phases)), unit="run") as bar:
-            for reason in (r for phase in phases for r in pool.imap_unordered(quietly, phase)):
-                failed += [reason] if reason else []
-                bar.update()
+            for phase in phases:
+                for reason in pool.imap_unordered(quietly, phase):
+                    if reason:
+                        failed.append(reason)
+                    bar.update()
     return failed
 
 # ---------------------------------------------------------------------------------------------------------------------
-# what was found
+# From run directories to sweep.csv and curves.csv
 
 def collect(root, recipes, seeds, results):
-    """sweep.csv: a row for each recipe, seed and measure; best-of-n, temperatures and steps as recipes of their own. curves.csv: logs."""
+    """Writes sweep.csv, a row for each recipe, seed and measure, and curves.csv, some of the runs' logs."""
     rows, curves, (_, first, *_) = [], [], recipes
-    def add(recipe, seed, measures):
-        rows.extend((recipe, seed, key, *("nan" if v is None else v for v in value)) for key, value in measures.items())
     for recipe in (r for r in recipes if r != "sft"):
         for seed in seeds:
             folder = place(root, recipe, seed)
-            if not (folder / "done").exists():
-                continue
-            result = json.loads((folder / "result.json").read_text())
-            add(recipe, seed, {key: [result[key]] * 3 for key in ("seconds", "skipped")})
-            if recipe == "reward":
-                found = json.loads((folder / "reward.json").read_text())
-                add(recipe, seed, {"accuracy": found["accuracy"]} | {key: [found[key]] * 3 for key in ("calibration_error", "agreement")})
-                continue
-            for path in (folder / "eval.json", *sorted(folder.glob("step-*/eval.json"), key=lambda p: int(p.parent.name[5:]))):
-                found = json.loads(path.read_text())
-                add(recipe if path.parent == folder else f"{recipe} {path.parent.name}", seed, found["measures"]["after"])
-                if recipe == first:
-                    add("sft", seed, found["measures"]["before"])
-                    for best in found.get("best_of", ()):
-                        add(f"best_of n={best['n']}", seed, {"kl": [best["kl"]] * 3, "reward": best["reward"]})
-                for row in found.get("temperatures", ()):
-                    add(f"{recipe} T={row['temperature']}", seed, row["after"])
-                    if recipe == first:
-                        add(f"sft T={row['temperature']}", seed, row["before"])
-            add(recipe, seed, {"trainable": [trainable(folder)] * 3, "samples": [samples(folder, result["step"])] * 3})
-            if recipe in CURVES:
-                with open(folder / "log.csv", newline="") as f:
-                    curves += [(recipe, seed, *row) for row in csv.reader(f) if row[0] != "step" and (row[1] == "val" or row[2] in
-                               ("grad_norm", "loss"))]
-    for name, head, lines in (("sweep.csv", ("recipe", "seed", "measure", "mean", "low", "high"), rows),
-                              ("curves.csv", ("recipe", "seed", "step", "split", "metric", "value"), curves)):
-        with open(results / name, "w", newline="") as f:
-            out = csv.writer(f, lineterminator="\n")
-            out.writerow(head)
-            out.writerows([f"{x:.5g}" if isinstance(x, float) else x for x in line] for line in lines)
+            if (folder / "done").exists():
+                rows += run_rows(folder, recipe, seed, recipe == first)
+                if recipe in CURVES:
+                    curves += curve_rows(folder, recipe, seed)
+    write(results / "sweep.csv", ("recipe", "seed", "measure", "mean", "low", "high"), rows)
+    write(results / "curves.csv", ("recipe", "seed", "step", "split", "metric", "value"), curves)
+
+def measure_rows(recipe, seed, measures):
+    """(recipe, seed, measure, mean, low, high) for each of {measure: (mean, low, high)}."""
+    return [(recipe, seed, key, *("nan" if v is None else v for v in value)) for key, value in measures.items()]
+
+def run_rows(folder, recipe, seed, is_first):
+    """The rows of one run. Its first run of a seed also has the rows of the SFT policy, which is its reference."""
+    result = json.loads((folder / "result.json").read_text())
+    rows = measure_rows(recipe, seed, {key: [result[key]] * 3 for key in ("seconds", "skipped")})
+    if recipe == "reward":
+        found = json.loads((folder / "reward.json").read_text())
+        numbers = {key: [found[key]] * 3 for key in ("calibration_error", "agreement")}
+        return rows + measure_rows(recipe, seed, {"accuracy": found["accuracy"]} | numbers)
+    steps = sorted(folder.glob("step-*/eval.json"), key=lambda p: int(p.parent.name[5:]))
+    for path in (folder / "eval.json", *steps):
+        name = recipe if path.parent == folder else f"{recipe} {path.parent.name}"
+        rows += eval_rows(json.loads(path.read_text()), recipe, name, seed, is_first)
+    numbers = {"trainable": trainable(folder), "samples": samples(folder, result["step"])}
+    return rows + measure_rows(recipe, seed, {key: [value] * 3 for key, value in numbers.items()})
+
+def eval_rows(found, recipe, name, seed, is_first):
+    """The rows of one eval.json. Temperatures and best of n are recipes of their own."""
+    rows = measure_rows(name, seed, found["measures"]["after"])
+    if is_first:
+        rows += measure_rows("sft", seed, found["measures"]["before"])
+        for best in found.get("best_of", ()):
+            rows += measure_rows(f"best_of n={best['n']}", seed, {"kl": [best["kl"]] * 3, "reward": best["reward"]})
+    for row in found.get("temperatures", ()):
+        rows += measure_rows(f"{recipe} T={row['temperature']}", seed, row["after"])
+        if is_first:
+            rows += measure_rows(f"sft T={row['temperature']}", seed, row["before"])
+    return rows
+
+def curve_rows(folder, recipe, seed):
+    """(recipe, seed, step, split, metric, value): a run's validation log, and its training loss and gradient norm."""
+    with open(folder / "log.csv", newline="") as f:
+        log = [row for row in csv.reader(f) if row[0] != "step"]
+    return [(recipe, seed, *row) for row in log if row[1] == "val" or row[2] in ("grad_norm", "loss")]
+
+def write(path, head, rows):
+    """Writes a CSV file, floats with five digits."""
+    with open(path, "w", newline="") as f:
+        out = csv.writer(f, lineterminator="\n")
+        out.writerow(head)
+        out.writerows([f"{x:.5g}" if isinstance(x, float) else x for x in row] for row in rows)
 
 def trainable(folder):
-    """How many parameters a run trained: those that its best weights hold."""
-    from support.checkpoint import load_tensors
+    """How many parameters a run trained: those in its best weights."""
     path = next(p for p in (folder / "adapter.safetensors", folder / "model.safetensors") if p.exists())
     return sum(t.numel() for t in load_tensors(path).values())
 
 def samples(folder, step):
-    """How many completions it took: PPO's on its way, or those of which the pairs were made."""
+    """How many completions were sampled: PPO's during training, or those that the pairs were made from."""
     args = json.loads((folder / "args.json").read_text())["args"]
-    return step * args["batch_size"] // args["epochs"] if "epochs" in args else 4 * (args["n_prompts"] or 1200)
+    if "epochs" in args:
+        return step * args["batch_size"] // args["epochs"]
+    return 4 * (args["n_prompts"] or 1200)
+
+# ---------------------------------------------------------------------------------------------------------------------
 
 def main(argv=None):
     args = get_args(argv)
@@ -221,22 +289,32 @@ def main(argv=None):
         work(args)
 
 def work(args):
-    """Runs what is not there yet, and writes what was found."""
-    root, results, figures = (Path("out/quick"),) * 3 if args.quick else (Path("out/study"), table.RESULTS, table.FIGURES)
-    recipes = {r: RECIPES[r] if r == "sft" else f"{RECIPES[r]} --max_steps 90" for r in QUICK} if args.quick else RECIPES
-    failed = []
-    if not args.draw:
-        seeds = args.seeds or ([0, 1] if args.quick else [0, 1, 2])
-        failed = run(root, recipes, seeds, args.jobs, QUICK_MEASURE if args.quick else MEASURE)
-        collect(root, recipes, seeds, results)
-    claims.judge(results)
-    pictures.draw(results, figures)
-    if args.quick:
-        print(claims.claims_table(results))
+    """Runs the missing runs, then writes results, verdicts and figures."""
+    root = args.out or ("out/quick" if args.quick else "out/study")
+    results, figures = places.folders(root, args.update)
+    stored, failed = results, []
+    if args.draw:
+        stored = results if args.quick or args.out else places.RESULTS
+    elif args.quick:
+        recipes = {r: RECIPES[r] if r == "sft" else f"{RECIPES[r]} --max_steps 90" for r in QUICK}
+        failed = run_and_collect(root, recipes, args.seeds or [0, 1], args.jobs, QUICK_MEASURE, results)
     else:
-        table.main([])
+        failed = run_and_collect(root, RECIPES, args.seeds or [0, 1, 2], args.jobs, MEASURE, results)
+    claims.judge(stored, results)
+    pictures.draw(stored, figures)
+    if args.update:
+        table.fill_documents()
+    else:
+        print(claims.claims_table(results))
+    print(f"written: {results}/claims.csv and the figures in {figures}")
     if failed:
-        raise SystemExit("\n".join(["not all runs ended well:", *failed]))
+        raise SystemExit("\n".join(["some runs failed:", *failed]))
+
+def run_and_collect(root, recipes, seeds, jobs, flags, results):
+    """Runs what is missing and writes sweep.csv and curves.csv. Returns the failures' reasons."""
+    failed = run(root, recipes, seeds, jobs, flags)
+    collect(root, recipes, seeds, results)
+    return failed
 
 if __name__ == "__main__":
     main()

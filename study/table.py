@@ -1,12 +1,14 @@
 """
 Fill the tables of README.md and docs/ from LOSSES and study/results.
 
-    python -m study.table                          # every table of every document
-    python -m study.table --example out/toy/dpo    # first take the README's example from a run of the main job
+    python -m study.table                                   # every table of every document
+    python -m study.table --update                          # also study/figures/growth.png
+    python -m study.table --update --example out/toy/dpo    # first take the README's example from a run of the main job
 
-A table stands between `<!-- NAME: made by study/table.py -->` and `<!-- end of NAME -->`.
+A table stands between `<!-- NAME: made by study/table.py -->` and `<!-- end of NAME -->`. Without --update nothing in
+study/ is written, and the documents change only if LOSSES or study/results have changed. tests/test_docs.py fails until
+they are filled. docs/study.md explains the results.
 """
-import argparse
 import csv
 import inspect
 import json
@@ -18,25 +20,32 @@ import numpy as np
 
 import adapters
 import eval
-from train_pref import LOSSES    # which says in one line what is wrong with a new loss
 from study import claims
+from study.places import FIGURES, RESULTS, ROOT
+from support import cli
+from train_pref import LOSSES    # not of losses: train_pref reports a faulty new loss in one line
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS, FIGURES = ROOT / "study" / "results", ROOT / "study" / "figures"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# measure -> (head of its column, format of its numbers)
 HEADS = {"reward": ("reward", ".3f"), "kl": ("KL, nats", ".2f"), "win": ("wins against SFT", ".3f"),
-         "entropy": ("entropy, nats a token", ".3f"), "pooled_25": ("of 25 samples", ".3f"), "distinct_2": ("distinct pairs", ".3f"),
-         "length": ("length, tokens", ".1f"), "accuracy": ("accuracy", ".3f"),
-         "calibration_error": ("calibration error", ".3f"), "agreement": ("rank correlation with the true reward", ".3f"),
+         "entropy": ("entropy, nats a token", ".3f"), "pooled_25": ("of 25 samples", ".3f"),
+         "distinct_2": ("distinct pairs", ".3f"), "length": ("length, tokens", ".1f"), "accuracy": ("accuracy", ".3f"),
+         "calibration_error": ("calibration error", ".3f"),
+         "agreement": ("rank correlation with the true reward", ".3f"),
          "seconds": ("seconds of training", ".0f"), "samples": ("samples", ",.0f")}
 OPTIONS = {"share_prefix": "--share_prefix", "compile": "--compile", **{m: f"--adapter {m}" for m in adapters.MODES}}
 
 def get_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
-    p.add_argument("--example", help="take the README's example and first picture from this run of the main job")
-    return p.parse_args(argv)
+    p = cli.Parser(__doc__)
+    p.add_argument("--update", action="store_true", help="also draw study/figures/growth.png again")
+    p.add_argument("--example", help="take the README's example and first picture from this run; needs --update")
+    args = p.parse_args(argv)
+    if args.example and not args.update:
+        p.error("--example overwrites files of study/results and study/figures: give --update too")
+    return args
 
 def keep_example(run):
+    """Copies the measures, the first samples and the picture of a run of the main job into study/."""
     shutil.copy(Path(run) / "eval.png", FIGURES / "main_job.png")
     stored = json.loads((Path(run) / "eval.json").read_text())
     (RESULTS / "main_job.json").write_text(json.dumps(stored | {"samples": stored["samples"][:3]}, indent=1) + "\n")
@@ -57,80 +66,99 @@ def whole_example():
     return example([key for key, _, _ in eval.ROWS], 3)
 
 def markdown(heads, rows):
-    return "\n".join(["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *("| " + " | ".join(row) + " |" for row in rows)])
+    """A table: the names of its columns, and rows of cells."""
+    lines = [heads, *rows]
+    texts = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([texts[0], "|---" * len(heads) + "|", *texts[1:]])
+
+def number(text):
+    """A cell of a CSV file as a float if it is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 def read(name):
-    """Rows of the files of study/results that fit a name or pattern, numbers as numbers."""
-    def number(text):
-        try:
-            return float(text)
-        except ValueError:
-            return text
+    """Yields the rows of all files of study/results that match a name or pattern, with numbers as floats."""
     for path in sorted(RESULTS.glob(name)):
         with open(path, newline="") as f:
-            yield from ({k: number(v) for k, v in row.items()} for row in csv.DictReader(f))
+            for row in csv.DictReader(f):
+                yield {k: number(v) for k, v in row.items()}
 
 def grouped(rows, *keys):
-    """{values of the keys: rows that have them}, in the order of their first."""
+    """{values of the keys: the rows that have them}, in the order of the first row of each."""
     groups = {}
     for row in rows:
         groups.setdefault(tuple(row[k] for k in keys), []).append(row)
     return groups
 
 def mean(rows, key, form, spread=False):
-    """The mean over seeds or rounds, and in brackets the range if they differ."""
+    """The mean over seeds or rounds as text. With spread also their range in brackets, if they differ."""
     values = [row[key] for row in rows]
     shown = f"{sum(values) / len(values):{form}}"
-    return f"{shown} ({min(values):{form}} to {max(values):{form}})" if spread and min(values) < max(values) else shown
+    if spread and min(values) < max(values):
+        shown += f" ({min(values):{form}} to {max(values):{form}})"
+    return shown
 
 def sweep_table(recipes, heads, first="method"):
-    """A row a {label: recipe}: means over seeds and their ranges, "-" where a recipe has no such measure."""
+    """A row for each {label: recipe}: means over seeds and their ranges, "-" where a recipe lacks the measure."""
     groups = grouped(read("sweep.csv"), "recipe", "measure")
-    cell = lambda rows, form: mean(rows, "mean", form, True) if rows else "-"
-    return markdown([first, *(label for label, _ in heads.values())], (
-        [label, *(cell(groups.get((recipe, m)), form) for m, (_, form) in heads.items())] for label, recipe in recipes.items()))
+    rows = []
+    for label, recipe in recipes.items():
+        cells = [label]
+        for measure, (_, form) in heads.items():
+            found = groups.get((recipe, measure))
+            cells.append(mean(found, "mean", form, True) if found else "-")
+        rows.append(cells)
+    return markdown([first, *(label for label, _ in heads.values())], rows)
 
 def quoted(names):
     return {f"`{name}`": name for name in names}
 
 def results_table():
-    """A row a loss with its defaults."""
+    """A row for each loss with its default hyperparameters."""
     heads = {m: HEADS[m] for m in ("reward", "kl", "entropy", "length", "accuracy")}
     recipes = {"`sft`": "sft"} | {f"`--loss {name}`": claims.default_of(name) for name in LOSSES}
     return sweep_table(recipes, heads, "policy")
 
 def methods_table():
-    """One setting of each method, with 25 samples a prompt."""
+    """One setting of each method, measured with 25 samples a prompt."""
     heads = {m: HEADS[m] for m in ("reward", "win", "kl", "length", "entropy", "pooled_25")}
     return sweep_table(quoted(claims.Sweep(RESULTS).recipes_with("pooled_25")), heads)
 
 def front_table():
     """The README's few methods, each at one setting."""
-    recipes = {"SFT": "sft", "`--loss dpo`": "dpo beta=0.1", "`--loss ipo`": "ipo beta=0.1", "`--loss fdpo` (JSD)": "jsd beta=0.3",
-               "PPO, learned reward": "ppo beta=0.5", "RLOO, learned reward": "rloo beta=0.5", "best of 16, exact reward": "best_of n=16"}
+    recipes = {"SFT": "sft", "`--loss dpo`": "dpo beta=0.1", "`--loss ipo`": "ipo beta=0.1",
+               "`--loss fdpo` (JSD)": "jsd beta=0.3", "PPO, learned reward": "ppo beta=0.5",
+               "RLOO, learned reward": "rloo beta=0.5", "best of 16, exact reward": "best_of n=16"}
     return sweep_table(recipes, {m: HEADS[m] for m in ("reward", "kl", "win", "entropy")})
 
 def rlhf_table():
-    """DPO and what it replaces, every setting."""
-    s, methods = claims.Sweep(RESULTS), ("sft", "dpo", "ppo", "rloo", "ppo_gt", "rloo_gt", "best_of", "preferred_ft", "unlikelihood")
-    recipes = [r for m in methods for r in s.points(m)]
+    """DPO and the methods it replaces, at every setting."""
+    s = claims.Sweep(RESULTS)
+    recipes = []
+    for method in ("sft", "dpo", "ppo", "rloo", "ppo_gt", "rloo_gt", "best_of", "preferred_ft", "unlikelihood"):
+        recipes += s.points(method)
     heads = {m: HEADS[m] for m in ("reward", "kl", "win", "length", "seconds", "samples")}
     return sweep_table(quoted(recipes), heads)
 
 def judge_table():
-    """How good the toy world's reward models are."""
+    """The quality of the toy world's reward models."""
     heads = {m: HEADS[m] for m in ("accuracy", "calibration_error", "agreement", "seconds")}
     return sweep_table({"trained on the pairs that DPO has": "reward"}, heads, "reward model")
 
 def epsilon_table():
-    """DPO by AdamW's epsilon, each seed by itself, as their mean would hide the one that breaks."""
+    """DPO by AdamW's epsilon, each seed by itself: a mean would hide that one seed's policy collapses."""
     s = claims.Sweep(RESULTS)
-    each = lambda recipe, measure, form: ", ".join(f"{value:{form}}" for value in s(recipe, measure))
-    return markdown(["`--adam_epsilon`", "KL, nats, by seed", "reward, by seed"], (
-        [r.split("=")[1], each(r, "kl", ".1f"), each(r, "reward", ".2f")] for r in s.points("epsilon")))
+    rows = []
+    for recipe in s.points("epsilon"):
+        kl = ", ".join(f"{value:.1f}" for value in s(recipe, "kl"))
+        reward = ", ".join(f"{value:.2f}" for value in s(recipe, "reward"))
+        rows.append([recipe.split("=")[1], kl, reward])
+    return markdown(["`--adam_epsilon`", "KL, nats, by seed", "reward, by seed"], rows)
 
 def models_table():
-    """What real text's SFT policies and reward models have learned, with 95% intervals over texts."""
+    """The SFT policies and reward models of real text, with 95% intervals over texts."""
     groups = grouped(read("real.csv"), "data", "run", "measure")
     heads = {"perplexity": ("perplexity a token", ".1f"), "accuracy": ("accuracy", ".3f"),
              "calibration_error": ("calibration error", ".3f"), "seconds": ("minutes of training", ".1f")}
@@ -138,42 +166,52 @@ def models_table():
         row, unit = groups.get((data, run, measure), [None])[0], 60 if measure == "seconds" else 1
         if row is None:
             return ""
-        return f"{row['mean'] / unit:{form}}" + (f" [{row['low']:{form}}, {row['high']:{form}}]" if row["low"] < row["high"] else "")
-    learners = [(d, r) for d, r, m in groups if m == "seconds" and (d, r, "kl") not in groups]
-    return markdown(["data", "model", *(label for label, _ in heads.values())], (
-        [data, f"`{run}`", *(cell(data, run, m, form) for m, (_, form) in heads.items())] for data, run in learners))
+        shown = f"{row['mean'] / unit:{form}}"
+        return shown + (f" [{row['low']:{form}}, {row['high']:{form}}]" if row["low"] < row["high"] else "")
+    rows = []
+    for data, run, measure in groups:
+        if measure == "seconds" and (data, run, "kl") not in groups:    # a run with a KL is a preference run
+            rows.append([data, f"`{run}`", *(cell(data, run, m, form) for m, (_, form) in heads.items())])
+    return markdown(["data", "model", *(label for label, _ in heads.values())], rows)
 
 def real_table():
-    """Preferences on real text, means over seeds and ranges, and the SFT policies that they begin from."""
+    """The preference runs on real text and the SFT policies that they start from: means over seeds, with ranges."""
     groups = grouped(read("real.csv"), "data", "run", "measure")
-    heads = {"reward": ("by the reward model", ".3f"), "gold": ("by the gold model", ".3f"), "gold_win": ("wins by gold", ".3f"),
-             "kl": ("KL, nats", ".2f"), "entropy": ("entropy, nats a token", ".2f"), "accuracy": ("accuracy", ".3f")}
-    cell = lambda rows, form: mean(rows, "mean", form, True) if rows else ""
-    lines = {}    # by their cells, since the policy before one run is most often that before the next, on the same prompts
+    heads = {"reward": ("by the reward model", ".3f"), "gold": ("by the gold model", ".3f"),
+             "gold_win": ("wins by gold", ".3f"), "kl": ("KL, nats", ".2f"),
+             "entropy": ("entropy, nats a token", ".2f"), "accuracy": ("accuracy", ".3f")}
+    rows = {}    # by their cells: several runs mostly start from one policy on the same prompts, which is shown once
     for data, run in dict.fromkeys((d, r) for d, r, m in groups if m == "kl"):
-        cells = tuple(cell(groups.get((data, run, m)), form) for m, (_, form) in heads.items())
-        lines.setdefault(cells, [f"{data} `{run}`", *cells])
-    return markdown(["run", *(label for label, _ in heads.values())], lines.values())
+        cells = []
+        for measure, (_, form) in heads.items():
+            found = groups.get((data, run, measure))
+            cells.append(mean(found, "mean", form, True) if found else "")
+        rows.setdefault(tuple(cells), [f"{data} `{run}`", *cells])
+    return markdown(["run", *(label for label, _ in heads.values())], rows.values())
 
 def real_samples():
-    """Some of what the policies of real text write, beside the SFT policy."""
+    """Samples of the policies of real text, each beside one of the SFT policy."""
     lines = ["```"]
-    for name, samples in json.loads((RESULTS / "real_samples.json").read_text()).items():
-        for sample in samples[:2]:
+    for name, found in json.loads((RESULTS / "real_samples.json").read_text()).items():
+        for sample in found[:2]:
             lines += [f"--- {name}", *eval.sample_lines(sample), ""]
     return "\n".join([*lines[:-1], "```"])
 
 def bandit_table():
+    """Each loss on the exact bandit: its reward, its KL, and its distance from the frontier."""
     heads = ["loss", "settings", "reward", "KL, nats", "below the frontier", "mass on answers never seen"]
-    return markdown(heads, ([f"`{r['loss']}`", r["settings"] or "defaults", f"{r['reward']:.3f}", f"{r['kl']:.3f}",
-                             f"{r['below the frontier']:.4f}", f"{r['unseen before']:.2f} to {r['unseen after']:.2f}"]
-                            for r in read("bandit.csv")))
+    rows = []
+    for r in read("bandit.csv"):
+        unseen = f"{r['unseen before']:.2f} to {r['unseen after']:.2f}"
+        rows.append([f"`{r['loss']}`", r["settings"] or "defaults", f"{r['reward']:.3f}", f"{r['kl']:.3f}",
+                     f"{r['below the frontier']:.4f}", unseen])
+    return markdown(heads, rows)
 
 def escaped(cell):
-    return cell.replace("|", "\\|")    # a bare one ends the cell
+    return cell.replace("|", "\\|")    # a bare | would end the cell
 
 def losses_table():
-    """A row a loss, read off LOSSES and the docstrings; a formula or source that a docstring does not have is left empty."""
+    """A row for each loss, from LOSSES and the docstrings. A formula or source that a docstring lacks is left empty."""
     rows = []
     for name, loss in LOSSES.items():
         doc = inspect.getdoc(loss.fn) or ""
@@ -185,11 +223,13 @@ def losses_table():
     heads = ("loss", "per pair", "source", "reference", "hyperparameters")
     return markdown(heads, [list(map(escaped, row)) for row in rows])
 
+BEHAVIOR = {"inf": "never", "": ""}    # all other starts and limits are formulas
+
 def behavior_table():
-    """Where each loss starts, where it stops pushing, and what TRL calls it."""
+    """Where each loss starts, where it stops pushing, and its name in TRL."""
     rows = []
     for name, loss in LOSSES.items():
-        start, limit = (f"`{x}`" if x and x != "inf" else {"inf": "never", "": ""}[x] for x in (loss.start, loss.limit))
+        start, limit = (BEHAVIOR.get(x, f"`{x}`") for x in (loss.start, loss.limit))
         rows.append((f"`{name}`", start, limit, loss.trl))
     heads = ("loss", "value while policy == reference", "stops pushing at a gap of", "in TRL 1.16")
     return markdown(heads, [list(map(escaped, row)) for row in rows])
@@ -199,98 +239,131 @@ def front_losses():
     return ", ".join(f"[{name}](docs/losses.md)" for name in LOSSES)
 
 def trl_table():
-    """DPO updates beside TRL's: ours / TRL's where a cell has two numbers."""
-    heads = ["pairs", "TRL runs the reference", "prompt here", "seconds an update", "times as fast", "GB", "of the matrix rate"]
+    """DPO updates beside TRL's: "ours / TRL's" where a cell has two numbers."""
+    heads = ["pairs", "TRL runs the reference", "prompt here", "seconds an update", "times as fast", "GB",
+             "of the matrix rate"]
     lines, keys = [], ("data", "dtype", "reference", "trl_checkpointing", "layout")
     for (data, dtype, reference, checkpointing, layout), rows in grouped(read("bench_trl_*.csv"), *keys).items():
-        seconds, gb = (f"{mean(rows, k, '.2f')} / {mean(rows, f'trl_{k}', '.2f')}" for k in ("seconds", "peak_gb"))
-        lines.append([f"{data.split('-')[0]}, {dtype}", reference + (", recomputing" if checkpointing == "True" else ""),
-                      {"plain": "twice", "shared": "once"}[layout], seconds, mean(rows, "speed_ratio", ".1f", True),
-                      f"{gb} = {mean(rows, 'memory_ratio', '.2f')}", mean(rows, "share", ".0%")])
+        seconds = f"{mean(rows, 'seconds', '.2f')} / {mean(rows, 'trl_seconds', '.2f')}"
+        gb = f"{mean(rows, 'peak_gb', '.2f')} / {mean(rows, 'trl_peak_gb', '.2f')}"
+        when = reference + (", recomputing" if checkpointing == "True" else "")
+        lines.append([f"{data.split('-')[0]}, {dtype}", when, {"plain": "twice", "shared": "once"}[layout], seconds,
+                      mean(rows, "speed_ratio", ".1f", True), f"{gb} = {mean(rows, 'memory_ratio', '.2f')}",
+                      mean(rows, "share", ".0%")])
     return markdown(heads, lines)
 
 def parts_table():
-    """Every part of the work on GPT-2's sizes, and some of it on smaller ones."""
-    return markdown(["model", "part", "seconds a step", "pairs a second", "tokens a second", "of the matrix rate", "GB"], (
-        [f"{r['model']}, {r['dtype']}", f"`{' '.join((r['what'], *(OPTIONS.get(o, o) for o in r['options'].split())))}`",
-         f"{r['seconds']:.2f}",
-         f"{r['pairs_s']:.1f}" if r["pairs_s"] else "", f"{r['tokens_s']:,.0f}", f"{r['share']:.0%}" if r["share"] else "",
-         f"{r['peak_gb']:.2f}"]
-        for r in read("bench_parts*.csv") if r["model"] == "gpt2" or r["options"] in ("", "share_prefix")))
+    """Every part of the work on GPT-2, and the parts without options on the smaller models."""
+    heads = ["model", "part", "seconds a step", "pairs a second", "tokens a second", "of the matrix rate", "GB"]
+    rows = []
+    for r in read("bench_parts*.csv"):
+        if r["model"] == "gpt2" or r["options"] in ("", "share_prefix"):
+            part = " ".join((r["what"], *(OPTIONS.get(o, o) for o in r["options"].split())))
+            pairs, share = (f"{r[k]:{form}}" if r[k] else "" for k, form in (("pairs_s", ".1f"), ("share", ".0%")))
+            rows.append([f"{r['model']}, {r['dtype']}", f"`{part}`", f"{r['seconds']:.2f}", pairs,
+                         f"{r['tokens_s']:,.0f}", share, f"{r['peak_gb']:.2f}"])
+    return markdown(heads, rows)
 
 def generation_table():
     """Generation beside transformers'."""
-    return markdown(["dtype", "tokens a second", "transformers'", "times as fast", "GB", "transformers'"], (
-        [dtype, mean(rows, "tokens_s", ".0f"), mean(rows, "transformers_tokens_s", ".0f"), mean(rows, "speed_ratio", ".2f", True),
-         mean(rows, "peak_gb", ".2f"), mean(rows, "transformers_peak_gb", ".2f")]
-        for (dtype,), rows in grouped(read("bench_transformers.csv"), "dtype").items()))
+    heads = ["dtype", "tokens a second", "transformers'", "times as fast", "GB", "transformers'"]
+    lines = []
+    for (dtype,), rows in grouped(read("bench_transformers.csv"), "dtype").items():
+        lines.append([dtype, mean(rows, "tokens_s", ".0f"), mean(rows, "transformers_tokens_s", ".0f"),
+                      mean(rows, "speed_ratio", ".2f", True), mean(rows, "peak_gb", ".2f"),
+                      mean(rows, "transformers_peak_gb", ".2f")])
+    return markdown(heads, lines)
 
 def robust_table():
-    """What was tried on runs and files, and what happened."""
-    heads = {"kill": "a run is killed", "full": "the disk is full", "byte": "a changed byte, or cut short", "fuzz": "a damaged file"}
+    """What was done to runs and files, and what happened."""
+    heads = {"kill": "a run is killed", "full": "the disk is full", "byte": "a changed byte, or cut short",
+             "fuzz": "a damaged file"}
     return markdown(["tried", "where", "happened", "times"], (
         [heads[r["what"]], r["where"], r["happened"], f"{r['times']:,.0f}"] for r in read("robust.csv")))
 
 def growth_model():
     """
-    (rows, theory) of bench_growth.csv. In theory an update costs its operations and, for the optimizer, its parameters:
-    seconds = operations / rate + parameters * b, and bytes = 16 parameters (weight, gradient, two moments) + tokens * c +
-    vocabulary * d (the tied matrix has a gradient from either end) + libraries. What theory leaves open, rate, b, c, d and the
-    libraries' share, is fitted to all points at once, each weighted by its own size.
+    (rows, theory) of bench_growth.csv, where theory has "seconds" and "peak_gb", an array (rows,) each.
+
+        seconds = operations / rate + parameters * b
+        bytes   = 16 parameters + tokens * c + vocabulary * d + libraries
+
+    The 16 bytes are a parameter's weight, gradient and two moments. The vocabulary has its own term because the tied
+    matrix gets a gradient from both ends. rate, b, c, d and libraries are fitted to all rows at once, by least squares
+    of the relative error.
     """
     rows = list(read("bench_growth.csv"))
     def fitted(columns, y):
         columns, y = np.array(columns).T, np.array(y)
         return columns @ np.linalg.lstsq(columns / y[:, None], np.ones(len(y)), rcond=None)[0]
-    ops, params, tokens, words = (np.array([r[k] for r in rows]) for k in ("operations", "parameters", "tokens", "vocabulary"))
+    keys = "operations", "parameters", "tokens", "vocabulary"
+    ops, params, tokens, words = (np.array([r[k] for r in rows]) for k in keys)
     memory = 16e-9 * params
     rest = fitted([tokens, words, np.ones(len(rows))], [r["peak_gb"] for r in rows] - memory)
     return rows, {"seconds": fitted([ops / 1e9, params / 1e6], [r["seconds"] for r in rows]), "peak_gb": memory + rest}
 
 def growth_table():
-    """What an update costs, measured and in theory."""
-    rows, theory = growth_model()
-    heads = ["pairs x completion tokens", "vocabulary", "billion operations", "seconds an update", "in theory", "GB", "in theory"]
-    return markdown(heads, (
-        [f"{r['batch']:.0f} x {r['completion']:.0f}", f"{r['vocabulary']:,.0f}", f"{r['operations'] / 1e9:,.0f}", f"{r['seconds']:.2f}",
-         f"{s:.2f}", f"{r['peak_gb']:.2f}", f"{gb:.2f}"] for r, s, gb in zip(rows, theory["seconds"], theory["peak_gb"])))
+    """The cost of an update, measured and in theory."""
+    found, theory = growth_model()
+    heads = ["pairs x completion tokens", "vocabulary", "billion operations", "seconds an update", "in theory",
+             "GB", "in theory"]
+    rows = []
+    for r, seconds, gb in zip(found, theory["seconds"], theory["peak_gb"]):
+        size = f"{r['batch']:.0f} x {r['completion']:.0f}"
+        rows.append([size, f"{r['vocabulary']:,.0f}", f"{r['operations'] / 1e9:,.0f}", f"{r['seconds']:.2f}",
+                     f"{seconds:.2f}", f"{r['peak_gb']:.2f}", f"{gb:.2f}"])
+    return markdown(heads, rows)
 
-def draw_growth():
-    """study/figures/growth.png: seconds and GB against batch, completion length and vocabulary, measured and in theory."""
+def draw_growth(path):
+    """Draws seconds and GB against batch, completion length and vocabulary, measured and in theory."""
     from matplotlib.figure import Figure
     rows, theory = growth_model()
-    fig = Figure(figsize=(10, 5), layout="tight")
+    fig = Figure(figsize=(10, 5.4), layout="tight")
     axes = fig.subplots(2, 3)
-    for column, (axis, label) in enumerate({"batch": "pairs", "completion": "tokens of a completion", "vocabulary": "vocabulary"}.items()):
+    labels = {"batch": "pairs in an update", "completion": "tokens of a completion",
+              "vocabulary": "words of the vocabulary"}
+    for column, (axis, label) in enumerate(labels.items()):
         picks = [i for i, r in enumerate(rows) if r["axis"] == axis]
         x = [rows[i][axis] for i in picks]
-        for ax, key, title in ((axes[0][column], "seconds", "seconds an update"), (axes[1][column], "peak_gb", "GB at the most")):
+        for row, (key, unit) in enumerate((("seconds", "seconds an update"), ("peak_gb", "peak memory (GB)"))):
+            ax = axes[row][column]
             ax.plot(x, [rows[i][key] for i in picks], "o", color="C0", label="measured")
-            ax.plot(x, theory[key][picks], "-", color="C1", label="in theory")
-            ax.set(xlabel=label, ylabel=title, ylim=(0, None), xlim=(0, None))
+            ax.plot(x, theory[key][picks], "-", color="C1", label="theory, fitted to all points")
+            ax.set(xlabel=label, ylabel=unit, ylim=(0, None), xlim=(0, None))
             ax.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
-    fig.savefig(FIGURES / "growth.png", dpi=110)
+    fig.suptitle("Cost of one DPO update: 4 layers of GPT-2's width, float32, CPU", fontsize=11)
+    fig.savefig(path, dpi=110)
 
-TABLES = {"example": example, "whole example": whole_example, "front": front_table, "loss names": front_losses,
-          "results": results_table, "bandit": bandit_table, "losses": losses_table, "behavior": behavior_table, "trl": trl_table,
-          "parts": parts_table, "generation": generation_table, "growth": growth_table, "robust": robust_table,
-          "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table, "judge": judge_table, "models": models_table,
-          "real": real_table, "samples": real_samples, "claims": lambda: claims.claims_table(RESULTS)}
+TABLES = {
+    "example": example, "whole example": whole_example, "front": front_table, "loss names": front_losses,
+    "results": results_table, "bandit": bandit_table, "losses": losses_table, "behavior": behavior_table,
+    "trl": trl_table, "parts": parts_table, "generation": generation_table, "growth": growth_table,
+    "robust": robust_table, "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table,
+    "judge": judge_table, "models": models_table, "real": real_table, "samples": real_samples,
+    "claims": lambda: claims.claims_table(RESULTS)}
 
 def filled(text):
-    """A document's text with every table between markers made anew. Raises KeyError for a marker of no table."""
+    """A document's text with every table between markers made again. Raises KeyError for an unknown table."""
     marked = re.compile(r"<!-- ([\w ]+): made by study/table\.py -->\n.*?<!-- end of \1 -->", re.S)
-    return marked.sub(lambda m: f"<!-- {m[1]}: made by study/table.py -->\n{TABLES[m[1]]()}\n<!-- end of {m[1]} -->", text)
+    def table(found):
+        name = found[1]
+        return f"<!-- {name}: made by study/table.py -->\n{TABLES[name]()}\n<!-- end of {name} -->"
+    return marked.sub(table, text)
+
+def fill_documents():
+    """Fills the tables of all documents from LOSSES and study/results."""
+    for path in DOCUMENTS:
+        path.write_text(filled(path.read_text()))
+    print(f"tables written into {', '.join(path.name for path in DOCUMENTS)}")
 
 def main(argv=None):
     args = get_args(argv)
     if args.example:
         keep_example(args.example)
-    draw_growth()
-    for path in DOCUMENTS:
-        path.write_text(filled(path.read_text()))
-    print(f"tables written into {', '.join(path.name for path in DOCUMENTS)}")
+    if args.update:
+        draw_growth(FIGURES / "growth.png")
+    fill_documents()
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,7 @@ import torch
 
 import train_pref
 from model import GPT, GPTConfig
-from study import bench, table
+from study import bench, places, table
 
 CONFIG = dict(block_size=64, vocab_size=50, n_layer=3, n_head=2, n_embd=16)
 JOB = {"config": CONFIG, "lengths": (6, 3, 9), "batch_size": 4, "updates": 2, "dtype": "float32"}
@@ -19,7 +19,7 @@ def small_products(monkeypatch):
     monkeypatch.setattr(bench, "product_rate", lambda device, dtype: 1e9)
 
 def by_hand(batches, layers=3, C=16, V=50):
-    """The operations of a DPO update, as the README states them: 6 a weight and token, 8 a completion token, 14 a pair of positions."""
+    """The operations of a DPO update, as docs/speed.md states them: 6 a weight and token, 8 a completion token, 14 a pair of positions."""
     weights = layers * 12 * C * C
     total = 0
     for batch in batches:
@@ -62,16 +62,69 @@ def test_the_machine_is_described_and_not_named():
 
 def test_rows_are_written_as_they_come(tmp_path, monkeypatch, capsys):
     """An hour of measurements is not lost with the last of them."""
-    monkeypatch.setattr(bench, "RESULTS", tmp_path)
-    def work(args, scratch):
+    def work(new_job, models, dtypes):
         yield {"a": 1.23456, "b": "x"}
         with open(tmp_path / "bench_parts.csv", newline="") as f:
             assert [r["a"] for r in csv.DictReader(f)] == ["1.235"]
         yield {"a": 2.0, "b": "y"}
     monkeypatch.setattr(bench, "parts", work)
-    bench.main([])
+    bench.main(["--out", str(tmp_path)])
     with open(tmp_path / "bench_parts.csv", newline="") as f:
         assert [(r["a"], r["b"]) for r in csv.DictReader(f)] == [("1.235", "x"), ("2", "y")]
+
+def test_results_of_the_project_are_overwritten_only_with_update(tmp_path, monkeypatch):
+    """A measurement on somebody's laptop must not change the tables of the documents by accident."""
+    monkeypatch.setattr(bench, "parts", lambda *rest: [{"a": 1.0}])
+    monkeypatch.setattr(places, "RESULTS", tmp_path / "study" / "results")
+    monkeypatch.setattr(places, "FIGURES", tmp_path / "study" / "figures")
+    monkeypatch.chdir(tmp_path)
+    bench.main([])
+    assert (tmp_path / "out/study/bench_parts.csv").exists() and not (tmp_path / "study").exists()
+    bench.main(["--update"])
+    assert (tmp_path / "study/results/bench_parts.csv").exists()
+    with pytest.raises(SystemExit):
+        bench.get_args(["--update", "--out", "x"])
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a disturbed machine
+
+@pytest.mark.parametrize("before, after, want", [(100, 100, True), (100, 90, True), (90, 100, True), (100, 89, False), (89, 100, False)])
+def test_two_rates_agree_within_a_tenth_of_the_larger(before, after, want):
+    """A process that ends during the job makes the second rate the larger one; one that begins, the first."""
+    assert bench.agree(before * 1e9, after * 1e9) is want
+
+@pytest.mark.parametrize("rates, rounds, rate, rest", [
+    ([100, 95], 1, 100, "yes"),                     # at rest at once
+    ([95, 100], 1, 100, "yes"),                     # the larger one, whichever it is
+    ([100, 50, 98, 100], 2, 100, "yes"),            # one round with a neighbor
+    ([100, 50, 60, 100, 97, 96], 3, 97, "yes"),
+    ([100, 50, 80, 100, 100, 60], 3, 100, "no")])   # never: the second round is the closest
+def test_a_round_is_repeated_until_its_two_rates_agree(rates, rounds, rate, rest, capsys):
+    """A share of 123% of the matrix rate was once reported, since the rate alone had been measured beside another process."""
+    clock, works = iter(rates), iter(range(1, 9))
+    got = bench.undisturbed(lambda: {"round": next(works)}, lambda: next(clock) * 1e9)
+    assert got["product_rate"] == rate * 1e9 and got["at_rest"] == rest and next(clock, None) is None
+    assert got["round"] == (rounds if rest == "yes" else 2) and next(works) == rounds + 1
+    said = capsys.readouterr().out
+    assert said.count("disturbed: the matrix rate was") == rounds - (rest == "yes")
+    assert ("never came to rest in 3 rounds" in said) == (rest == "no")
+
+def test_a_result_says_whether_the_machine_was_at_rest(monkeypatch):
+    """A reader of the file has not seen what was printed. A row of two jobs was disturbed if one of them was."""
+    told = {"ours": "yes", "transformers": "yes"}
+    def measured(kind, job):
+        return {"seconds": [1.0], "tokens": 8, "peak": 1.0, "product_rate": 1e9, "operations": 1e9, "at_rest": told[kind]}
+    monkeypatch.setattr(bench, "measured", measured)
+    monkeypatch.setattr(bench, "gpt2_folders", lambda scratch: {})
+    new_job = lambda name, **more: more
+    def first(rows):
+        return next(rows)["at_rest"]
+    assert first(bench.growth()) == first(bench.parts(new_job, ["toy"], ["float32"])) == "yes"
+    assert first(bench.against_transformers(new_job, ["float32"], 1, "")) == "yes"
+    told["transformers"] = "no"
+    assert first(bench.against_transformers(new_job, ["float32"], 1, "")) == "no"
+    one, two = measured("ours", {}), measured("transformers", {})
+    assert bench.beside_trl(one, two, "precomputed")["at_rest"] == bench.beside_trl(two, one, "precomputed")["at_rest"] == "no"
 
 def test_theory_is_near_what_was_measured():
     """The README draws both in one picture: a theory that misses by half explains nothing."""

@@ -26,11 +26,11 @@ def test_the_pipeline_of_reviews_runs_skips_what_is_done_and_is_collected(in_tmp
         write_jsonl(in_tmp / "reviews" / f"{split}.jsonl", rows)
     monkeypatch.setattr(real, "STEPS", STEPS)
     monkeypatch.setattr(real, "SEEDS", (0, 1))
-    monkeypatch.setattr(real, "RESULTS", in_tmp)
-    monkeypatch.setattr(real, "FIGURES", in_tmp)
+    monkeypatch.setattr(real.places, "RESULTS", in_tmp / "study")
+    monkeypatch.setattr(real.places, "FIGURES", in_tmp / "study")
     evaluate = real.eval.main
     monkeypatch.setattr(real.eval, "main", lambda argv, **more: evaluate([*argv, "--n_prompts", "8", "--n_samples", "1"], **more))
-    argv = ["--data", "imdb", "--data_dir", "reviews", "--dtype", "float32"]
+    argv = ["--data", "imdb", "--data_dir", "reviews", "--dtype", "float32", "--out", "."]
     real.main(argv)
     runs = sorted(p.name for p in Path("out/real/imdb").iterdir())
     assert runs == ["bag", "dpo-0", "dpo-1", "gold", "reward", "sft"]
@@ -53,8 +53,11 @@ def test_the_pipeline_of_reviews_runs_skips_what_is_done_and_is_collected(in_tmp
     assert before == written() and Path("out/real/imdb/dpo-1/done").exists() and Path("out/real/imdb/gold/reward.json").exists()
     monkeypatch.setattr(real, "ROOT", Path("elsewhere"))
     kept = Path("real.csv").read_text()
-    real.main(["--collect"])    # on a machine without these runs
+    real.main(["--collect", "--out", "."])    # on a machine without these runs
     assert Path("real.csv").read_text() == kept and "imdb dpo" in json.loads(Path("real_samples.json").read_text())
+    assert not Path("study").exists()    # the project's own results are written only with --update
+    real.main(["--collect", "--update"])
+    assert Path("study/real.csv").exists()
 
 def test_the_steps_can_be_parsed():
     """Hours, and then a flag that there is not."""

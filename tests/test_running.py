@@ -155,8 +155,6 @@ def test_ctrl_c_at_any_moment_is_one_line_with_the_command_that_goes_on(here, ca
     main, argv, (module, name), command = MOMENTS[moment]
     if moment == "dpo, sft's data are read":
         shutil.rmtree("out/toy/sft")
-    if main is bench.main:
-        monkeypatch.setattr(bench, "RESULTS", here)
     if main is real.main:
         monkeypatch.setattr(data, "get_tokenizer", lambda *args: toy.encoding())
     monkeypatch.setattr(module, name, ctrl_c)

@@ -9,7 +9,7 @@ import pytest
 import eval
 import measures
 from losses import LOSSES
-from study import claims, pictures, sweep, table
+from study import claims, pictures, places, sweep, table
 
 HEADS = {"sweep.csv": "recipe,seed,measure,mean,low,high\n", "curves.csv": "recipe,seed,step,split,metric,value\n"}
 
@@ -98,8 +98,10 @@ def test_a_claim_is_judged_by_its_worst_comparison(tmp_path):
     lines = ["claim,what,mean,low,high,says,verdict", "1,a,1,0.5,1.5,> 0,holds", "1,b,1,-1,3,> 0,cannot be told apart",
              "2,a,1,0.5,1.5,> 0,holds", "2,b,-1,-2,-0.5,> 0,does not hold", "3,a,1,0.5,1.5,> 0,holds", "3,b,1,0.5,1.5,,"]
     (tmp_path / "claims.csv").write_text("\n".join(lines) + "\n")
-    verdicts = [line.strip("*").split(": ")[-1] for line in claims.claims_table(tmp_path).split("\n") if line.startswith("**")]
-    assert verdicts == ["cannot be told apart", "does not hold", "holds"]
+    verdicts = [line.split("** ")[1] for line in claims.claims_table(tmp_path).split("\n") if line.startswith("**")]
+    assert verdicts == [claims.SENTENCES[v] for v in ("cannot be told apart", "does not hold", "holds")]
+    words = ("undecided", "does not hold: at least one", "holds: every")
+    assert all(word in verdict for word, verdict in zip(words, verdicts))
 
 def test_what_a_small_sweep_does_not_hold_is_left_out(tmp_path):
     """--quick has neither noise nor adapters: no verdict on them, and no picture that fails."""
@@ -166,6 +168,39 @@ def test_a_sweep_in_processes(tmp_path, monkeypatch):
     assert sweep.run("root", RECIPES, [0, 1], 2) == []
     assert len(list((tmp_path / "root" / "runs").glob("*/done"))) == 10
     assert len(sweep.run("root", {"sft": RECIPES["sft"], "dpo": "--loss none"}, [0, 1], 2)) == 2
+
+def test_a_sweep_overwrites_the_projects_results_only_with_update(tmp_path, monkeypatch):
+    """A user who draws the study again, or sweeps other seeds, must not change the documents by accident."""
+    stored, mine = tmp_path / "study" / "results", tmp_path / "out" / "study"
+    stored.mkdir(parents=True)
+    world(stored)
+    before = {p.name: p.read_bytes() for p in stored.iterdir()}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(places, "RESULTS", stored)
+    monkeypatch.setattr(places, "FIGURES", tmp_path / "study" / "figures")
+    monkeypatch.setattr(pictures, "draw", lambda results, figures: (figures / "a.png").write_text(str(results)))
+    filled = []
+    monkeypatch.setattr(table, "fill_documents", lambda: filled.append(1))
+    sweep.main(["--draw"])
+    assert {p.name: p.read_bytes() for p in stored.iterdir()} == before and not filled and not (tmp_path / "study/figures").exists()
+    assert (mine / "claims.csv").exists() and (mine / "a.png").read_text() == str(stored)
+    monkeypatch.setattr(sweep, "run", lambda *rest: [])
+    monkeypatch.setattr(sweep, "collect", lambda root, recipes, seeds, results: world(results))
+    sweep.main(["--out", "elsewhere"])
+    assert {p.name: p.read_bytes() for p in stored.iterdir()} == before and (tmp_path / "elsewhere/sweep.csv").exists() and not filled
+    sweep.main(["--draw", "--out", "elsewhere"])
+    assert (tmp_path / "elsewhere/a.png").read_text() == "elsewhere"
+    sweep.main(["--update"])
+    assert (stored / "claims.csv").exists() and (tmp_path / "study/figures/a.png").exists() and filled == [1]
+    for wrong in (["--update", "--quick"], ["--update", "--out", "x"]):
+        with pytest.raises(SystemExit):
+            sweep.get_args(wrong)
+
+def test_a_table_takes_an_example_only_with_update():
+    """The example overwrites files of study/results that the README shows."""
+    assert table.get_args(["--update", "--example", "run"]).example == "run"
+    with pytest.raises(SystemExit):
+        table.get_args(["--example", "run"])
 
 def test_the_recipes_can_be_parsed():
     """A sweep of hours that fails at its last recipe."""

@@ -347,7 +347,8 @@ def test_a_claims_whole_verdict(tmp_path, verdicts, want):
     lines = [f"7,w{i},1,0.5,1.5,{'> 0' if v else ''},{v}" for i, v in enumerate(verdicts)] + ["8,other,-1,-2,-0.5,> 0,does not hold"]
     (tmp_path / "claims.csv").write_text("\n".join(["claim,what,mean,low,high,says,verdict", *lines]))
     table = next(part for part in claims.claims_table(tmp_path).split("\n\n**") if "w1" in part)
-    assert f"7. {claims.CLAIMS['7']}: {want}**" in table and table.count("**") <= 2
+    sentence = claims.SENTENCES.get(want, "The claim was not measured.")
+    assert f"7. {claims.CLAIMS['7']}.** {sentence}\n" in table and table.count("**") <= 2
     assert "| w1 | 1 | 0.5 to 1.5 |" in table and "other" not in table
     assert table.split("\n")[2:4] == ["| compared | mean | 95% interval | the claim says | verdict |", "|---|---|---|---|---|"]
 

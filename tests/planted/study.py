@@ -1,5 +1,6 @@
 """Planted faults of the study's verdicts and pictures, of online methods, and of --resume."""
 
+BENCH = "test_bench.py::"
 VERDICTS, ONLINE, RESUME = "test_verdicts.py::", "test_online.py::", "test_resume.py::"
 MATERIAL = RESUME + "test_a_run_whose_material_has_changed_is_refused"
 SLOW_WAY = VERDICTS + "test_every_comparison_by_a_slow_way"
@@ -43,12 +44,26 @@ FAULTS = {
                                    VERDICTS + "test_a_rank_correlation_and_its_interval_by_hand"),
     "label gap turned": ("study/claims.py", 's(name, "reward_positive") - s(name, "reward_negative")',
                          's(name, "reward_negative") - s(name, "reward_positive")', VERDICTS + "test_the_label_gap_by_hand"),
-    "another claim's number": ("study/claims.py", 'yield "12", "rank correlation of KL', 'yield "11", "rank correlation of KL', SLOW_WAY),
-    "the mildest verdict for the whole": ("study/claims.py", '("does not hold", "cannot be told apart", "holds")',
-                                          '("cannot be told apart", "does not hold", "holds")',
+    "another claim's number": ("study/claims.py", '"12": adam_epsilon', '"11": adam_epsilon', SLOW_WAY),
+    "the mildest verdict for the whole": ("study/claims.py", "for v in SENTENCES if v in found", "for v in reversed(SENTENCES) if v in found",
                                           VERDICTS + "test_a_claims_whole_verdict"),
-    "holds without a comparison": ("study/claims.py", '"holds") if v in found), "not measured")', '"holds") if v in found), "holds")',
+    "holds without a comparison": ("study/claims.py", '"The claim was not measured."', 'SENTENCES["holds"]',
                                    VERDICTS + "test_a_claims_whole_verdict"),
+    # the benchmark
+    "the smaller matrix rate": ("study/bench.py", '"product_rate": max(before, after)', '"product_rate": min(before, after)',
+                                BENCH + "test_a_round_is_repeated_until_its_two_rates_agree"),
+    "a disturbed round counts": ("study/bench.py", "        if agree(before, after):\n            break", "        break",
+                                 BENCH + "test_a_round_is_repeated_until_its_two_rates_agree"),
+    "only a slower second rate is a disturbance": ("study/bench.py", "max(before, after) - min(before, after) <=", "before - after <=",
+                                                   BENCH + "test_two_rates_agree_within_a_tenth_of_the_larger"),
+    "the last round for the calmest": ("study/bench.py", "max(rounds, key=lambda r: r[0])", "rounds[-1]",
+                                       BENCH + "test_a_round_is_repeated_until_its_two_rates_agree"),
+    "a row at rest of which one job was not": ("study/bench.py", '"yes" if all(', '"yes" if any(',
+                                               BENCH + "test_a_result_says_whether_the_machine_was_at_rest"),
+    "the project's results overwritten by a look": ("study/places.py", "if update else", "if True else",
+                                                    BENCH + "test_results_of_the_project_are_overwritten_only_with_update"),
+    "the stored verdicts overwritten by a look": ("study/sweep.py", "claims.judge(stored, results)", "claims.judge(stored)",
+                                                  "test_sweep.py::test_a_sweep_overwrites_the_projects_results_only_with_update"),
     # pictures
     "another column in the frontier": ("study/pictures.py", 'trace(ax, s, method, "kl", "reward")', 'trace(ax, s, method, "kl", "win")',
                                        VERDICTS + "test_the_frontier_shows_the_files_numbers"),
