@@ -184,7 +184,7 @@ def test_a_failing_process_stops_all(here, tmp_path):    # noqa: F811
                 raise OSError("No space left on this node")
             loop.train_step = full
     pids = start(2, ["--out_dir", str(tmp_path / "run"), *FLAGS], before=fail, folder=tmp_path)
-    codes = ended(pids, seconds=60)
+    codes = ended(pids)
     assert codes[1] == 1 and "No space left on this node" in (tmp_path / "rank-1").read_text()
     assert codes[0] not in (0, "hung") and "another process" in (tmp_path / "rank-0").read_text()
 
