@@ -16,6 +16,7 @@ import sampling
 import eval
 import loop
 from support import parallel
+import toy
 import train_pref
 import train_sft
 from losses import LOSSES
@@ -25,6 +26,7 @@ from test_loop import log_rows
 from test_runs import here, world    # noqa: F401 (fixtures)
 
 ROOT = Path(__file__).resolve().parent.parent
+ALL_EXAMPLES = toy.examples
 FLAGS = "--batch_size 7 --max_steps 5 --eval_every 2 --n_prompts 6 --n_show 0 --lr 1e-3 --patience 9".split()
 
 def free_port():
@@ -190,8 +192,9 @@ def test_a_failing_process_stops_all(here, tmp_path):    # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_torchrun_itself(here, tmp_path, nodes):    # noqa: F811
+def test_torchrun_itself(here, tmp_path, nodes, monkeypatch):    # noqa: F811
     """The command of the README, not only its environment: two processes on one node, and one on each of two."""
+    monkeypatch.setattr(toy, "examples", ALL_EXAMPLES)    # those of the commands, which no patch reaches
     one = run(1, tmp_path / "one", "--loss", "dpo")
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={2 // nodes}", f"--nnodes={nodes}",
                 "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
