@@ -12,10 +12,26 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 
+from matplotlib.figure import Figure
+
 import data
 import toy
 import train_sft
 
+PAINT = Figure.savefig
+
+@pytest.fixture(scope="session", autouse=True)
+def sketched():
+    """Figures are composed but not painted: painting one takes longer than a small run. Tests about a picture use `painted`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).write_bytes(b"a picture"))
+        patch.setattr(Figure, "tight_layout", lambda figure: None)
+        yield
+
+@pytest.fixture
+def painted(monkeypatch):
+    """Pictures as users get them."""
+    monkeypatch.setattr(Figure, "savefig", PAINT)
 
 @pytest.fixture(scope="session")
 def tokenizer():

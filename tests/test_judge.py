@@ -46,7 +46,7 @@ class Server:
                 self.wfile.write(reply)
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=lambda: self.http.serve_forever(0.02), daemon=True).start()
 
 @pytest.fixture
 def serve():

@@ -314,21 +314,21 @@ def test_an_option_that_is_refused_is_not_sent_again(run, serve, refused, sent, 
 
 def test_a_question_that_times_out_is_told_and_not_repeated(run, serve, capsys):
     """A slow endpoint asked again has two questions to answer; the rest is asked all the same."""
-    there = serve(lambda text, body: {"content": fair(text), "seconds": 2 * ("two" in shown(text)[0])})
+    there = serve(lambda text, body: {"content": fair(text), "seconds": 60 * ("two" in shown(text)[0])})
     begin = time.monotonic()
-    with pytest.raises(SystemExit, match=r"2 questions got no answer \(2 times: no answer in 0.8 s: allow more --judge_timeout"):
-        ask(run, there, "--judge_timeout", "0.8")
-    assert time.monotonic() - begin < 6 and len(there.asked) == 8
+    with pytest.raises(SystemExit, match=r"2 questions got no answer \(2 times: no answer in 1.5 s: allow more --judge_timeout"):
+        ask(run, there, "--judge_timeout", "1.5")
+    assert time.monotonic() - begin < 30 and len(there.asked) == 8
     said = capsys.readouterr()
-    assert "each waits 0.8 s at most" in said.out and "pair 2, swapped: no answer in 0.8 s" in said.err
+    assert "each waits 1.5 s at most" in said.out and "pair 2, swapped: no answer in 1.5 s" in said.err
     assert "the first answer took" in said.err and json.loads((run / "judge.json").read_text())["pairs"] == 3
 
 def test_retries_are_within_the_timeout(run, serve):
-    """Seven times the timeout is what a question took that was asked seven times."""
+    """A timeout for each retry lets a question take seven times as long; six retries alone wait for at least 17 s."""
     begin = time.monotonic()
     with pytest.raises(SystemExit, match="no answer in 1 s"):
         ask(run, serve(lambda text, body: {"status": 500, "error": "down"}), "--judge_limit", "1", "--judge_timeout", "1")
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15
 
 def test_no_endpoint_is_one_line_at_once(run, serve, capsys):
     """Six retries of every question would be minutes."""
@@ -339,7 +339,7 @@ def test_no_endpoint_is_one_line_at_once(run, serve, capsys):
     with pytest.raises(SystemExit) as e:
         ask(run, there)
     error = capsys.readouterr().err
-    assert e.value.code == 2 and error.count("\n") == 1 and "no endpoint there" in error and time.monotonic() - begin < 5
+    assert e.value.code == 2 and error.count("\n") == 1 and "no endpoint there" in error and time.monotonic() - begin < 15
     with pytest.raises(SystemExit):
         judge.main(["--run", str(run), "--judge_url", "localhost:8080/v1"])    # without http://
     assert "no endpoint there" in capsys.readouterr().err and not (run / "judge.json").exists()
@@ -358,7 +358,7 @@ def test_an_interrupted_run_says_how_it_goes_on(run, serve):
     child.send_signal(signal.SIGINT)
     begin = time.monotonic()
     _, error = child.communicate(timeout=50)
-    assert child.returncode == 130 and time.monotonic() - begin < 25 and "Traceback" not in error    # an answer takes 60 s
+    assert child.returncode == 130 and time.monotonic() - begin < 45 and "Traceback" not in error    # an answer takes 60 s
     last = error.replace("\r", "\n").strip().splitlines()[-1]
     assert last.startswith("interrupted") and "python " + " ".join(command) in last
     assert len((run / "judge.jsonl").read_text().splitlines()) == 6

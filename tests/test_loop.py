@@ -201,6 +201,7 @@ def test_the_scale_is_undone_before_the_norm_is_taken_and_clipped(clip):
 
 HALF = dict(autocast=torch.autocast("cpu", torch.float16))
 
+@pytest.mark.usefixtures("painted")
 def test_a_float16_run_finds_its_scale_and_learns(tmp_path):
     """It starts at 65,536, which is too much for gradients of order 1: the first updates only look for a scale."""
     model = Line()
@@ -345,6 +346,7 @@ def test_a_damaged_state_is_refused_in_one_line(tmp_path):
         fit(Line(), tmp_path, resume=True)
     assert "\n" not in str(stop.value)
 
+@pytest.mark.usefixtures("painted")
 def test_the_curves_are_drawn_from_the_log(tmp_path):
     """A PNG of some size with every metric in it: a run's picture must not need the run in memory."""
     fit(Line(), tmp_path)

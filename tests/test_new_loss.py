@@ -316,6 +316,7 @@ def test_a_loss_without_a_minimum_ends_somewhere_in_the_exact_world(monkeypatch)
     row, = bandit.rows()
     assert row["below the frontier"] > -1e-4 and row["kl"] > 0
 
+@pytest.mark.usefixtures("painted")
 def test_the_bandit_overwrites_the_results_only_with_update(monkeypatch, in_tmp):
     """study/results and study/figures are under version control and in the README: a look at another beta must not change them."""
     numbers = {"reward": 0.5, "kl": 0.25, "below the frontier": 0.0, "unseen before": 0.5, "unseen after": 0.5}

@@ -17,6 +17,7 @@ import eval
 import loop
 import reference
 from support import parallel
+import toy
 import train_pref
 import train_sft
 from losses import LOSSES
@@ -26,6 +27,7 @@ from test_loop import log_rows
 from test_runs import here, world    # noqa: F401 (fixtures)
 
 ROOT = Path(__file__).resolve().parent.parent
+ALL_EXAMPLES = toy.examples
 FLAGS = "--batch_size 7 --max_steps 5 --eval_every 2 --n_prompts 6 --n_show 0 --lr 1e-3 --patience 9".split()
 
 def free_port():
@@ -206,14 +208,15 @@ def test_a_failing_process_stops_all(here, tmp_path):    # noqa: F811
                 raise OSError("No space left on this node")
             loop.train_step = full
     pids = start(2, ["--out_dir", str(tmp_path / "run"), *FLAGS], before=fail, folder=tmp_path)
-    codes = ended(pids, seconds=60)
+    codes = ended(pids)
     assert codes[1] == 1 and "No space left on this node" in (tmp_path / "rank-1").read_text()
     assert codes[0] not in (0, "hung") and "another process" in (tmp_path / "rank-0").read_text()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_torchrun_itself(here, tmp_path, nodes):    # noqa: F811
+def test_torchrun_itself(here, tmp_path, nodes, monkeypatch):    # noqa: F811
     """The command of the README, not only its environment: two processes on one node, and one on each of two."""
+    monkeypatch.setattr(toy, "examples", ALL_EXAMPLES)    # those of the commands, which no patch reaches
     one = run(1, tmp_path / "one", "--loss", "dpo")
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={2 // nodes}", f"--nnodes={nodes}",
                 "--master_addr=127.0.0.1", f"--master_port={free_port()}"]

@@ -19,6 +19,7 @@ STEPS = {"imdb": {
             "--n_prompts 12")}}
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("painted")
 def test_the_pipeline_of_reviews_runs_skips_what_is_done_and_is_collected(in_tmp, own_tokenizer, monkeypatch):
     """What is finished is not begun again; a run that has ended before its evaluation is only evaluated."""
     for split, n in (("train", 60), ("test", 20)):

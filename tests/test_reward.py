@@ -115,18 +115,29 @@ def test_fresh_pairs_are_of_test_prompts(here, tokenizer):    # noqa: F811
     assert all(true(r, "chosen") > true(r, "rejected") for r in rows)
     assert all(r["rewards"] == (true(r, "chosen"), true(r, "rejected")) for r in rows)
 
-@pytest.fixture
-def judges(tmp_path, own_tokenizer, sft_run, monkeypatch):
-    """Reward models of reviews of two words, two labels, one on either half; in a folder with `imdb` and `sft`."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def two_judges(tmp_path_factory, tokenizer, sft_run):
+    """(folder, results) of two reward models of reviews of two words, one on either half; in the folder are `imdb` and `sft` too."""
+    root = tmp_path_factory.mktemp("judges")
     for split, what, n in (("train", "plot", 900), ("test", "cast", 400)):
         labels = np.random.default_rng(0).integers(0, 2, n).tolist()
         rows = [{"text": review(i, what, ("dull", "superb")[k]), "label": k} for i, k in enumerate(labels)]
-        write_jsonl(tmp_path / "imdb" / f"{split}.jsonl", rows)
-    shutil.copytree(sft_run, "sft")
-    flags = ["--data", "imdb", "--data_dir", "imdb", "--init_from", "sft", "--max_steps", "400", "--eval_every", "100", "--batch_size",
+        write_jsonl(root / "imdb" / f"{split}.jsonl", rows)
+    shutil.copytree(sft_run, root / "sft")
+    flags = ["--data", "imdb", "--data_dir", "imdb", "--init_from", "sft", "--max_steps", "160", "--eval_every", "80", "--batch_size",
              "16", "--lr", "1e-2", "--max_len", "64"]
-    return {half: train_reward.main([*flags, "--out_dir", half, "--half", half]) for half in ("first", "second")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr(data, "get_tokenizer", lambda *args: tokenizer)
+        return root, {half: train_reward.main([*flags, "--out_dir", half, "--half", half]) for half in ("first", "second")}
+
+@pytest.fixture
+def judges(two_judges, tmp_path, own_tokenizer, monkeypatch):
+    """The results of the two reward models; a copy of their folder is the current one."""
+    root, results = two_judges
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return results
 
 def test_a_reward_model_of_reviews_ranks_pairs_and_another_measures(judges, tokenizer, capsys):
     """IMDB's pipeline: labels, pairs by sampling and ranking, training, and what either model says of the result."""

@@ -83,12 +83,18 @@ def world(folder, seeds=(0, 1, 2)):
     rows += [(f"best_of n={n}", s, k, v) for n in (1, 2, 64) for s in seeds for k, v in (("kl", math.log(n)), ("reward", 0.5 + n / 200))]
     return results(folder, rows, curves)
 
-def test_every_claim_gets_a_verdict_and_every_picture_is_drawn(tmp_path):
-    """From the two files alone, so that a figure can be drawn again without the runs."""
+def test_every_claim_gets_a_verdict(tmp_path):
+    """From the two files alone, without the runs."""
     claims.judge(world(tmp_path))
     text = claims.claims_table(tmp_path)
     assert "highest, ppo beta=0.2 | -0.04 | -0.04 to -0.04 | < -0.01 | holds |" in text and "highest, along_dpo | 0 | 0 to 0 |" in text
     assert len(claims.CLAIMS) == 14 and all(f"**{n}. " in text for n in claims.CLAIMS) and text.count("**") == 28
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("painted")
+def test_every_picture_is_drawn(tmp_path):
+    """From the same two files, so that a figure can be drawn again without the runs."""
+    claims.judge(world(tmp_path))
     pictures.draw(tmp_path, tmp_path)
     for picture in pictures.PICTURES:
         assert (tmp_path / f"{picture.__name__}.png").stat().st_size > 10_000
