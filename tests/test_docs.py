@@ -29,7 +29,7 @@ CEILINGS = {"model.py": 380, "losses.py": 580, "data.py": 380, "train_sft.py": 1
             "adapters.py": 180, "eval.py": 360, "measures.py": 260, "toy.py": 170, "sampling.py": 170, "judge.py": 220,
             "reward.py": 80, "logps.py": 120, "chat.py": 215,
             "support/checkpoint.py": 200, "support/cli.py": 320, "support/cpu.py": 80, "support/endpoint.py": 120,
-            "support/messages.py": 360, "support/parallel.py": 120, "support/registry.py": 90, "support/rundir.py": 110,
+            "support/messages.py": 365, "support/parallel.py": 120, "support/registry.py": 90, "support/rundir.py": 110,
             "support/sources.py": 220, "support/tokenizers.py": 130, "support/weights.py": 100}
 CORE = [ROOT / name for name in CEILINGS]
 
