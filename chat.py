@@ -22,7 +22,7 @@ from support.sources import DIALOGUES
 PLAIN = {"kind": "plain", "before": "", "after": ""}
 DIALOGUE = {"kind": "dialogue", "before": "\n\nHuman: ", "after": "\n\nAssistant:"}
 PREAMBLE = ALPACA[:ALPACA.index("{}")]                        # its first words, the same with and without an input
-INSTRUCTION = ALPACA.format("", "", "\0", "").split("\0")     # what stands before and after an instruction without input
+INSTRUCTION = ALPACA.format("", "", "\0", "").split("\0")     # the text before and after an instruction
 # A question with the mark of its kind is in the format already
 MARKS = {"dialogue": "\n\nHuman:", "instruction": "### Instruction:"}
 

@@ -22,7 +22,7 @@ class Reward:
 
         no run                           P(positive | text) of the toy world, exact
         a reward model, IMDB's labels    P(positive | text), as the model estimates it: the sigmoid of its scalar
-        a reward model, pairs            the model's scalar, in nats: only differences between answers to a prompt count
+        a reward model, pairs            the scalar, in nats: only differences for one prompt count
 
     name is a fingerprint of the reward, a part of the recipe of sampled pairs. Raises ValueError if `run` is not a reward
     model, or if the model does not fit the tokenizer or max_len.
@@ -66,7 +66,7 @@ def load_rewards(name, ranked, gold, tokenizer, max_len, device, batch_size, aut
 
 @torch.no_grad()
 def scores(model, texts, batch_size, autocast):
-    """The scalars of a ScalarGPT for n token lists, an array (n,): those at the last token, which sees the whole text."""
+    """The scalars of a ScalarGPT for n token lists, an array (n,): at the last token, which sees all of the text."""
     device = next(model.parameters()).device
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))    # texts of similar length share a batch
     out = np.zeros(len(texts))

@@ -29,9 +29,9 @@ CEILINGS = {"model.py": 380, "losses.py": 580, "data.py": 380, "train_sft.py": 1
             "adapters.py": 180, "eval.py": 360, "measures.py": 380, "toy.py": 170, "sampling.py": 170, "judge.py": 220,
             "reward.py": 80, "reference.py": 60, "logps.py": 120, "chat.py": 215,
             "support/checkpoint.py": 230, "support/cli.py": 400, "support/cpu.py": 80, "support/endpoint.py": 120,
-            "support/fast_logps.py": 150, "support/log.py": 130, "support/messages.py": 360, "support/parallel.py": 160,
+            "support/fast_logps.py": 150, "support/log.py": 130, "support/messages.py": 365, "support/parallel.py": 160,
             "support/precision.py": 60, "support/registry.py": 150, "support/rundir.py": 110, "support/signals.py": 50,
-            "support/sources.py": 220, "support/tokenizers.py": 130, "support/weights.py": 100}
+            "support/sources.py": 230, "support/tokenizers.py": 130, "support/weights.py": 100}
 CORE = [ROOT / name for name in CEILINGS]
 
 def commands():
