@@ -230,8 +230,8 @@ def rows(seed=0, beta=1.0):
 
 def picture(table, seed=0):
     """
-    The figure of bandit.png: a panel per loss, with the frontier, the point of the loss in red and all other losses in gray. Several
-    losses end at the same point: in a single panel they would hide each other.
+    The figure of bandit.png: a panel per loss, with the frontier, the loss's own point in red and all others in gray.
+    Several losses end at the same point: in a single panel they would hide each other.
 
     table: rows with "loss", "reward", "kl" and "below the frontier", as numbers or text; seed: of the world.
     """
