@@ -15,7 +15,8 @@ Symbols and shapes, the same in all functions:
     values  (B, T)   V_t, the expected sum of discounted rewards from token t on. old_values: at the time of sampling
     rewards (B, T)   in the unit of the reward function; advantages, returns and values have the same unit
 
-logps and values must be 0 outside the mask. docs/rlhf.md compares the methods. Read next: rlhf/train_reward.py
+logps and values must be 0 outside the mask. docs/rlhf.md compares the methods.
+Read first: rlhf/train_reward.py. Read next: rlhf/train_ppo.py
 """
 import torch
 
@@ -32,10 +33,10 @@ def last_place(mask):
 
 def whiten(x, mask):
     """
-    Shift and scale x to mean 0 and variance 1 over the places where mask is True. It is 0 elsewhere. x, mask (B, T) ->
-    (B, T).
+    x with mean 0 and variance 1 over the places where mask is True, and 0 elsewhere. x, mask: any shape, the same.
 
-        mean = masked_mean(x, mask),   variance = masked_mean((x - mean)^2, mask)
+        mean     = masked_mean(x, mask)
+        variance = masked_mean((x - mean)^2, mask)
         whitened = (x - mean) / sqrt(variance + 1e-8)
 
     Apply it to the advantages of a whole rollout. The mean of a small minibatch is noisy.
@@ -48,8 +49,8 @@ def whiten(x, mask):
 
 def token_rewards(scores, logps, ref_logps, mask, beta):
     """
-    Rewards of tokens: a KL penalty at every token, and the score of the completion at its last token. Ziegler et al.
-    2019, arXiv:1909.08593.
+    Rewards of tokens: a KL penalty at every token, and the score of the completion at its last token.
+    Ziegler et al. 2019, arXiv:1909.08593.
 
         rewards_t = -beta * (logps_t - ref_logps_t),   plus the score where t is the last token
 
@@ -63,8 +64,8 @@ def token_rewards(scores, logps, ref_logps, mask, beta):
 
 def adaptive_beta(beta, kl, target_kl, samples, horizon=2000):
     """
-    The beta of the next rollout: larger if the KL was above its target, smaller if it was below. Ziegler et al. 2019,
-    arXiv:1909.08593.
+    The beta of the next rollout: larger if the KL was above its target, smaller if it was below.
+    Ziegler et al. 2019, arXiv:1909.08593.
 
         error     = clip(kl / target_kl - 1, -0.2, 0.2)
         next beta = beta * (1 + error * samples / horizon)
@@ -87,8 +88,8 @@ def gae(rewards, values, mask, gamma, lam):
         delta_t     = rewards_t + gamma * values_{t+1} - values_t
         advantage_t = delta_t + gamma * lam * advantage_{t+1}  =  sum over l >= 0 of (gamma * lam)^l * delta_{t+l}
 
-    rewards, values, mask (B, T) -> advantages (B, T), 0 outside the mask. After the last token, value and advantage are
-    0.
+    rewards, values, mask (B, T) -> advantages (B, T), 0 outside the mask. After the last token of a completion, values
+    and advantages count as 0.
 
     gamma  in [0, 1]: discount per token. 1 for a score that comes at the end
     lam    in [0, 1]. 0 trusts the next value: less variance, more bias. 1 trusts only rewards: return minus value
@@ -104,8 +105,8 @@ def gae(rewards, values, mask, gamma, lam):
 
 def leave_one_out(returns, k):
     """
-    Return of each completion minus the mean return of the other k - 1 completions of its prompt. Kool et al. 2019, "Buy
-    4 REINFORCE samples, get a baseline for free!"; for language models Ahmadian et al. 2024, arXiv:2402.14740.
+    Return of each completion minus the mean return of the other k - 1 completions of its prompt.
+    Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; Ahmadian et al. 2024, arXiv:2402.14740.
 
         advantage_i = returns_i - (sum over j != i of returns_j) / (k - 1)
 
@@ -118,7 +119,7 @@ def leave_one_out(returns, k):
 
 def ppo_advantages(rewards, values, mask, *, gamma, lam):
     """
-    (advantages, returns) of every token, (B, T) each, by GAE and not whitened yet.
+    (advantages, returns) of every token, (B, T) each, by GAE. rewards, values, mask (B, T). Not whitened.
 
         returns_t = advantage_t + values_t,   the target that the value head learns
     """
@@ -127,8 +128,8 @@ def ppo_advantages(rewards, values, mask, *, gamma, lam):
 
 def rloo_advantages(rewards, *, k):
     """
-    (advantages, returns) of every completion, (B,) each, by leave-one-out. rewards (B, T), with the k completions of a
-    prompt together.
+    (advantages, returns) of every completion, (B,) each, by leave-one-out.
+    rewards (B, T), with the k completions of a prompt next to each other.
 
         returns_i = sum over t of rewards_{i,t} = score_i - beta * log(policy(y_i | x) / reference(y_i | x))
     """
@@ -157,8 +158,7 @@ def clipped_value_loss(values, old_values, returns, clip):
         L = max((V - R)^2, (old V + clip(V - old V, -eps, eps) - R)^2) / 2
         V = values,   R = returns,   eps = clip
 
-    It is not in the PPO paper. It comes from the authors' code, OpenAI baselines. clip is in the unit of the reward
-    here.
+    The PPO paper does not have this clipping; its authors' code, OpenAI baselines, does. clip has the unit of rewards.
     """
     near = old_values + (values - old_values).clamp(-clip, clip)
     return torch.maximum((values - returns) ** 2, (near - returns) ** 2) / 2

@@ -188,8 +188,8 @@ class Rollouts:
             self.minibatches, self.objective = self.sample_rollout(number)
             self.number = number
 
-        # With the last minibatch, the rollout is complete and sets the beta of the next one. Adapting earlier would be
-        # a trap: a run interrupted within the rollout would save the new beta, and adapt it again when it is resumed.
+        # The last minibatch completes the rollout, whose KL then sets the beta of the next one. Not earlier: a run that
+        # is interrupted within a rollout samples it again, and would adapt a saved beta for the second time.
         if self.target_kl and place == self.updates - 1:
             beta, kl = self.objective["objective/beta"], self.objective["objective/kl"]
             self.agent.beta.fill_(adaptive_beta(beta, kl, self.target_kl, self.rollout))
@@ -221,7 +221,7 @@ class Rollouts:
         with self.autocast:
             completions = sampling.sample_completions(self.agent.policy, self.tokenizer, prompts, self.room, seed=seed)
 
-        # The reward sees prompt and completion. A completion that was cut before EOS loses eos_penalty.
+        # A score is of prompt and completion together. A completion that was cut before EOS loses eos_penalty.
         texts = [prompt + completion for prompt, completion in zip(prompts, completions)]
         scores = torch.as_tensor(self.score(texts), dtype=torch.float32)                                  # (N,)
         ended = torch.tensor([completion[-1] == self.tokenizer.eot_token for completion in completions])  # (N,)
@@ -299,7 +299,7 @@ def compute_loss(agent, batch, *, algo, clip, vf_coef):
     if "idx" not in batch:    # from HeldOut, which has computed the objective already
         return torch.tensor(-batch["logged"]["objective/total"]), batch["logged"]
 
-    # What the policy says now, of the tokens that it sampled at the start of the rollout.
+    # Log-probs by the current policy, of the tokens that were sampled at the start of the rollout.
     mask = batch["mask"]
     logps, values, entropies = agent(batch["idx"], mask)    # (B, T) each
     if algo == "rloo":
@@ -322,18 +322,17 @@ def train(args):
     with cli.bad_input():
         sources.check_source(args.data, args.data_dir, training=True)
         rundir.check_out_dir(args.out_dir, args.resume)
-        # models: the policy starts as a copy of the reference
         args.init_from = args.init_from or train_sft.policy_for(**cli.flags_of(args, train_sft.policy_for))
         if not args.true_reward:
             args.reward = args.reward or reward_model_for(
                 args.data, both=cli.pass_on(args, "device", "dtype", "threads"),
                 new=cli.pass_on(args, "max_len", "init_from"))
         device, autocast = cli.set_up(**cli.flags_of(args, cli.set_up))
+        # the policy starts as a copy of the reference
         policy, reference = (GPT.from_pretrained(args.init_from).to(device).eval() for _ in range(2))
         tokenizer = data.get_tokenizer(args.data, policy.config.vocab_size)
         cli.check_fits(policy, tokenizer, args.max_len, args.init_from)
         reward = Reward(args.reward, tokenizer, args.max_len, device, args.batch_size, autocast)
-        # prompts to sample for
         prompts, room = sampling.prompts_for(args.data, tokenizer, args.n_prompts, n_val=256, max_len=args.max_len,
                                              seed=args.seed, data_dir=args.data_dir, prompt_tokens=args.prompt_tokens)
         if len(prompts["train"]) * args.k < args.rollout:

@@ -15,7 +15,7 @@ adding a constant to r changes nothing. With labels, sigmoid(r) is P(positive).
 
 On imdb, train a second model with --half second. It measures policies that were trained with the first one.
 Writes out/<data>/reward. Its reward.json has accuracy and calibration on held-out texts. docs/rlhf.md has the results.
-Read first: train_pref.py, reward.py. Read next: rlhf/train_ppo.py
+Read first: train_pref.py, reward.py. Read next: rlhf/formulas.py
 """
 from pathlib import Path
 

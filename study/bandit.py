@@ -1,17 +1,18 @@
 """
-A world small enough to solve: what each loss optimizes, against what its paper says it does.
+An exact world: the optimum of every loss, compared with the best policies for its KL to the reference.
 
-    python -m study.bandit              # writes out/bandit
-    python -m study.bandit --update     # writes study/results and study/figures, which the README shows
+    python -m study.bandit              # writes bandit.csv and bandit.png into out/bandit
+    python -m study.bandit --update     # overwrites study/results and study/figures, which docs/losses.md shows
 
-A prompt has a handful of answers, a reference policy and a true reward; the policy is a table of logits. Everything can be enumerated:
-the expected loss over all pairs, the best policy for every KL, and each method's distance from it. All in float64, in nats.
+The world has X prompts with A answers each, a reference policy and a true reward. The policy is a table of logits.
+Because the answers are few, everything can be enumerated: the expected loss over all pairs, the policy with the highest
+reward at every KL, and the distance of each loss from it. Numbers are float64. Log-probs, KL and rewards are in nats.
 
-    pair weights   mu(i) mu(j), mu the policy that the answers were sampled from (the reference, unless coverage is partial)
-    preferences    P(i beats j) = sigmoid(r_i - r_j) (Bradley-Terry), or 1 for the better one (deterministic)
-    RLHF optimum   pi(i) proportional to ref(i) exp(r_i / beta)
+    pair weights   mu(i) mu(j),   mu = policy that the answers are sampled from: the reference with full coverage
+    preferences    P(i beats j) = sigmoid(r_i - r_j) (Bradley-Terry), or 1 for the better answer (deterministic)
+    RLHF optimum   policy(i) proportional to ref(i) exp(r_i / beta): highest E[r] - beta KL(policy || ref)
 
-Prints a table, writes bandit.csv and draws bandit.png. Read first: losses.py
+Policies are log-probs (X, A). docs/losses.md discusses the results. Read first: losses.py
 """
 import csv
 from pathlib import Path
@@ -19,98 +20,139 @@ from pathlib import Path
 import torch
 
 from support import cli
-from train_pref import LOSSES, Pairs    # which says in one line what is wrong with a new loss
+from train_pref import LOSSES, Pairs    # not from losses: train_pref reports an error in a new loss in one line
 
 ROOT = Path(__file__).resolve().parent
-LEFT_OUT = tuple(n for n, loss in LOSSES.items() if loss.whole_batch)    # of a batch of samples: an expectation over all pairs has none
+
+# losses of a whole batch of samples have no expectation over single pairs
+LEFT_OUT = tuple(name for name, loss in LOSSES.items() if loss.whole_batch)
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the world, and its solutions
+# the world and its optimal policies
 
 def world(n_prompts=4, n_answers=6, seed=0):
-    """(ref, reward): log-probs of the reference and true rewards, (X, A) each."""
+    """(ref, reward): log-probs of a random reference, and random true rewards, (X, A) each."""
     g = torch.Generator().manual_seed(seed)
-    draw = lambda scale: scale * torch.randn(n_prompts, n_answers, generator=g, dtype=torch.float64)
-    return draw(1.0).log_softmax(1), draw(1.0)
+    ref = torch.randn(n_prompts, n_answers, generator=g, dtype=torch.float64).log_softmax(1)
+    reward = torch.randn(n_prompts, n_answers, generator=g, dtype=torch.float64)
+    return ref, reward
 
 def bradley_terry(reward):
-    """P(i beats j), (X, A, A)."""
+    """P(i beats j) = sigmoid(r_i - r_j). reward (X, A) -> (X, A, A)."""
     return (reward[:, :, None] - reward[:, None, :]).sigmoid()
 
 def deterministic(reward):
-    """The same where the better answer always wins; an answer against itself is a coin."""
+    """P(i beats j) where the better answer always wins, and 1/2 for equal ones. reward (X, A) -> (X, A, A)."""
     return ((reward[:, :, None] - reward[:, None, :]).sign() + 1) / 2
 
 def rlhf_optimum(ref, reward, beta):
-    """log of ref * exp(r / beta) / Z: the policy of largest E[r] - beta KL(policy || ref). (X, A)"""
+    """The policy ref * exp(r / beta) / Z, which maximizes E[r] - beta KL(policy || ref). All (X, A)."""
     return (ref + reward / beta).log_softmax(1)
 
 def f_optimum(ref, reward, beta, divergence, alpha=0.5):
     """
-    log of the policy of largest E[r] - beta D_f(policy || ref), by the KKT condition beta f'(u_i) = r_i - nu with u = pi / ref: nu by
-    bisection, such that the policy sums to 1. It knows nothing of the loss: it inverts f', where the loss has f' itself.
+    The policy that maximizes E[r] - beta D_f(policy || ref), from the KKT condition. ref, reward (X, A) -> (X, A).
+
+        beta f'(u_i) = r_i - nu,   u = policy / ref
+
+    nu is found by bisection, such that the policy sums to 1. The loss uses f'. This function
+    uses its inverse, so that the two are independent.
+
+    divergence  "reverse_kl", "forward_kl", "jsd" or "alpha" (with alpha in (0, 1))
     """
-    inverse, top = {    # u for s = (r - nu) / beta, and the least upper bound of s
+    # divergence -> (u as a function of s = (r - nu) / beta, the least upper bound of s)
+    inverse, bound = {
         "reverse_kl": (lambda s: s.exp(), torch.inf),                                 # f' = log u, constants go into nu
         "forward_kl": (lambda s: -1 / s, 0.0),                                        # f' = -1 / u
         "jsd": (lambda s: s.exp() / (2 - s.exp()), torch.tensor(2.0).log().item()),   # f' = log(2 u / (1 + u))
         "alpha": (lambda s: (1 - alpha * s) ** (-1 / alpha), 1 / alpha),              # f' = (1 - u^-alpha) / alpha
     }[divergence]
-    total = lambda nu: (ref.exp() * inverse((reward - nu) / beta)).sum(1, keepdim=True)
-    low = reward.max(1, keepdim=True).values - beta * min(top, 50.0)    # s at its bound for the best answer: the sum is too large
+    total = lambda nu: (ref.exp() * inverse((reward - nu) / beta)).sum(1, keepdim=True)    # (X, 1)
+
+    # total falls as nu rises. At low, s is at its bound for the best answer, so total is above 1. Raise high until
+    # total is below 1, then bisect.
+    low = reward.max(1, keepdim=True).values - beta * min(bound, 50.0)
     high = low + 1
     while (total(high) > 1).any():
         high = torch.where(total(high) > 1, high + (high - low), high)
     for _ in range(200):
         middle = (low + high) / 2
-        low, high = torch.where(total(middle) > 1, middle, low), torch.where(total(middle) > 1, high, middle)
+        too_low = total(middle) > 1
+        low, high = torch.where(too_low, middle, low), torch.where(too_low, high, middle)
     return ref + inverse((reward - high) / beta).log()
 
 def ipo_optimum(ref, preference, mu, beta):
-    """log of ref * exp(P(i beats mu) / beta) / Z: IPO's closed form, with pairs drawn from mu. (X, A)"""
+    """
+    IPO's optimum in closed form, ref * exp(P(i beats mu) / beta) / Z: Azar et al. 2023, arXiv:2310.12036.
+    ref (X, A), preference (X, A, A), mu (X, A): probabilities of the policy that the answers are drawn from -> (X, A).
+    """
     return (ref + (preference * mu[:, None, :]).sum(2) / beta).log_softmax(1)
 
 # ---------------------------------------------------------------------------------------------------------------------
-# training: the expected loss over all pairs, minimized
+# training: minimize the expected loss over all pairs
 
 def expected_loss(logits, ref, preference, weights, name, **hparams):
-    """The loss's mean over all ordered pairs (chosen i, rejected j): weights (X, A, A) times P(i beats j), answers one token long."""
+    """
+    Mean loss () over all ordered pairs (chosen i, rejected j), i != j, each weighted by weights * P(i beats j).
+    logits, ref (X, A); preference, weights (X, A, A). Every answer has one token.
+    """
     X, A = ref.shape
-    i, j = (k.reshape(-1) for k in torch.meshgrid(torch.arange(A), torch.arange(A), indexing="ij"))
-    i, j = i[i != j], j[i != j]
-    log_pi, ones = logits.log_softmax(1), torch.ones(X * len(i), dtype=ref.dtype)
-    part = lambda table, k: table[:, k].reshape(-1)    # (X * pairs,)
-    pairs = Pairs(part(log_pi, i), part(log_pi, j), part(ref, i), part(ref, j), ones, ones, 0 * ones)    # the KL's estimate is 0
+    # all ordered pairs of different answers, the same for every prompt
+    i, j = torch.meshgrid(torch.arange(A), torch.arange(A), indexing="ij")
+    i, j = i.reshape(-1), j.reshape(-1)                              # (A * A,)
+    i, j = i[i != j], j[i != j]                                      # (A * (A - 1),)
+
+    policy = logits.log_softmax(1)                                   # (X, A)
+    chosen = lambda table: table[:, i].reshape(-1)                   # (X, A) -> (X * A * (A - 1),)
+    rejected = lambda table: table[:, j].reshape(-1)
+    ones = torch.ones(X * len(i), dtype=ref.dtype)
+    no_kl = 0 * ones    # the KL estimate that KTO and its like take from other pairs of a batch
+    pairs = Pairs(chosen(policy), rejected(policy), chosen(ref), rejected(ref), ones, ones, no_kl)
     losses = LOSSES[name].fn(pairs, **hparams)[0]
     p = (weights * preference)[:, i, j].reshape(-1)
     return (p * losses).sum() / p.sum()
 
+# losses with corners, or without a minimum, which L-BFGS cannot minimize
+BY_ADAM = ("hinge", "slic", "dpop", "chipo", "unlikelihood")
+
 def train(ref, preference, weights, name, steps=400, start=None, **hparams):
-    """log of the policy that minimizes the expected loss, from the reference on: L-BFGS, or Adam for losses with corners or no minimum."""
-    logits = (ref if start is None else start).clone().requires_grad_()
-    first = logits.detach().clone()
+    """
+    The policy (X, A) that minimizes the expected loss, starting at `start` (default: the reference).
+    By L-BFGS. By Adam for the losses of BY_ADAM, and where L-BFGS ends at infinity because the loss has no minimum.
+    """
+    first = (ref if start is None else start).detach().clone()
+    logits = first.clone().requires_grad_()
     loss = lambda: expected_loss(logits, ref, preference, weights, name, **hparams)
-    if name not in ("hinge", "slic", "dpop", "chipo", "unlikelihood"):
-        optimizer = torch.optim.LBFGS([logits], max_iter=steps, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe")
-        def closure():
-            optimizer.zero_grad()
-            value = loss()
-            value.backward()
-            return value
-        optimizer.step(closure)
+    if name not in BY_ADAM:
+        minimize_by_lbfgs(loss, logits, steps)
         if logits.isfinite().all():
             return logits.detach().log_softmax(1)
-        logits.data.copy_(first)    # a loss without a minimum: a line search finds no end
-    optimizer = torch.optim.Adam([logits], lr=0.05)
-    for step in range(5 * steps):
-        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / (5 * steps))
+        logits.data.copy_(first)
+    minimize_by_adam(loss, logits, 5 * steps)
+    return logits.detach().log_softmax(1)
+
+def minimize_by_lbfgs(loss, logits, steps):
+    """Changes logits in place: at most `steps` iterations of L-BFGS with a line search. loss() -> ()."""
+    optimizer = torch.optim.LBFGS([logits], max_iter=steps, tolerance_grad=1e-12, tolerance_change=0,
+                                  line_search_fn="strong_wolfe")
+    def closure():
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+    optimizer.step(closure)
+
+def minimize_by_adam(loss, logits, steps, lr=0.05):
+    """Changes logits in place: `steps` updates of Adam with a learning rate that falls linearly to 0. loss() -> ()."""
+    optimizer = torch.optim.Adam([logits], lr=lr)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
-    return logits.detach().log_softmax(1)
 
 def descend(ref, preference, weights, name, steps, lr, **hparams):
-    """Plain gradient descent from the reference, for what happens on the way: log of the policy after `steps`."""
+    """The policy (X, A) after `steps` of gradient descent from the reference. It shows the path to the optimum."""
     logits = ref.clone().requires_grad_()
     for _ in range(steps):
         grad, = torch.autograd.grad(expected_loss(logits, ref, preference, weights, name, **hparams), logits)
@@ -118,84 +160,135 @@ def descend(ref, preference, weights, name, steps, lr, **hparams):
     return logits.detach().log_softmax(1)
 
 def reward_model(preference, weights, steps=400):
-    """The Bradley-Terry rewards that maximize the likelihood of the preferences, (X, A), up to a constant a prompt."""
+    """The Bradley-Terry rewards (X, A) that maximize the likelihood of the preferences, up to a constant per prompt."""
     X, A, _ = preference.shape
-    flat = torch.zeros(X, A, dtype=preference.dtype)
-    return train(flat, preference, weights, "dpo", steps, beta=1.0)    # with a flat reference, dpo is the likelihood itself
+    uniform = torch.zeros(X, A, dtype=preference.dtype)
+    # with a uniform reference and beta 1, the DPO loss is this negative log-likelihood
+    return train(uniform, preference, weights, "dpo", steps, beta=1.0)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # measures
 
 def expected_reward(policy, reward):
+    """Mean over prompts of E[r] under the policy. policy, reward (X, A) -> float."""
     return (policy.exp() * reward).sum(1).mean().item()
 
 def kl(policy, ref):
+    """Mean over prompts of KL(policy || ref) in nats. policy, ref (X, A) -> float."""
     return (policy.exp() * (policy - ref)).sum(1).mean().item()
 
 def frontier(ref, reward, betas):
-    """[(KL, expected reward)] of the RLHF optima."""
-    return [(kl(p, ref), expected_reward(p, reward)) for p in (rlhf_optimum(ref, reward, b) for b in betas)]
+    """[(KL, expected reward)] of the RLHF optimum for each beta: the highest reward that is possible at this KL."""
+    optima = [rlhf_optimum(ref, reward, beta) for beta in betas]
+    return [(kl(policy, ref), expected_reward(policy, reward)) for policy in optima]
 
 def best_reward(ref, reward, nats):
-    """The largest expected reward at a KL of at most `nats`: on the frontier, by bisection over log beta."""
+    """The highest expected reward at a KL of at most `nats`: a point of the frontier, by bisection over log10(beta)."""
     low, high = -7.0, 9.0
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if kl(rlhf_optimum(ref, reward, 10.0 ** middle), ref) > nats else (low, middle)
+        if kl(rlhf_optimum(ref, reward, 10.0 ** middle), ref) > nats:
+            low = middle
+        else:
+            high = middle
     return expected_reward(rlhf_optimum(ref, reward, 10.0 ** high), reward)
 
-# a beta on this world's scale, rewards of about 1 nat, not the toy world's; the rest are the defaults
-SETTINGS = {"slic": {"reg": 0.5}, "orpo": {"lam": 1.0}, "simpo": {"beta": 1.0, "gamma_beta_ratio": 0.0}, "unlikelihood": {}, "sft": {}}
+# ---------------------------------------------------------------------------------------------------------------------
+# table and figure
+
+# hyperparameters for this world, whose rewards are about 1 nat apart; every other loss has --beta and its defaults
+SETTINGS = {"slic": {"reg": 0.5}, "orpo": {"lam": 1.0}, "simpo": {"beta": 1.0, "gamma_beta_ratio": 0.0},
+            "unlikelihood": {}, "sft": {}}
 
 def rows(seed=0, beta=1.0):
-    """A dict a loss: reward and KL with full and with partial coverage, distance to the frontier, mass on answers never seen."""
+    """
+    One dict per loss, trained on Bradley-Terry preferences.
+
+    reward, kl             of the policy that is trained with full coverage, that is, on all pairs of answers
+    below the frontier     best reward at this KL minus reward
+    unseen before, after   probability of the last three answers: by the reference, and by the policy that is trained
+                           with partial coverage, that is, on pairs of the first three answers only
+    """
     ref, reward = world(seed=seed)
-    preference, full = bradley_terry(reward), ref.exp()[:, :, None] * ref.exp()[:, None, :]
-    seen = torch.arange(ref.shape[1]) < 3    # with partial coverage pairs are made of the first three answers alone
-    partial = full * (seen[:, None] & seen[None, :])
-    out = []
-    for name in (n for n in LOSSES if n not in LEFT_OUT):
+    preference = bradley_terry(reward)                                       # (X, A, A)
+    full = ref.exp()[:, :, None] * ref.exp()[:, None, :]                     # (X, A, A)
+    seen = torch.arange(ref.shape[1]) < 3                                    # (A,)
+    partial = full * (seen[:, None] & seen[None, :])                         # (X, A, A)
+    table = []
+    for name in LOSSES:
+        if name in LEFT_OUT:
+            continue
         hparams = SETTINGS.get(name, {"beta": beta} if "beta" in LOSSES[name].hparams else {})
-        policy, half = (train(ref, preference, weights, name, 200, **hparams) for weights in (full, partial))
+        policy = train(ref, preference, full, name, 200, **hparams)
+        policy_partial = train(ref, preference, partial, name, 200, **hparams)
         got, nats = expected_reward(policy, reward), kl(policy, ref)
-        out.append({"loss": name, "settings": " ".join(f"{k}={v}" for k, v in hparams.items()), "reward": got, "kl": nats,
-                    "below the frontier": best_reward(ref, reward, nats) - got,
-                    "unseen before": ref.exp()[:, ~seen].sum(1).mean().item(), "unseen after": half.exp()[:, ~seen].sum(1).mean().item()})
-    return out
+        table.append({"loss": name, "settings": " ".join(f"{k}={v}" for k, v in hparams.items()),
+                      "reward": got, "kl": nats, "below the frontier": best_reward(ref, reward, nats) - got,
+                      "unseen before": ref.exp()[:, ~seen].sum(1).mean().item(),
+                      "unseen after": policy_partial.exp()[:, ~seen].sum(1).mean().item()})
+    return table
+
+def picture(table, seed=0):
+    """
+    The figure of bandit.png: a panel per loss, with the frontier, the loss's own point in red and all others in gray.
+    Several losses end at the same point: in a single panel they would hide each other.
+
+    table: rows with "loss", "reward", "kl" and "below the frontier", as numbers or text; seed: of the world.
+    """
+    from matplotlib import pyplot as plt
+    ref, reward = world(seed=seed)
+    # (distance below the frontier, loss, KL, reward), the losses nearest to the frontier first
+    points = sorted((float(r["below the frontier"]), r["loss"], float(r["kl"]), float(r["reward"])) for r in table)
+    widest = 1.05 * max(1.15, *(point[2] for point in points))
+    optima = frontier(ref, reward, torch.logspace(-1.2, 2, 100).tolist())
+    optima = [(x, y) for x, y in optima if x <= widest]
+
+    n_columns = 6
+    n_rows = (len(points) + n_columns - 1) // n_columns
+    fig, axes = plt.subplots(n_rows, n_columns, figsize=(11, 1.55 * n_rows + 1.3), sharex=True, sharey=True,
+                             squeeze=False)
+    for ax in axes.flat[len(points):]:
+        ax.axis("off")
+    for ax, (below, name, x, y) in zip(axes.flat, points):
+        ax.plot(*zip(*optima), color="0.6", lw=1)
+        ax.plot([point[2] for point in points], [point[3] for point in points], "o", color="0.82", ms=3)
+        ax.plot(x, y, "o", color="C3", ms=5)
+        ax.set_title(f"{name}: {max(below, 0):.3f} below", fontsize=9)
+        ax.set_xlim(-0.04, widest)
+        ax.tick_params(labelsize=8, labelbottom=True)
+        ax.grid(alpha=0.3)
+    fig.suptitle("The policy that each loss ends at: red point. Other losses: gray points\n"
+                 "Line: highest reward possible at each KL. Titles: nats of reward below the line. "
+                 "Bradley-Terry preferences, all pairs", fontsize=10)
+    fig.supxlabel("KL to the reference, in nats", fontsize=10)
+    fig.supylabel("expected true reward, in nats", fontsize=10)
+    fig.tight_layout()
+    return fig
 
 def draw(table, path, seed=0):
-    """bandit.png: the frontier of RLHF optima, and where each loss ends."""
+    """Writes the picture of a table to a PNG file."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    ref, reward = world(seed=seed)
-    fig, ax = plt.subplots(figsize=(8, 5))
-    ax.plot(*zip(*frontier(ref, reward, torch.logspace(-1.2, 2, 100).tolist())), color="0.6", label="RLHF optima, ref * exp(r / beta)")
-    for k, row in enumerate(table):
-        ax.plot(row["kl"], row["reward"], "os^"[k // 10], color=f"C{k % 10}", ms=6, label=row["loss"])
-    ax.set(xlabel="KL to the reference (nats)", ylabel="expected reward", title="Bradley-Terry preferences, full coverage", xlim=(0, 1.2))
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    fig.tight_layout()
+    fig = picture(table, seed)
     fig.savefig(path, dpi=110)
     plt.close(fig)
 
-def get_args(argv=None):
-    p = cli.Parser(__doc__)
-    p.add_argument("--seed", type=cli.seed, default=0, help="of the reference and the rewards (default: %(default)s)")
-    p.add_argument("--beta", type=cli.above_zero, default=1.0, help="of every loss that has one (default: %(default)s)")
-    p.add_argument("--threads", type=cli.positive, default=1, help="of the CPU; the last digits depend on it (default: %(default)s)")
-    p.add_argument("--update", action="store_true", help="overwrite the files of the README, study/results and study/figures")
-    return p.parse_args(argv)
+def write_csv(table, path):
+    """Writes the rows with five significant digits."""
+    with open(path, "w", newline="") as f:
+        out = csv.DictWriter(f, list(table[0]), lineterminator="\n")
+        out.writeheader()
+        for row in table:
+            out.writerow({k: v if isinstance(v, str) else f"{v:.5g}" for k, v in row.items()})
 
-def main(argv=None):
-    args = get_args(argv)
-    torch.set_num_threads(args.threads)
-    with cli.interruptible("-m study.bandit", args, argv):
-        show(rows(args.seed, args.beta), args.seed, args.update)
+def read_csv(path):
+    """The rows of bandit.csv, all values as text."""
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
 
 def show(table, seed, update=False):
-    """Prints, writes and draws the table: into out/bandit, or, to update the project's own, into study/."""
+    """Prints, writes and draws the table: into out/bandit, or with update into study/results and study/figures."""
     print(f"{'loss':14}{'reward':>8}{'KL':>9}{'below the frontier':>20}{'mass on unseen answers':>30}")
     for r in table:
         print(f"{r['loss']:14}{r['reward']:8.3f}{r['kl']:9.3f}{r['below the frontier']:20.4f}"
@@ -203,12 +296,30 @@ def show(table, seed, update=False):
     results, figures = (ROOT / "results", ROOT / "figures") if update else (Path("out/bandit"),) * 2
     for folder in (results, figures):
         folder.mkdir(parents=True, exist_ok=True)
-    with open(results / "bandit.csv", "w", newline="") as f:
-        out = csv.DictWriter(f, list(table[0]), lineterminator="\n")
-        out.writeheader()
-        out.writerows({k: v if isinstance(v, str) else f"{v:.5g}" for k, v in r.items()} for r in table)
-    draw(table, figures / "bandit.png", seed)
+    write_csv(table, results / "bandit.csv")
+    draw(read_csv(results / "bandit.csv"), figures / "bandit.png", seed)
     print(f"written: {results / 'bandit.csv'}, {figures / 'bandit.png'}")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# script
+
+def get_args(argv=None):
+    p = cli.Parser(__doc__)
+    p.add_argument("--seed", type=cli.seed, default=0, help="seed of reference and rewards (default: %(default)s)")
+    p.add_argument("--beta", type=cli.above_zero, default=1.0,
+                   help="beta of the losses that have one (default: %(default)s)")
+    p.add_argument("--threads", type=cli.positive, default=1,
+                   help="CPU threads; the last digits depend on their number (default: %(default)s)")
+    p.add_argument("--update", action="store_true",
+                   help="overwrite the project's own files in study/results and study/figures")
+    return p.parse_args(argv)
+
+def main(argv=None):
+    """Trains every loss, prints the table, and writes bandit.csv and bandit.png."""
+    args = get_args(argv)
+    torch.set_num_threads(args.threads)
+    with cli.interruptible("-m study.bandit", args, argv):
+        show(rows(args.seed, args.beta), args.seed, args.update)
 
 if __name__ == "__main__":
     main()

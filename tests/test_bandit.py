@@ -142,3 +142,18 @@ def test_best_reward_inverts_the_frontier():
     """It is what the distances are measured from."""
     for nats, reward in bandit.frontier(REF, REWARD, [0.3, 1.0, 3.0]):
         assert bandit.best_reward(REF, REWARD, nats) == pytest.approx(reward, abs=1e-6)
+
+def test_no_point_of_the_picture_is_hidden():
+    """kto and apo_zero end at the same point: in one panel the later would cover the earlier. Nor may the axes cut a point off."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    table = bandit.read_csv(bandit.ROOT / "results" / "bandit.csv")
+    table.append({"loss": "mine", "settings": "", "reward": "0.9", "kl": "3.5", "below the frontier": "0.3"})
+    fig = bandit.picture(table)
+    panels = {ax.get_title().split(":")[0]: ax for ax in fig.axes if ax.get_title()}
+    assert set(panels) == {row["loss"] for row in table}
+    for row in table:
+        ax = panels[row["loss"]]
+        [x], [y] = ax.lines[-1].get_data()    # drawn last, so above the others
+        assert (x, y) == (float(row["kl"]), float(row["reward"]))
+        assert ax.get_xlim()[0] < x < ax.get_xlim()[1] and ax.get_ylim()[0] < y < ax.get_ylim()[1]
+    plt.close(fig)
