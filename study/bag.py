@@ -55,7 +55,7 @@ def scores(model, bags):
     return torch.cat([model(bags[i:i + BATCH]) for i in range(0, len(bags), BATCH)]).numpy()
 
 def fit(model, bags, rows, rng):
-    """Trains the model. It ends with the weights of the epoch that is best on the validation split, the last of equals."""
+    """Trains the model, which ends with the weights of the epoch of best validation accuracy, the last of equals."""
     best, weights = 0, None
     optimizer = torch.optim.Adam(model.parameters(), LR)
     for _ in range(EPOCHS):

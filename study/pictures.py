@@ -1,5 +1,9 @@
 """
-The study's pictures, drawn from study/results/sweep.csv and curves.csv alone. One colour a method everywhere. Read first: claims.py
+The study's pictures, drawn from sweep.csv and curves.csv alone. Docs: docs/study.md, docs/rlhf.md, docs/metrics.md.
+
+`python -m study.sweep --draw` draws all of them into out/study; with --update into study/figures.
+A method has one color in all pictures. Points are means over seeds, and bars go from the lowest to the highest seed.
+Read next: table.py
 """
 import warnings
 
@@ -7,20 +11,38 @@ import numpy as np
 
 from study.claims import Sweep
 
-COLOURS = {"sft": "#444444", "dpo": "#1f77b4", "hinge": "#ff7f0e", "ipo": "#2ca02c", "cdpo": "#17becf", "jsd": "#9467bd",
-           "alpha0.3": "#c49c94", "alpha0.5": "#8c564b", "alpha0.7": "#bd8f13", "forward_kl": "#d62728", "slic": "#e377c2",
-           "unlikelihood": "#7f7f7f", "preferred_ft": "#bcbd22", "sequential": "#1f77b4", "parallel": "#ff7f0e", "replace": "#2ca02c",
-           "best_of": "black", "ppo": "#000080", "ppo_gt": "#006400", "rloo": "#ff7f0e", "rloo_gt": "#d62728"}
-THIN = {"ms": 4, "lw": 1.2, "elinewidth": 0.6, "capsize": 1.5}
-METHODS = ("dpo", "hinge", "ipo", "cdpo", "jsd", "alpha0.3", "alpha0.5", "alpha0.7", "forward_kl", "slic", "unlikelihood", "preferred_ft")
+COLORS = {"sft": "#444444", "dpo": "#1f77b4", "hinge": "#ff7f0e", "ipo": "#2ca02c", "cdpo": "#17becf", "jsd": "#9467bd",
+          "alpha0.3": "#c49c94", "alpha0.5": "#8c564b", "alpha0.7": "#bd8f13", "forward_kl": "#d62728",
+          "slic": "#e377c2", "unlikelihood": "#7f7f7f", "preferred_ft": "#bcbd22", "sequential": "#1f77b4",
+          "parallel": "#ff7f0e", "replace": "#2ca02c", "best_of": "black", "ppo": "#000080", "ppo_gt": "#006400",
+          "rloo": "#ff7f0e", "rloo_gt": "#d62728"}
+NAMES = {"sft": "SFT", "dpo": "DPO (reverse KL)", "ipo": "IPO", "cdpo": "cDPO", "jsd": "Jensen-Shannon",
+         "alpha0.3": "alpha 0.3", "alpha0.5": "alpha 0.5", "alpha0.7": "alpha 0.7", "forward_kl": "forward KL",
+         "slic": "SLiC-HF", "preferred_ft": "SFT on the chosen", "ppo": "PPO, learned reward",
+         "ppo_gt": "PPO, true reward", "rloo": "RLOO, learned reward", "rloo_gt": "RLOO, true reward"}
+METHODS = ("dpo", "hinge", "ipo", "cdpo", "jsd", "alpha0.3", "alpha0.5", "alpha0.7", "forward_kl", "slic",
+           "unlikelihood", "preferred_ft")
 ONLINE = ("ppo", "rloo", "ppo_gt", "rloo_gt")
+THIN = {"ms": 4, "lw": 1.2, "elinewidth": 0.6, "capsize": 1.5}
+REWARD = "reward: P(positive review)"
+KL = "KL to the SFT policy (nats a completion)"
+
+def name_of(method):
+    """The name of a method in legends."""
+    return NAMES.get(method, method)
 
 def middle(values):
-    """(mean, distance down to the smallest, up to the largest) over seeds."""
+    """(mean, [[distance down to the smallest], [distance up to the largest]]) over seeds."""
     mean = np.nanmean(values)
-    return mean, [[max(0, mean - np.nanmin(values))], [max(0, np.nanmax(values) - mean)]]    # rounding may put the mean outside
+    # rounding may put the mean of equal values just outside their range
+    return mean, [[max(0, mean - np.nanmin(values))], [max(0, np.nanmax(values) - mean)]]
 
-def figure(rows, columns, width=10.0, height=3.4):
+def means(s, recipes, measure):
+    """The mean of a measure over seeds, a number for each recipe."""
+    return [np.nanmean(s(r, measure)) for r in recipes]
+
+def figure(rows, columns, width, height):
+    """(figure, axes (rows, columns)), with grids."""
     from matplotlib.figure import Figure
     fig = Figure(figsize=(width, height), layout="tight")
     axes = fig.subplots(rows, columns, squeeze=False)
@@ -29,106 +51,158 @@ def figure(rows, columns, width=10.0, height=3.4):
     return fig, axes
 
 def trace(ax, s, method, x, y, line="-"):
-    """A method's points, its knob from end to end, with the range over seeds both ways."""
-    names = sorted(s.points(method), key=lambda r: np.nanmean(s(r, x)))
-    names = [r for r in names if not np.isnan(s(r, y)).all()]
+    """The settings of a method as points, joined in the order of x, with the range over seeds both ways."""
+    names = [r for r in s.points(method) if not np.isnan(s(r, y)).all()]
+    names.sort(key=lambda r: np.nanmean(s(r, x)))
     if names:
-        (mx, ex), (my, ey) = (zip(*(middle(s(r, m)) for r in names)) for m in (x, y))
-        ax.errorbar(mx, my, xerr=np.hstack(ex), yerr=np.hstack(ey), fmt="o" + line, color=COLOURS[method], label=method, **THIN)
+        mx, ex = zip(*(middle(s(r, x)) for r in names))
+        my, ey = zip(*(middle(s(r, y)) for r in names))
+        ax.errorbar(mx, my, xerr=np.hstack(ex), yerr=np.hstack(ey), fmt="o" + line, color=COLORS[method],
+                    label=name_of(method), **THIN)
 
 def best_of(ax, s, label):
-    """The reference's best of n, without n = 1."""
+    """The best of n samples of the reference, without n = 1, as a dashed line."""
     best = [r for r in s.points("best_of") if np.nanmean(s(r, "kl")) > 0]
     if best:
-        ax.plot([np.nanmean(s(r, "kl")) for r in best], [np.nanmean(s(r, "reward")) for r in best], "k--", lw=1.2, label=label)
+        ax.plot(means(s, best, "kl"), means(s, best, "reward"), "k--", lw=1.2, label=label)
+
+def root_axis(ax, high):
+    """A KL axis from 0 to `high` nats in the root of the KL, along which rewards are nearly straight lines."""
+    ax.set_xscale("function", functions=(lambda kl: np.sqrt(np.maximum(kl, 0)), np.square))
+    ticks = [0, 0.1, 0.5, 1, 2, 3, 4, 6, 8, 10, 12, 15, 20]
+    ax.set(xlim=(0, high), xticks=[k for k in ticks if k <= high])
+    ax.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+
+def envelope(points):
+    """
+    The upper envelope of (KL, reward) points, as a list of its corners. It is the concave hull over the root of the KL
+    up to the highest reward, and constant from there on. No point and no line between two points lies above it.
+    """
+    corners = []
+    for kl, reward in sorted(points):
+        while corners and corners[-1][0] == kl:
+            corners.pop()    # the higher of two points at one KL comes later
+        # a corner below the line from the one before it to the new point is no corner
+        while len(corners) > 1 and slope(corners[-2], (kl, reward)) >= slope(corners[-2], corners[-1]):
+            corners.pop()
+        corners.append((kl, reward))
+    top = max(range(len(corners)), key=lambda i: corners[i][1])
+    return [*corners[:top + 1], (corners[-1][0], corners[top][1])]
+
+ENVELOPE = "upper envelope of the losses (concave hull)"
+
+def slope(a, b):
+    """Reward per root of KL from one (KL, reward) to another."""
+    return (b[1] - a[1]) / (b[0] ** 0.5 - a[0] ** 0.5)
 
 def frontier(s):
-    """Reward against KL: all methods over their knobs, their envelope, best of n, and the SFT policy at lower temperatures."""
-    fig, [[ax]] = figure(1, 1, 9, 5)
+    """Reward against KL: all methods over their settings, their envelope, best of n, and SFT at lower temperatures."""
+    fig, [[ax]] = figure(1, 1, 9.5, 5.6)
     for method in METHODS:
         trace(ax, s, method, "kl", "reward")
-    points = sorted((np.nanmean(s(r, "kl")), np.nanmean(s(r, "reward"))) for m in METHODS for r in s.points(m))
-    if points:
-        kl, reward = np.array(points).T
-        ax.plot(kl, np.maximum.accumulate(reward), "-", color="0.75", lw=5, alpha=0.6, zorder=0, label="envelope of all")
-    best_of(ax, s, "best of 2 to 64")
+    recipes = ["sft"]
+    for method in METHODS:
+        recipes += s.points(method)
+    kl, reward = zip(*envelope(zip(means(s, recipes, "kl"), means(s, recipes, "reward"))))
+    ax.plot(kl, reward, "-", color="0.75", lw=6, alpha=0.6, zorder=0, label=ENVELOPE)
+    best_of(ax, s, "best of 2 to 64 samples of SFT")
     cold = [r for r in s.recipes if r.startswith("sft T=")]
     if cold:
-        ax.plot([np.nanmean(s(r, "kl")) for r in cold], [np.nanmean(s(r, "reward")) for r in cold], "s:", color="0.4", ms=4,
-                label="SFT at T = 0.75 to 0")
-    ax.axhline(np.nanmean(s("sft", "reward")), color="0.4", lw=0.8, ls=":")
-    ax.set(xscale="log", xlabel="KL to the SFT policy (nats a completion)", ylabel="reward, P(positive)")
+        kl, reward = means(s, cold, "kl"), means(s, cold, "reward")
+        ends = " to ".join(r.split("T=")[1] for r in (cold[0], cold[-1]))
+        ax.plot(kl, reward, "s-.", color="0.4", ms=4, lw=1,
+                label=f"SFT at temperature {ends} (up to {max(kl):.0f} nats)")
+    start = np.nanmean(s("sft", "reward"))
+    ax.axhline(start, color="0.4", lw=1, ls=":", label="reward of SFT at temperature 1")
+    root_axis(ax, 16)
+    ax.set(xlabel=f"{KL}, root scale", ylabel=REWARD, title="Reward against KL: one point a setting of a method")
     return fig
 
 def rlhf(s):
-    """DPO and what it replaces: reward against KL, also along training; the learned reward against the true one; wins by temperature."""
-    fig, [axes] = figure(1, 3, 15, 4.6)
+    """DPO and what it replaces: reward against KL, wins by temperature, learned and true reward along training."""
+    fig, axes = figure(2, 2, 12, 9)
     for method in ("dpo", *ONLINE, "unlikelihood", "preferred_ft"):
-        trace(axes[0], s, method, "kl", "reward")
-    best_of(axes[0], s, "best of n")
-    for name in ("along_dpo", "along_ppo", *(r for method in ONLINE for r in s.points(method))):
-        steps, method = [r for r in s.recipes if r.startswith(f"{name} step-")], name.split()[0].removeprefix("along_")
-        for i in range(len(s.seeds) if steps else 0):
-            kl, true, learned = (np.array([s(r, m)[i] for r in steps]) for m in ("kl", "reward", "proxy"))
-            axes[0].plot(kl[kl > 0], true[kl > 0], ".-", color=COLOURS[method], lw=0.4, ms=2, alpha=0.4)
-            if name.startswith("along_"):
-                label = {"dpo": "dpo beta=0.1", "ppo": "ppo beta=0"}[method] if i == 0 else None
-                axes[1].plot(learned, true, ".-", color=COLOURS[method], lw=0.8, ms=4, alpha=0.8, label=label)
-    by_temperature(axes[2], s, ("sft", "dpo", *ONLINE))
-    axes[0].set(xscale="log", xlabel="KL to the SFT policy (nats a completion)", ylabel="reward, P(positive)", xlim=(0.2, 10),
-                ylim=(0.65, 1))
-    axes[1].set(xlabel="learned reward (nats, zero anywhere)", ylabel="true reward, P(positive)", title="along long runs")
+        trace(axes[0][0], s, method, "kl", "reward")
+    best_of(axes[0][0], s, "best of n samples of SFT")
+    root_axis(axes[0][0], 6)
+    axes[0][0].set(xlabel=f"{KL}, root scale", ylabel=REWARD, ylim=(0.65, 1), title="Reward against KL")
+    by_temperature(axes[0][1], s, ("sft", "dpo", *ONLINE))
+    axes[0][1].set_title("Wins by sampling temperature")
+    for method, label in (("dpo", "DPO, beta 0.1"), ("ppo", "PPO, beta 0 (no KL penalty)")):
+        style = {"color": COLORS[method], "lw": 0.9, "ms": 4, "alpha": 0.8}
+        for step, true, learned in long_runs(s, f"along_{method}"):
+            axes[1][0].plot(step, learned - learned[0], ".-", label=label, **style)
+            axes[1][1].plot(step, true, ".-", label=label, **style)
+            label = None    # one entry of the legend for all seeds
+    axes[1][0].set(xlabel="update", ylabel="learned reward since the start (nats)",
+                   title="Long runs: the learned reward, a line a seed")
+    axes[1][1].set(xlabel="update", ylabel=f"true {REWARD}", title="The same runs: the true reward")
     return fig
 
+def long_runs(s, name):
+    """Yields (steps, true rewards, learned rewards) of a run that kept its checkpoints, for each seed."""
+    recipes = [r for r in s.recipes if r.startswith(f"{name} step-")]
+    for i in range(len(s.seeds) if recipes else 0):
+        true, learned = (np.array([s(r, m)[i] for r in recipes]) for m in ("reward", "proxy"))
+        yield [int(r.split("step-")[1]) for r in recipes], true, learned
+
 def diversity(s):
-    """Reward against entropy, as the reports draw it, and against the entropy of 25 samples."""
-    fig, [axes] = figure(1, 2, 11, 4.2)
-    for ax, measure, label in ((axes[0], "entropy", "entropy of the next token (nats)"),
-                               (axes[1], "pooled_25", "entropy of a prompt's 25 samples thrown together (nats)")):
-        for method in ("sft", *METHODS):
-            trace(ax, s, method, measure, "reward", "" if measure == "pooled_25" or method == "sft" else "-")
-        ax.set(xlabel=label, ylabel="reward, P(positive)")
+    """Reward against entropy a token, as the reports draw it, and against the entropy of 25 samples."""
+    fig, [[left, right]] = figure(1, 2, 12, 4.8)
+    trace(left, s, "sft", "entropy", "reward", "")
+    trace(right, s, "sft", "pooled_25", "reward", "")
+    for method in METHODS:
+        trace(left, s, method, "entropy", "reward")
+        trace(right, s, method, "pooled_25", "reward", "")
+    left.set(xlabel="entropy of the next token (nats)", ylabel=REWARD, title="Diversity by token: every setting")
+    right.set(xlabel="entropy of all tokens of a prompt's 25 samples (nats)", ylabel=REWARD,
+              title="Diversity by prompt: one setting a method")
     return fig
 
 def label_bias(s):
     """Reward by the label of the prompt's review, before and after each method."""
-    fig, [[ax]] = figure(1, 1, 9, 3.6)
+    fig, [[ax]] = figure(1, 1, 10, 4)
     names = ["sft", *(r for r in s.recipes_with("pooled_25") if r.split()[0] in METHODS)]
     for i, (side, hatch) in enumerate((("negative", "//"), ("positive", ""))):
         for j, name in enumerate(names):
             mean, error = middle(s(name, f"reward_{side}"))
-            ax.bar(j + 0.4 * i - 0.2, mean, 0.38, yerr=error, color=COLOURS[name.split()[0]], hatch=hatch, edgecolor="white", capsize=2,
-                   label=f"prompts of {side} reviews" if j == 0 else None)
-    ax.set(xticks=range(len(names)), ylabel="reward, P(positive)", ylim=(0, 1.15))
+            ax.bar(j + 0.4 * i - 0.2, mean, 0.38, yerr=error, color=COLORS[name.split()[0]], hatch=hatch,
+                   edgecolor="white", capsize=2, label=f"prompts of {side} reviews" if j == 0 else None)
+    ax.set(xticks=range(len(names)), ylabel=REWARD, ylim=(0, 1.2),
+           title="Reward by the label of the review that the prompt was cut from")
     ax.set_xticklabels([n.replace(" ", "\n") for n in names], fontsize=7)
     return fig
 
-def lines(ax, s, recipe, metric, colour, label, split="val", line="-"):
-    """A metric over updates, a line a seed: their mean would hide the one that breaks."""
+def lines(ax, s, recipe, metric, color, label, split="val", line="-"):
+    """A metric over the updates, a line for each seed: a mean would hide the seed that breaks."""
     for seed in s.seeds:
         if (curve := s.curve(recipe, metric, seed, split)).size:
-            ax.plot(*curve, line, color=colour, lw=0.9, alpha=0.8, label=label)
+            ax.plot(*curve, line, color=color, lw=0.9, alpha=0.8, label=label)
             label = None
 
 def training(s):
-    """What DPO and IPO do to either side of held-out pairs."""
-    fig, [axes] = figure(1, 3, 12, 3.6)
-    for ax, metrics, title, unit in ((axes[0], ("rewards/chosen", "rewards/rejected"), "implicit rewards", "beta x log-ratio (nats)"),
-                                     (axes[1], ("logps/chosen", "logps/rejected"), "log-probs", "nats a completion"),
-                                     (axes[2], ("rewards/accuracies",), "accuracy", "share of pairs")):
+    """What DPO and IPO do to both completions of held-out pairs."""
+    fig, [axes] = figure(1, 3, 13, 4)
+    panels = ((("rewards/chosen", "rewards/rejected"), "Implicit rewards of held-out pairs", "beta x log-ratio (nats)"),
+              (("logps/chosen", "logps/rejected"), "Log-probs of held-out pairs", "nats a completion"),
+              (("rewards/accuracies",), "Accuracy on held-out pairs", "share of pairs"))
+    for ax, (metrics, title, unit) in zip(axes, panels):
         for method in ("dpo", "ipo"):
             for metric, line in zip(metrics, ("-", "--")):
-                lines(ax, s, f"{method} beta=0.1", metric, COLOURS[method], f"{method}: {metric.split('/')[1]}", line=line)
+                label = f"{method.upper()}: {metric.split('/')[1]}" if len(metrics) > 1 else method.upper()
+                lines(ax, s, f"{method} beta=0.1", metric, COLORS[method], label, line=line)
         ax.set(title=title, xlabel="update", ylabel=unit)
     return fig
 
 def temperature(s):
-    """Wins against the SFT policy at temperature 1, by the reward, over the temperature of sampling."""
-    fig, [[ax]] = figure(1, 1, 7.5, 4.2)
+    """Wins against the SFT policy at temperature 1 over the sampling temperature."""
+    fig, [[ax]] = figure(1, 1, 8.5, 5)
     by_temperature(ax, s, ("sft", *METHODS))
+    ax.set_title("Wins against SFT by sampling temperature, one setting a method")
     return fig
 
 def by_temperature(ax, s, methods):
+    """Draws the win rate of each method's main setting over the sampling temperature."""
     for method in methods:
         names = [r for r in s.recipes if r.split()[0] == method and " T=" in r]
         if names:
@@ -136,80 +210,92 @@ def by_temperature(ax, s, methods):
             at[1.0] = middle(s(names[0].split(" T=")[0], "win"))
             heat = sorted(at)
             ax.errorbar(heat, [at[t][0] for t in heat], yerr=np.hstack([at[t][1] for t in heat]), fmt="o-",
-                        color=COLOURS[method], label=method, **THIN)
-    ax.axhline(0.5, color="0.4", lw=0.8, ls=":")
-    ax.set(xlabel="temperature of sampling", ylabel="win rate against SFT at 1, by the reward")
+                        color=COLORS[method], label=name_of(method), **THIN)
+    ax.axhline(0.5, color="0.4", lw=1, ls=":", label="as good as SFT at temperature 1")
+    ax.set(xlabel="sampling temperature", ylabel="win rate against SFT at temperature 1", ylim=(0, 1.05))
+
+def gain(s, recipe):
+    """(seeds,): reward gained over SFT per root of the KL."""
+    return (s(recipe, "reward") - s("sft", "reward")) / s(recipe, "kl") ** 0.5
 
 def adapters(s):
-    """DPOP with adapters of several ranks, and without: reward, KL, and reward gained per root of KL, against what is trained."""
-    fig, [axes] = figure(1, 3, 12, 3.6)
+    """DPOP with adapters of several ranks and without: reward, KL, and reward gained per root of KL."""
+    fig, [axes] = figure(1, 3, 13, 4)
     for method in ("sequential", "parallel", "replace"):
         for ax, y in zip(axes, ("reward", "kl")):
             trace(ax, s, method, "trainable", y)
         names = sorted(s.points(method), key=lambda r: np.nanmean(s(r, "trainable")))
         if names:
-            gain, error = zip(*(middle((s(r, "reward") - s("sft", "reward")) / s(r, "kl") ** 0.5) for r in names))
-            axes[2].errorbar([np.nanmean(s(r, "trainable")) for r in names], gain, yerr=np.hstack(error), fmt="o-",
-                             color=COLOURS[method], label=method, **THIN)
+            values, error = zip(*(middle(gain(s, r)) for r in names))
+            axes[2].errorbar(means(s, names, "trainable"), values, yerr=np.hstack(error), fmt="o-",
+                             color=COLORS[method], label=name_of(method), **THIN)
     full = "default dpop"
-    gain = (s(full, "reward") - s("sft", "reward")) / s(full, "kl") ** 0.5
-    for ax, values in zip(axes, (s(full, "reward"), s(full, "kl"), gain) if s.points("sequential") else ()):
-        mean, error = middle(values)
-        ax.errorbar(np.nanmean(s(full, "trainable")), mean, yerr=error, fmt="D", color="black", ms=5, capsize=1.5, label="full")
-    for ax, label in zip(axes, ("reward, P(positive)", "KL (nats a completion)", "reward gained per root of KL")):
-        ax.set(xscale="log", xlabel="parameters trained", ylabel=label)
+    if s.points("sequential"):
+        for ax, values in zip(axes, (s(full, "reward"), s(full, "kl"), gain(s, full))):
+            mean, error = middle(values)
+            ax.errorbar(np.nanmean(s(full, "trainable")), mean, yerr=error, fmt="D", color="black", ms=5, capsize=1.5,
+                        label="no adapter: all trained")
+    units = REWARD, KL, "reward gained over SFT / root of KL"
+    for ax, unit, title in zip(axes, units, ("Reward", "KL", "Reward for its KL")):
+        ax.set(xscale="log", xlabel="trained parameters", ylabel=unit, title=title)
     return fig
 
 def watch(s):
-    """Every logged metric as it should look, and as it looks when the policy is pushed too far."""
+    """Every logged metric in a healthy run, and in one that is pushed too far."""
     metrics = (("loss", "val"), ("rewards/accuracies", "val"), ("rewards/margins", "val"), ("rewards/chosen", "val"),
                ("rewards/rejected", "val"), ("logps/chosen", "val"), ("logps/rejected", "val"), ("grad_norm", "train"))
-    fig, axes = figure(2, 4, 12, 5.4)
+    fig, axes = figure(2, 4, 13, 6)
+    legend = axes[0][1]    # the panel with room for it
     for ax, (metric, split) in zip(axes.flat, metrics):
-        for recipe, colour, label in (("dpo beta=0.3", "#1f77b4", "healthy: beta 0.3, lr 1e-3, epsilon 1e-3"),
-                                      ("too_fast", "#d62728", "unhealthy: beta 0.1, lr 3e-3, epsilon 1e-8")):
-            lines(ax, s, recipe, metric, colour, label if ax is axes.flat[0] else None, split)
-        ax.set_title(f"{metric} ({split})", fontsize=9)
+        for recipe, color, label in (("dpo beta=0.3", "#1f77b4", "healthy: beta 0.3, lr 1e-3, epsilon 1e-3"),
+                                     ("too_fast", "#d62728", "unhealthy: beta 0.1, lr 3e-3, epsilon 1e-8")):
+            lines(ax, s, recipe, metric, color, label if ax is legend else None, split)
+        ax.set_title(f"{metric} ({'validation' if split == 'val' else 'training'})", fontsize=9)
         ax.set_yscale("log" if metric == "grad_norm" else "linear")
         ax.set_xlabel("update", fontsize=8)
     return fig
 
 def along(s):
     """Long runs at a constant learning rate: validation loss, reward and KL over the updates."""
-    fig, [axes] = figure(1, 3, 12, 3.6)
+    fig, [axes] = figure(1, 3, 13, 4)
     for name in ("along_dpo", "along_ipo"):
-        colour = COLOURS[name[6:]]
-        for i, seed in enumerate(s.seeds):
-            losses = s.curve(name, "loss", seed)
-            steps = sorted(int(r.split("step-")[1]) for r in s.recipes if r.startswith(f"{name} step-"))
-            if not losses.size or not steps:
-                continue
-            relative = losses[1] / losses[1][0]
-            label = name[6:] if i == 0 else None
-            axes[0].plot(losses[0], relative, color=colour, lw=1, label=label)
-            axes[0].plot(losses[0][relative.argmin()], relative.min(), "*", color=colour, ms=9)
-            for ax, measure in ((axes[1], "reward"), (axes[2], "kl")):
-                values = [s(f"{name} step-{k}", measure)[i] for k in steps]
-                ax.plot(steps, values, color=colour, lw=1, label=label)
-                stop = int(losses[0][relative.argmin()])
-                if stop in steps:
-                    ax.plot(stop, values[steps.index(stop)], "*", color=colour, ms=9)
-    for ax, label in zip(axes, ("validation loss, of that at the start", "reward, P(positive)", "KL (nats a completion)")):
-        ax.set(xlabel="update", ylabel=label)
+        method = name.removeprefix("along_")
+        for i in range(len(s.seeds)):
+            long_run(axes, s, name, i, COLORS[method], method.upper() if i == 0 else None)
+    units = "validation loss / loss at the start", REWARD, "KL to SFT (nats a completion), log scale"
+    for ax, unit, title in zip(axes, units, ("Validation loss (star: lowest)", "Reward", "KL")):
+        ax.set(xlabel="update", ylabel=unit, title=title)
     axes[2].set_yscale("symlog", linthresh=1)
     return fig
+
+def long_run(axes, s, name, i, color, label):
+    """Draws one seed of a long run into the panels of loss, reward and KL."""
+    losses = s.curve(name, "loss", s.seeds[i])    # (2, n): steps and values
+    steps = sorted(int(r.split("step-")[1]) for r in s.recipes if r.startswith(f"{name} step-"))
+    if not losses.size or not steps:
+        return
+    relative = losses[1] / losses[1][0]
+    lowest = relative.argmin()
+    axes[0].plot(losses[0], relative, color=color, lw=1, label=label)
+    axes[0].plot(losses[0][lowest], relative[lowest], "*", color=color, ms=9)
+    stop = int(losses[0][lowest])
+    for ax, measure in ((axes[1], "reward"), (axes[2], "kl")):
+        values = [s(f"{name} step-{k}", measure)[i] for k in steps]
+        ax.plot(steps, values, color=color, lw=1, label=label)
+        if stop in steps:
+            ax.plot(stop, values[steps.index(stop)], "*", color=color, ms=9)
 
 PICTURES = (frontier, rlhf, diversity, label_bias, training, temperature, adapters, watch, along)
 
 def draw(results, figures):
-    """Draws all of them into a folder."""
+    """Draws all pictures of the results in a folder into another. Skips a picture without data, as after --quick."""
     s = Sweep(results)
     for picture in PICTURES:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)    # the mean of what was not tried is NaN, and is not drawn
+            warnings.simplefilter("ignore", RuntimeWarning)    # what was not measured has a mean of NaN: not drawn
             fig = picture(s)
         for ax in fig.axes:
             if names := ax.get_legend_handles_labels()[1]:
                 ax.legend(fontsize=7, ncols=1 + (len(names) > 6))
-        if any(ax.has_data() for ax in fig.axes):    # a small sweep has no adapters, say
+        if any(ax.has_data() for ax in fig.axes):
             fig.savefig(figures / f"{picture.__name__}.png", dpi=110)

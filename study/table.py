@@ -330,6 +330,7 @@ def draw_growth(path):
             ax.plot(x, [rows[i][key] for i in picks], "o", color="C0", label="measured")
             ax.plot(x, theory[key][picks], "-", color="C1", label="theory, fitted to all points")
             ax.set(xlabel=label, ylabel=unit, ylim=(0, None), xlim=(0, None))
+            ax.locator_params(axis="x", nbins=5)
             ax.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
     fig.suptitle("Cost of one DPO update: 4 layers of GPT-2's width, float32, CPU", fontsize=11)

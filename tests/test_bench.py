@@ -8,7 +8,7 @@ import torch
 
 import train_pref
 from model import GPT, GPTConfig
-from study import bench, places, table
+from study import bench, jobs, places, table
 
 CONFIG = dict(block_size=64, vocab_size=50, n_layer=3, n_head=2, n_embd=16)
 JOB = {"config": CONFIG, "lengths": (6, 3, 9), "batch_size": 4, "updates": 2, "dtype": "float32"}
@@ -16,7 +16,7 @@ JOB = {"config": CONFIG, "lengths": (6, 3, 9), "batch_size": 4, "updates": 2, "d
 @pytest.fixture(autouse=True)
 def small_products(monkeypatch):
     """Two large matrices take seconds, and no test here is about the rate."""
-    monkeypatch.setattr(bench, "product_rate", lambda device, dtype: 1e9)
+    monkeypatch.setattr(jobs, "product_rate", lambda device, dtype: 1e9)
 
 def by_hand(batches, layers=3, C=16, V=50):
     """The operations of a DPO update, as docs/speed.md states them: 6 a weight and token, 8 a completion token, 14 a pair of positions."""
@@ -31,8 +31,8 @@ def by_hand(batches, layers=3, C=16, V=50):
 @pytest.mark.parametrize("share", [False, True])
 def test_the_operations_counted_are_those_of_the_formula(share):
     """A product that the counter does not know counts as nothing, and the share of the rate would look too low."""
-    got = bench.ours(JOB | {"what": "dpo", "share_prefix": share})
-    batches = bench.data.Batches(bench.rows_of(JOB), 4, share_prefix=share)
+    got = jobs.ours(JOB | {"what": "dpo", "share_prefix": share})
+    batches = jobs.data.Batches(jobs.rows_of(JOB), 4, share_prefix=share)
     assert got["operations"] == pytest.approx(by_hand([batches[i] for i in range(2)]), rel=1e-9)
 
 @pytest.mark.parametrize("what, more", [("sft", {}), ("reference", {}), ("dpo", {"adapter": "sequential"}), ("dpo", {"adapter": "replace"}),
@@ -40,20 +40,20 @@ def test_the_operations_counted_are_those_of_the_formula(share):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_part_can_be_measured(what, more, dtype):
     """A part that fails is seen after an hour of others otherwise."""
-    got = bench.ours(JOB | {"what": what, "dtype": dtype, **more})
+    got = jobs.ours(JOB | {"what": what, "dtype": dtype, **more})
     assert all(s > 0 for s in got["seconds"]) and got["tokens"] > 0 and got["peak"] > 0.05
     assert what == "generate" or got["operations"] > 0
 
 def test_an_adapter_and_a_shared_prompt_cost_fewer_operations():
     """What is frozen has no gradient, and a prompt that stands once is computed once."""
     wide = JOB | {"what": "dpo", "config": CONFIG | {"n_embd": 128}}    # at width 16 an adapter of rank 64 is larger than the model
-    full, shared, adapter = (bench.ours(wide | more)["operations"]
+    full, shared, adapter = (jobs.ours(wide | more)["operations"]
                              for more in ({}, {"share_prefix": True}, {"share_prefix": True, "adapter": "sequential"}))
     assert adapter < shared < full
 
 def test_the_tokens_counted_do_not_depend_on_the_layout():
     """Else the shared prompt would look slower for having fewer."""
-    counts = {bench.ours(JOB | {"what": "dpo", "share_prefix": share})["tokens"] for share in (False, True)}
+    counts = {jobs.ours(JOB | {"what": "dpo", "share_prefix": share})["tokens"] for share in (False, True)}
     assert len(counts) == 1
 
 def test_the_machine_is_described_and_not_named():
@@ -141,8 +141,16 @@ def test_both_losses_were_the_same_before_anything_was_compared(tmp_path):
         torch.manual_seed(seed)
         GPT(GPTConfig(**CONFIG)).save_pretrained(tmp_path / name)
     job = JOB | {"folder": str(tmp_path / "a"), "other": str(tmp_path / "b"), "scratch": str(tmp_path / "run")}
-    got = bench.one_loss(job)
+    got = jobs.one_loss(job)
     assert got["ours"] == pytest.approx(got["trl"], abs=1e-5) and abs(got["ours"] - 0.6931) > 1e-4
+
+@pytest.mark.slow
+def test_a_job_runs_in_a_process_of_its_own():
+    """Its peak memory would else be that of all jobs before it. A failure says which job it was."""
+    got = bench.in_process("ours", JOB | {"what": "sft"})
+    assert len(got["seconds"]) == 2 and got["operations"] > 0
+    with pytest.raises(SystemExit, match="ours no_such_part failed"):
+        bench.in_process("ours", JOB | {"what": "no_such_part", "config": {"no": 1}})
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reference", ["online", "precomputed"])
@@ -152,11 +160,11 @@ def test_trl_gets_the_same_batches(reference, tmp_path):
     torch.manual_seed(0)
     GPT(GPTConfig(**CONFIG)).save_pretrained(tmp_path / "a")
     job = JOB | {"folder": str(tmp_path / "a"), "scratch": str(tmp_path / "run"), "reference": reference}
-    got = bench.trl(job)
+    got = jobs.trl(job)
     assert len(got["seconds"]) == 2 and got["pairs"] == 4
-    batches = bench.data.Batches(bench.rows_of(job), 4)
+    batches = jobs.data.Batches(jobs.rows_of(job), 4)
     first = batches[0]
-    trainer = bench.trl_trainer(job, [batches.rows[i] for part in batches.order for i in part])
+    trainer = jobs.trl_trainer(job, [batches.rows[i] for part in batches.order for i in part])
     theirs = next(iter(trainer.get_train_dataloader()))
     assert torch.equal(theirs["input_ids"] * theirs["attention_mask"], first["idx"])
     assert torch.equal(theirs["completion_mask"].bool(), first["completion_mask"])

@@ -369,11 +369,11 @@ def bars_of(container):
 
 def check_trace(ax, v, method, x, y):
     """That an errorbar of the method's name and color has a point a recipe: means over seeds, and bars from the lowest to the highest."""
-    [container] = [c for c in ax.containers if c.get_label() == method]
+    [container] = [c for c in ax.containers if c.get_label() == pictures.name_of(method)]
     names = sorted({r for r, m in v if r.split()[0] == method and " T=" not in r and " step-" not in r and (r, y) in v},
                    key=lambda r: statistics.fmean(v[r, x]))
     points = bars_of(container)
-    assert len(points) == len(names) > 0 and container.lines[0].get_color() == pictures.COLOURS[method]
+    assert len(points) == len(names) > 0 and container.lines[0].get_color() == pictures.COLORS[method]
     for name, (xy, ends) in zip(names, points.items()):
         assert xy == pytest.approx((statistics.fmean(v[name, x]), statistics.fmean(v[name, y]))), name
         assert ends == pytest.approx((min(v[name, x]), max(v[name, x]), min(v[name, y]), max(v[name, y]))), name
@@ -382,24 +382,50 @@ def labelled_line(ax, label):
     [line] = [li for li in ax.get_lines() if li.get_label() == label]
     return line.get_data()
 
+def slow_envelope(points):
+    """Corners of the concave hull over the root of the KL: from the first point on always along the steepest line."""
+    top = max(points, key=lambda p: (p[1], -p[0]))
+    corners = [max((p for p in points if p[0] == points[0][0]), key=lambda p: p[1])]
+    while corners[-1] != top:
+        at = corners[-1]
+        later = [p for p in points if p[0] > at[0]]
+        corners.append(max(later, key=lambda p: ((p[1] - at[1]) / (p[0] ** 0.5 - at[0] ** 0.5), p[0])))
+    return [*corners, (points[-1][0], top[1])]
+
+def test_no_point_and_no_line_between_two_points_lies_above_the_envelope():
+    """An envelope that joined each point with the next was below lines that cross it."""
+    corners = pictures.envelope([(4, 0.8), (0, 0.5), (1, 0.7), (2.25, 0.7), (9, 0.75), (0, 0.4)])
+    assert corners == [(0, 0.5), (1, 0.7), (4, 0.8), (9, 0.8)]    # 0.7 at 2.25 is below the line from 0.7 to 0.8
+    rng = random.Random(0)
+    for _ in range(50):
+        points = [(rng.uniform(0, 9), rng.random()) for _ in range(12)]
+        found = pictures.envelope(points)
+        assert found == slow_envelope(sorted(points))
+        x, y = np.array(found).T
+        for a in points:
+            for b in points:
+                between = math.sqrt(a[0]) * 0.3 + math.sqrt(b[0]) * 0.7, a[1] * 0.3 + b[1] * 0.7
+                assert between[1] <= np.interp(between[0], x ** 0.5, y) + 1e-9
+
 def test_the_frontier_shows_the_files_numbers(drawn):
     """KL across, reward up, each method under its own name; the spread is the range over seeds, on the right side of the mean."""
     folder, v, _ = drawn
     [ax] = pictures.frontier(claims.Sweep(folder)).axes
     for method in pictures.METHODS:
         check_trace(ax, v, method, "kl", "reward")
-    assert {c.get_label() for c in ax.containers} == set(pictures.METHODS) and "KL" in ax.get_xlabel() and "reward" in ax.get_ylabel()
+    assert {c.get_label() for c in ax.containers} == set(map(pictures.name_of, pictures.METHODS))
+    assert "KL" in ax.get_xlabel() and "reward" in ax.get_ylabel()
     mean = lambda r, m: statistics.fmean(v[r, m])
-    x, y = labelled_line(ax, "envelope of all")
-    points = sorted((mean(r, "kl"), mean(r, "reward")) for r, m in v if m == "kl" and r.split()[0] in pictures.METHODS
+    x, y = labelled_line(ax, pictures.ENVELOPE)
+    points = sorted((mean(r, "kl"), mean(r, "reward")) for r, m in v if m == "kl" and r.split()[0] in ("sft", *pictures.METHODS)
                     and " T=" not in r and " step-" not in r)
-    assert x.tolist() == pytest.approx([p[0] for p in points])
-    assert y.tolist() == pytest.approx([max(p[1] for p in points[:i + 1]) for i in range(len(points))])
-    for label, names in (("best of 2 to 64", ["best_of n=1", "best_of n=2", "best_of n=64"]),
-                         ("SFT at T = 0.75 to 0", ["sft T=0.5", "sft T=0"])):
+    assert list(zip(x, y)) == [pytest.approx(corner) for corner in slow_envelope(points)]
+    cold = max(mean("sft T=0.5", "kl"), mean("sft T=0", "kl"))
+    for label, names in (("best of 2 to 64 samples of SFT", ["best_of n=1", "best_of n=2", "best_of n=64"]),
+                         (f"SFT at temperature 0.5 to 0 (up to {cold:.0f} nats)", ["sft T=0.5", "sft T=0"])):
         x, y = labelled_line(ax, label)
         assert x == pytest.approx([mean(r, "kl") for r in names]) and y == pytest.approx([mean(r, "reward") for r in names])
-    assert any(list(li.get_ydata()) == pytest.approx([mean("sft", "reward")] * 2) for li in ax.get_lines() if len(li.get_ydata()) == 2)
+    assert list(labelled_line(ax, "reward of SFT at temperature 1")[1]) == pytest.approx([mean("sft", "reward")] * 2)
 
 def test_other_pictures_show_the_measures_that_their_axes_name(drawn):
     """Two panels of one loop differ by a column's name; the wrong one draws as well."""
@@ -415,7 +441,7 @@ def test_other_pictures_show_the_measures_that_their_axes_name(drawn):
     by_adapter = pictures.adapters(s).axes
     for ax, measure in zip(by_adapter, ("reward", "kl")):
         check_trace(ax, v, "parallel", "trainable", measure)
-        [full] = [c for c in ax.containers if c.get_label() == "full"]
+        [full] = [c for c in ax.containers if c.get_label() == "no adapter: all trained"]
         assert next(iter(zip(*full.lines[0].get_data()))) == pytest.approx([statistics.fmean(v["default dpop", m])
                                                                            for m in ("trainable", measure)])
     gains = [[(r - b) / k ** 0.5 for r, b, k in zip(v[n, "reward"], v["sft", "reward"], v[n, "kl"])] for n in
@@ -433,7 +459,7 @@ def test_bars_by_label_stand_under_their_method(drawn):
         place = round(bar.get_x() + bar.get_width() / 2 + (0.2 if bar.get_hatch() else -0.2))
         side = "negative" if bar.get_hatch() else "positive"
         assert bar.get_height() == pytest.approx(statistics.fmean(v[names[place], f"reward_{side}"]))
-        assert bar.get_facecolor() == pytest.approx(matplotlib.colors.to_rgba(pictures.COLOURS[names[place].split()[0]]))
+        assert bar.get_facecolor() == pytest.approx(matplotlib.colors.to_rgba(pictures.COLORS[names[place].split()[0]]))
     assert len(ax.patches) == 2 * len(names)
 
 def test_curves_are_those_of_the_log(drawn):
@@ -442,7 +468,7 @@ def test_curves_are_those_of_the_log(drawn):
     axes = pictures.training(claims.Sweep(folder)).axes
     for ax, pair in zip(axes, (("rewards/chosen", "rewards/rejected"), ("logps/chosen", "logps/rejected"), ("rewards/accuracies",))):
         drawn_lines = [(li.get_color(), li.get_linestyle(), tuple(np.round(li.get_ydata(), 9))) for li in ax.get_lines()]
-        want = [(pictures.COLOURS[m], style, tuple(round(y, 9) for _, y in points)) for m in ("dpo", "ipo")
+        want = [(pictures.COLORS[m], style, tuple(round(y, 9) for _, y in points)) for m in ("dpo", "ipo")
                 for metric, style in zip(pair, ("-", "--")) for points in curves[f"{m} beta=0.1", "val", metric]]
         assert drawn_lines == want
     watch = pictures.watch(claims.Sweep(folder)).axes
@@ -450,11 +476,11 @@ def test_curves_are_those_of_the_log(drawn):
         pytest.approx([y for _, y in points]) for r in ("dpo beta=0.3", "too_fast") for points in curves[r, "train", "grad_norm"]]
 
 def test_long_runs_and_temperatures_are_drawn_from_their_own_rows(drawn):
-    """The star is at the lowest validation loss; learned reward across, true one up; temperature 1 is the recipe itself."""
+    """The star is at the lowest validation loss; the learned reward starts at 0; temperature 1 is the recipe itself."""
     folder, v, curves = drawn
     s = claims.Sweep(folder)
     first, *others = pictures.along(s).axes
-    for name, color in (("along_dpo", pictures.COLOURS["dpo"]), ("along_ipo", pictures.COLOURS["ipo"])):
+    for name, color in (("along_dpo", pictures.COLORS["dpo"]), ("along_ipo", pictures.COLORS["ipo"])):
         stars = [li.get_data() for li in first.get_lines() if li.get_marker() == "*" and li.get_color() == color]
         for (x, y), points in zip(stars, curves[name, "val", "loss"]):
             step, loss = min(points, key=lambda p: p[1])
@@ -462,13 +488,16 @@ def test_long_runs_and_temperatures_are_drawn_from_their_own_rows(drawn):
         for ax, measure in zip(others, ("reward", "kl")):
             lines = [list(li.get_ydata()) for li in ax.get_lines() if li.get_marker() != "*" and li.get_color() == color]
             assert lines == [pytest.approx([v[f"{name} step-{k}", measure][seed] for k in (40, 80, 120)]) for seed in range(3)]
-    _, learned, heat = pictures.rlhf(s).axes
-    want = [[v[f"along_ppo step-{k}", m][seed] for k in (40, 80, 120) for m in ("proxy", "reward")] for seed in range(3)]
-    lines = [li for li in learned.get_lines() if li.get_color() == pictures.COLOURS["ppo"]]
-    assert [[z for xy in zip(*li.get_data()) for z in xy] for li in lines] == [pytest.approx(w) for w in want]
+    _, heat, learned, true = pictures.rlhf(s).axes
+    for ax, measure in ((learned, "proxy"), (true, "reward")):
+        lines = [li.get_data() for li in ax.get_lines() if li.get_color() == pictures.COLORS["ppo"]]
+        want = [[v[f"along_ppo step-{k}", measure][seed] for k in (40, 80, 120)] for seed in range(3)]
+        if measure == "proxy":    # seeds differ by a constant, which means nothing
+            want = [[x - xs[0] for x in xs] for xs in want]
+        assert [list(x) for x, _ in lines] == [[40, 80, 120]] * 3 and [list(y) for _, y in lines] == [pytest.approx(w) for w in want]
     for ax, names in ((heat, ("sft", "ppo beta=0.5")), (pictures.temperature(s).axes[0], ("sft", "dpo beta=0.1", "slic delta=1.0"))):
         for name in names:
-            [container] = [c for c in ax.containers if c.get_label() == name.split()[0]]
+            [container] = [c for c in ax.containers if c.get_label() == pictures.name_of(name.split()[0])]
             x, y = container.lines[0].get_data()
             assert list(x) == [0, 0.5, 1] and list(y) == pytest.approx([statistics.fmean(v[r, "win"]) for r in
                                                                          (f"{name} T=0", f"{name} T=0.5", name)])
