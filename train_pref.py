@@ -151,7 +151,7 @@ def train(args):
         data.mismatch(part, args.max_len)
     batches = {split: data.Batches(rows[split], args.batch_size, args.seed, args.share_prefix) for split in ("train", "val")}
     # what training starts from: the adapter of an adapter run is part of it, a new one is not
-    off = adapters.adapters_off if adapters.adapted(model) and not start else nullcontext
+    off = adapters.adapters_off if adapters.adapter_modules(model) and not start else nullcontext
     for part in batches.values() if loss.needs_ref else ():
         add_reference(model, part, autocast, off)
     if args.compile:
