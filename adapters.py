@@ -155,8 +155,8 @@ def load_adapter(model, folder, model_fingerprint):
     if about is None:
         raise ValueError(f"{folder}: holds no adapter.json")
     if about["base_fingerprint"] != model_fingerprint:
-        raise ValueError(f"{folder}: the adapter's base was {about['base']} with fingerprint {about['base_fingerprint']}, "
-                         f"but this base has {model_fingerprint}: it is another model, or was trained further")
+        raise ValueError(f"{folder}: the adapter's base, {about['base']}, has fingerprint {about['base_fingerprint']}; "
+                         f"this base has {model_fingerprint}: it is another model, or was trained further")
     add_adapters(model, about["mode"], about["rank"])
     if not path.exists():
         raise ValueError(f"{path}: no such file")

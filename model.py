@@ -61,8 +61,8 @@ def causal_attention(q, k, v, mask=None, dropout=0.0):
     return F.dropout(scores.softmax(-1), dropout) @ v                # (B, nh, T, hs)
 
 def fast_attention(q, k, v, mask=None, dropout=0.0):
-    """The same by PyTorch's fused kernel, which does not store the (T, S) scores."""
-    is_causal = mask is None and q.shape[2] == k.shape[2]    # a single query of the last token sees all the keys
+    """causal_attention by PyTorch's fused kernel, which does not store the (T, S) scores."""
+    is_causal = mask is None and q.shape[2] == k.shape[2]    # if T = 1 < S, the query is the last token: it sees all
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
 
 attention = fast_attention    # this line chooses; causal_attention works too, but takes more time and memory
