@@ -1,13 +1,13 @@
 """
-GPT-2 by hand: config, blocks, generation with a KV cache, weights in and out, a scalar head.
+GPT-2 written by hand: config, blocks, generation with a KV cache, weights in and out, a scalar head.
 
-    model = GPT.from_pretrained("gpt2")                 # the hub's name, a folder in Hugging Face's layout, or a run of ours
+    model = GPT.from_pretrained("gpt2")                 # a name on the hub, a folder in Hugging Face's layout, or a run
     logits = model(idx)                                 # (B, T) -> (B, T, V)
     out = model.generate(idx, 32, temperature=0)        # (B, T) -> (B, T + 32)
     model.save_pretrained("out/mine")                   # transformers.AutoModelForCausalLM.from_pretrained opens it
 
-Parameter names are Hugging Face's, so a checkpoint needs no table of names. Sizes: B rows, T tokens, C = n_embd, V = vocab_size,
-nh heads of hs = C / nh. Read next: toy.py, data.py
+Parameter names are those of Hugging Face's GPT2LMHeadModel, so no table of names is needed. docs/models.md lists what
+can be loaded. Sizes: B rows, T tokens, V = vocab_size, C = n_embd, nh heads of size hs = C / nh. Read next: adapters.py
 """
 import math
 from dataclasses import dataclass
@@ -17,12 +17,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from support.checkpoint import digest, read_json, save_tensors, write_json
+from support import weights
+from support.checkpoint import digest, save_tensors, write_json
 from support.cpu import Linear    # nn.Linear, faster in float32 on a CPU
-from support.weights import WTE, check_tied, cut_vocabulary, plain_names, read_weights
-
-HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")   # stored (in, out) by Hugging Face
+from support.kv_cache import KVCache
 
 @dataclass
 class GPTConfig:
@@ -37,44 +35,40 @@ class GPTConfig:
     def __post_init__(self):
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}")
-        size = self.n_embd * (self.n_layer * (4 * self.n_embd + 2 * (self.n_inner or 4 * self.n_embd)) + self.vocab_size + self.block_size)
+        per_layer = 4 * self.n_embd + 2 * (self.n_inner or 4 * self.n_embd)
+        size = self.n_embd * (self.n_layer * per_layer + self.vocab_size + self.block_size)
         if size > 2e10:    # ten times gpt2-xl
-            raise ValueError(f"a GPT of {size:.2g} parameters is asked for; more than 2e10 would not fit, nor would --batch_size help")
+            raise ValueError(f"these sizes give a GPT of {size:.2g} parameters; the limit is 2e10: choose smaller ones")
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the blocks, leaves first
+# attention
 
-class KVCache:
+def causal_attention(q, k, v, mask=None, dropout=0.0):
     """
-    The keys and values of every layer, (B, nh, S, hs) each, allocated once for S columns.
+    The definition of attention: softmax(q @ k.T / sqrt(hs)) @ v, where a query sees only the keys under the mask.
 
-    Prompts stand at the left, so a row's next token goes into column lens[row], over whatever padding stood there, and sees only
-    the columns up to its own. So a ragged batch needs no left padding and no shifted positions: column = position.
+    q        (B, nh, T, hs) one query for each new token; the result has the same shape
+    k, v     (B, nh, S, hs) keys and values. S = T, or T = 1 and k, v also hold the tokens before the new one
+    mask     (B or 1, 1, T, S) bool, true where the query may see the key. None: a token sees itself and all before it
+    dropout  probability that an attention weight is set to 0
     """
-    def __init__(self, S):
-        self.S, self.k, self.v = S, {}, {}
-        self.lens, self.width, self.mask = None, 0, None       # lens is None while the prompts are read
+    T, S = q.shape[2], k.shape[2]
+    if mask is None:
+        # the queries are the last T of the S tokens, so query t stands in column S - T + t
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])        # (B, nh, T, S)
+    scores = scores.masked_fill(~mask, -math.inf)                    # softmax gives these a weight of 0
+    return F.dropout(scores.softmax(-1), dropout) @ v                # (B, nh, T, hs)
 
-    def seek(self, lens, width, ragged):
-        """The next token of each row goes to column lens (B,); width = max(lens) + 1 columns take part."""
-        self.lens, self.width, self.rows = lens, width, torch.arange(len(lens), device=lens.device)
-        columns = torch.arange(width, device=lens.device)
-        self.mask = (columns <= lens[:, None])[:, None, None] if ragged else None    # (B, 1, 1, width)
+def fast_attention(q, k, v, mask=None, dropout=0.0):
+    """causal_attention by PyTorch's fused kernel, which does not store the (T, S) scores."""
+    is_causal = mask is None and q.shape[2] == k.shape[2]    # if T = 1 < S, the query is the last token: it sees all
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
 
-    def keep(self, rows):
-        """Forgets all rows but these (n,)."""
-        for part in (self.k, self.v):
-            part.update({layer: x[rows] for layer, x in part.items()})
+attention = fast_attention    # this line chooses; causal_attention works too, but takes more time and memory
 
-    def update(self, layer, k, v):
-        """Stores k, v (B, nh, T, hs) of the new tokens; gives the keys and values that they may look at."""
-        if self.lens is None:
-            B, nh, T, hs = k.shape
-            self.k[layer], self.v[layer] = k.new_zeros(B, nh, self.S, hs), v.new_zeros(B, nh, self.S, hs)
-            self.k[layer][:, :, :T], self.v[layer][:, :, :T] = k, v
-            return k, v
-        self.k[layer][self.rows, :, self.lens], self.v[layer][self.rows, :, self.lens] = k[:, :, 0], v[:, :, 0]
-        return self.k[layer][:, :, :self.width], self.v[layer][:, :, :self.width]
+# ---------------------------------------------------------------------------------------------------------------------
+# blocks
 
 class Attention(nn.Module):
     def __init__(self, config):
@@ -86,13 +80,15 @@ class Attention(nn.Module):
 
     def forward(self, x, layer, cache=None, mask=None):
         B, T, C = x.shape
-        q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in self.c_attn(x).split(C, dim=2))    # (B, nh, T, hs)
+        q, k, v = self.c_attn(x).split(C, dim=2)                                            # (B, T, C)
+        q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in (q, k, v))        # (B, nh, T, hs)
         if cache is not None:
-            k, v, mask = *cache.update(layer, k, v), cache.mask
-        # scaled_dot_product_attention drops out whenever dropout_p > 0: it does not know of model.eval()
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0,
-                                           is_causal=mask is None and (cache is None or cache.lens is None))    # (B, nh, T, hs)
-        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
+            k, v = cache.update(layer, k, v)                                                # (B, nh, S, hs)
+            mask = cache.mask
+        dropout = self.dropout if self.training else 0.0     # attention is a function: model.eval() does not reach it
+        y = attention(q, k, v, mask, dropout)                                               # (B, nh, T, hs)
+        y = y.transpose(1, 2).reshape(B, T, C)                                              # the heads side by side
+        return self.resid_dropout(self.c_proj(y))
 
 class MLP(nn.Module):
     def __init__(self, config):
@@ -103,7 +99,7 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        # GPT-2's GELU is the tanh form; the exact one differs by up to 5e-4 per unit
+        # GPT-2 uses the tanh form of GELU. The exact form differs by up to 5e-4 for each unit.
         return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
 
 class Block(nn.Module):
@@ -119,34 +115,136 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the trunk
+# sampling
+
+def truncate(logits, top_k=None, top_p=None):
+    """
+    Sets the logits of unlikely tokens to -inf: (B, V) -> (B, V).
+
+    top_k  keep the k largest logits (all that equal the k-th)
+    top_p  keep the smallest set of tokens whose probabilities reach top_p in sum (nucleus sampling). If top_k is given
+           too, the probabilities are those after top_k.
+    """
+    if top_k is not None:
+        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]     # (B, 1)
+        logits = logits.masked_fill(logits < kth, -math.inf)
+    if top_p is not None and top_p < 1:
+        probs, order = logits.softmax(-1).sort(descending=True)            # (B, V), the likeliest token first
+        mass_before = probs.cumsum(-1) - probs                             # (B, V), the sum over all likelier tokens
+        outside = mass_before >= top_p                                     # so the token that crosses top_p is kept
+        outside = outside.scatter(1, order, outside)                       # back to the order of the vocabulary
+        logits = logits.masked_fill(outside, -math.inf)
+    return logits
+
+def sample(logits, temperature, top_k, top_p, draws):
+    """
+    One token for each row: logits (B, V), draws (B,) uniform in [0, 1) -> (B,). Temperature 0 takes the largest logit.
+
+    The probabilities divide the unit interval into V parts. The token is the one whose part contains the row's draw.
+    torch.multinomial gives the same distribution, but draws V random numbers a row, which is slower.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    # a temperature below 1 makes the distribution sharper, one above 1 makes it flatter
+    logits = truncate(logits / temperature, top_k, top_p)
+    ends = logits.softmax(-1).cumsum(-1)                                   # (B, V), the right end of each token's part
+    # The last end is 1 only up to rounding. Scaled by it, no draw lies beyond the last token.
+    draws = draws[:, None] * ends[:, -1:]                                  # (B, 1)
+    # right=True: a draw on a boundary belongs to the next token. So a token of probability 0 is never taken.
+    return torch.searchsorted(ends, draws, right=True).squeeze(1)          # (B,)
+
+def uniform_draws(n, B, temperature, device, generator):
+    """n uniform random numbers in [0, 1) for each of B rows: (n, B). Temperature 0 needs none and draws none."""
+    if temperature == 0:
+        return torch.zeros(n, B, device=device)
+    return torch.rand(n, B, device=device, generator=generator)
+
+@torch.no_grad()
+def plain_generate(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None, generator=None):
+    """
+    The definition of generation: idx (B, T) -> (B, T + max_new_tokens). Prompts have one length, and EOS does not stop.
+
+    GPT.generate gives the same tokens. It computes each token once, where this function computes the whole text again
+    for each new token. The model must be in eval mode.
+    """
+    draws = uniform_draws(max_new_tokens, len(idx), temperature, idx.device, generator)
+    for n in range(max_new_tokens):
+        logits = model(idx)[:, -1].float()                                 # (B, V), the prediction of the next token
+        token = sample(logits, temperature, top_k, top_p, draws[n])        # (B,)
+        idx = torch.cat([idx, token[:, None]], dim=1)                      # (B, T + n + 1)
+    return idx
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hugging Face's layout of the weights
+
+CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+def to_hf(state):
+    """
+    The model's state_dict -> the tensors of Hugging Face's file, name -> tensor. Nothing is copied.
+
+    The names are the same. Two things differ. Hugging Face's Conv1D stores the four matrices of a block as (in, out),
+    nn.Linear as (out, in). And the tied head is not stored, since it is the embedding.
+    """
+    return {name: x.t() if name.endswith(CONV1D) else x for name, x in state.items() if name != "lm_head.weight"}
+
+def from_hf(state):
+    """The inverse of to_hf: tensors of any dtype -> a state_dict in float32 with lm_head.weight. Copies the tensors."""
+    ours = {}
+    for name, x in state.items():
+        if name.endswith(CONV1D):
+            x = x.t()
+        # a tensor that is not copied would keep the whole file mapped
+        ours[name] = x.to(torch.float32, copy=True).contiguous()
+    ours["lm_head.weight"] = ours[weights.WTE]
+    return ours
+
+def fingerprint(model):
+    """16 hex digits of the SHA-256 of the weights. It tells which model a pair, an adapter or a run came from."""
+    return digest(model.state_dict())[:16]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the model
+
+def init_weights(model):
+    """
+    GPT-2's initialization: matrices from a normal distribution with std 0.02, biases zero, LayerNorm weights one.
+
+    Every block adds two outputs (c_proj) to the residual stream. Their std is divided by sqrt(2 * n_layer), so that the
+    sum does not grow with depth.
+    """
+    for name, p in model.named_parameters():
+        if name.endswith("c_proj.weight"):
+            nn.init.normal_(p, std=0.02 / math.sqrt(2 * model.config.n_layer))
+        elif p.dim() == 2:
+            nn.init.normal_(p, std=0.02)
+        elif name.endswith("bias"):
+            nn.init.zeros_(p)
 
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.transformer = nn.ModuleDict(dict(
-            wte=nn.Embedding(config.vocab_size, config.n_embd), wpe=nn.Embedding(config.block_size, config.n_embd),
-            drop=nn.Dropout(config.dropout), h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            wte=nn.Embedding(config.vocab_size, config.n_embd),
+            wpe=nn.Embedding(config.block_size, config.n_embd),
+            drop=nn.Dropout(config.dropout),
+            h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
             ln_f=nn.LayerNorm(config.n_embd)))
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.transformer.wte.weight      # tied
-        for name, p in self.named_parameters():
-            if p.dim() == 2:
-                # the residual stream adds up 2 * n_layer outputs, so each starts smaller by the root of that (GPT-2's paper)
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(p)
+        self.lm_head.weight = self.transformer.wte.weight      # tied: the head and the embedding are one matrix
+        init_weights(self)
 
     def features(self, idx, cache=None, positions=None, mask=None):
         """
-        The states before lm_head: idx (B, T) -> (B, T, C). A loss then pays for the vocabulary only where it needs it.
+        The states before lm_head: idx (B, T) -> (B, T, C). A loss multiplies only those that it needs by the head.
 
-        positions (B, T), below block_size, and mask (B, 1, T, T) bool, true where a query may see a key: for rows that are not one text.
+        positions (B, T), below block_size, and mask (B, 1, T, T) bool, true where a query may see a key, are for rows
+        that hold more than one text. By default a row is one text.
         """
         T = idx.shape[1]
         if T > self.config.block_size and positions is None:
-            raise ValueError(f"{T} tokens are more than block_size = {self.config.block_size}: cut the text or take a longer model")
+            raise ValueError(f"{T} tokens are more than block_size = {self.config.block_size}: shorten the text")
         if cache is not None and cache.lens is not None:
             positions = cache.lens[:, None]                    # (B, 1)
         elif positions is None:
@@ -164,18 +262,20 @@ class GPT(nn.Module):
     # generation
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None, eos=None, lens=None, generator=None):
+    def generate(self, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None, eos=None, lens=None,
+                 generator=None):
         """
-        Continues prompts: idx (B, T) -> (B, T + n), the new tokens of every row in columns T and on.
+        Continues prompts: idx (B, T) -> (B, T + n), with the new tokens of every row from column T on.
 
-        lens        (B,) lengths of prompts that stand at the left of idx; what is behind them is not read. None: all are T long.
-        temperature 0 takes the likeliest token; top_k and top_p (nucleus) cut the distribution before sampling.
-        eos         a row that has drawn it is filled up with it, and generation ends once all have (n < max_new_tokens then).
-        generator   a torch.Generator on the model's device; without one, torch's global random state is used.
+        temperature  0 takes the likeliest token
+        top_k, top_p cut the distribution before sampling; see truncate
+        eos          a row that has drawn this token is filled with it; generation ends when all rows have drawn it
+        lens         (B,) lengths of prompts that start in column 0 of idx; the columns after them are not read. None: T
+        generator    a torch.Generator on the model's device; None: torch's global random state
 
-        Dropout is off whatever the model's mode. A batch gives the same greedy tokens as its rows one by one, and a row that is drawn
-        the same whether the others go on or not. Raises ValueError before the first token if the longest prompt and max_new_tokens do
-        not fit into block_size together: nothing is cut.
+        Dropout is off in training mode too. At temperature 0 a row gets the same tokens in any batch. At other
+        temperatures, its tokens do not depend on when other rows end. Raises ValueError before the first token if the
+        longest prompt and max_new_tokens do not fit into block_size together.
         """
         B, T = idx.shape
         lens = torch.full((B,), T, device=idx.device) if lens is None else torch.as_tensor(lens, device=idx.device)
@@ -183,38 +283,54 @@ class GPT(nn.Module):
         if shortest < 1 or longest > T or lens.shape != (B,):
             raise ValueError(f"lens must be {B} numbers from 1 to {T}, not {lens.tolist()}")
         if longest + max_new_tokens > self.config.block_size:
-            raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new ones are more than block_size = "
+            raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new tokens are more than block_size = "
                              f"{self.config.block_size}")
         if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"need temperature >= 0, top_k >= 1, 0 < top_p <= 1, not {temperature}, {top_k}, {top_p}")
-        was_training, ragged, cache = self.training, shortest < longest, KVCache(longest + max_new_tokens)
-        new, rows, n = idx.new_full((B, max_new_tokens), eos or 0), torch.arange(B, device=idx.device), -1    # rows that go on
-        done, draws = torch.zeros_like(rows, dtype=torch.bool), None
-        if temperature > 0:    # all at once: what a row draws does not depend on which others go on
-            draws = torch.rand(max_new_tokens, B, device=idx.device, generator=generator)
+        # All random numbers are drawn at once. So a row's draws do not depend on which other rows have ended.
+        draws = uniform_draws(max_new_tokens, B, temperature, idx.device, generator)
+        def choose(states, n, rows):
+            return sample(self.lm_head(states).float(), temperature, top_k, top_p, draws[n, rows])
+        was_training = self.training
         self.eval()
         try:
-            for n in range(max_new_tokens):
-                if n == 0:
-                    x = self.features(idx[:, :longest], cache)[rows, lens - 1]        # (B, C)
-                else:
-                    cache.seek(lens + n - 1, longest + n, ragged)
-                    x = self.features(new[rows, n - 1, None], cache)[:, 0]
-                token = sample(self.lm_head(x).float(), temperature, top_k, top_p, draws if draws is None else draws[n, rows])
-                if eos is not None:
-                    token = torch.where(done, eos, token)
-                    done |= token == eos
-                new[rows, n] = token
-                going_on = len(rows) if eos is None else (~done).sum().item()
-                if not going_on:
-                    break
-                if 4 * going_on <= 3 * len(rows):    # not at every EOS: to drop a row is to copy all the others
-                    keep = (~done).nonzero().squeeze(1)
-                    rows, lens, done = rows[keep], lens[keep], done[keep]
-                    cache.keep(keep)
+            new = self.new_tokens(idx[:, :longest], lens, max_new_tokens, shortest < longest, eos, choose)
         finally:
             self.train(was_training)
-        return torch.cat([idx, new[:, :n + 1]], dim=1)
+        return torch.cat([idx, new], dim=1)
+
+    def new_tokens(self, idx, lens, max_new_tokens, ragged, eos, choose):
+        """
+        The loop of generate: idx (B, longest prompt) -> new tokens (B, n), n <= max_new_tokens.
+
+        ragged  whether the prompts have different lengths
+        choose  (states (R, C), step n, rows (R,)) -> the tokens (R,) that these rows draw in this step
+        """
+        B, longest = idx.shape
+        cache = KVCache(longest + max_new_tokens)
+        new = idx.new_full((B, max_new_tokens), 0 if eos is None else eos)     # already EOS where a row ends early
+        rows = torch.arange(B, device=idx.device)                              # (R,) the rows still in the batch
+        done = torch.zeros_like(rows, dtype=torch.bool)                        # (R,) which of them have drawn EOS
+        for n in range(max_new_tokens):
+            if n == 0:    # read the prompts; the state of a prompt's last token predicts the first new one
+                states = self.features(idx, cache)[rows, lens - 1]             # (R, C)
+            else:         # read the token drawn last; the cache holds everything before it
+                cache.seek(lens + n - 1, longest + n, ragged)
+                states = self.features(new[rows, n - 1, None], cache)[:, 0]    # (R, C)
+            token = choose(states, n, rows)                                    # (R,)
+            if eos is not None:
+                token = torch.where(done, eos, token)
+                done |= token == eos
+            new[rows, n] = token
+            n_left = len(rows) if eos is None else (~done).sum().item()
+            if n_left == 0:
+                return new[:, :n + 1]
+            # Dropping rows copies the cache of all others. So it waits until a quarter of the rows has ended.
+            if 4 * n_left <= 3 * len(rows):
+                left = (~done).nonzero().squeeze(1)
+                rows, lens, done = rows[left], lens[left], done[left]
+                cache.keep(left)
+        return new
 
     # -----------------------------------------------------------------------------------------------------------------
     # weights in and out
@@ -222,120 +338,42 @@ class GPT(nn.Module):
     @classmethod
     def from_pretrained(cls, name_or_dir, dropout=0.0):
         """
-        A model in fp32 from the hub's gpt2 ... gpt2-xl, a folder in Hugging Face's layout, or a run of ours.
+        A model in float32 from the hub (gpt2, gpt2-medium, gpt2-large, gpt2-xl), a folder in Hugging Face's layout, or
+        a run of this project.
 
-        dropout is the caller's, not the file's: the hub's GPT-2 says 0.1, which would put noise into every log-ratio.
-        Raises ValueError or OSError with one line: what is wrong with which file, and what to do.
+        The dropout of the file is ignored: the hub's GPT-2 has 0.1, which would add noise to every log-ratio.
+        Raises ValueError or OSError in one line that names the file and the remedy.
         """
-        folder = find_folder(name_or_dir)
-        config, (path, state) = read_config(folder / "config.json"), read_weights(folder)
+        config, path, state = weights.read_folder(name_or_dir, GPTConfig)
         config.dropout = dropout
-        state = plain_names(path, state)
-        config.vocab_size = cut_vocabulary(folder, config.vocab_size, state)
-        check_tied(path, state)
-        layers = len({k.split(".")[2] for k in state if k.startswith("transformer.h.")})
-        if layers != config.n_layer:
-            raise ValueError(f"{path}: holds {layers} layers, but config.json says n_layer = {config.n_layer}")
-        with torch.device("meta"):        # no memory is taken until names and shapes are known to be right
+        with torch.device("meta"):        # no memory is allocated before names and shapes are known to be right
             model = cls(config)
-        want = {k: tuple(v.shape[::-1] if k.endswith(CONV1D) else v.shape) for k, v in model.state_dict().items() if k != "lm_head.weight"}
-        for key in sorted((want.keys() ^ state.keys()) - {"score.weight"}):
-            raise ValueError(f"{path}: {key} is {'missing' if key in want else 'not part of a GPT-2'}: is it another architecture's file?")
-        for key in want.keys() & state.keys():
-            if tuple(state[key].shape) != want[key]:
-                raise ValueError(f"{path}: {key} has shape {tuple(state[key].shape)}, but config.json asks for {want[key]}")
-        if "score.weight" in want:        # a fresh scalar head says 0 everywhere
-            state.setdefault("score.weight", torch.zeros(want["score.weight"]))
-        # a copy of each, or one tensor that is left as it is keeps the whole file mapped
-        state = {k: (v.t() if k.endswith(CONV1D) else v).to(torch.float32, copy=True).contiguous() for k, v in state.items() if k in want}
-        model.load_state_dict(state | {"lm_head.weight": state[WTE]}, assign=True)
-        model.lm_head.weight = model.transformer.wte.weight      # assigning has cut the tie
+        shapes = {name: tuple(x.shape) for name, x in to_hf(model.state_dict()).items()}
+        weights.check_shapes(path, state, shapes)
+        if "score.weight" in shapes:      # a new scalar head gives 0 for every text
+            state.setdefault("score.weight", torch.zeros(shapes["score.weight"]))
+        state = {name: x for name, x in state.items() if name in shapes}    # without the score, for a language model
+        model.load_state_dict(from_hf(state), assign=True)
+        model.lm_head.weight = model.transformer.wte.weight                 # assign=True has made two parameters of one
         return model.requires_grad_()
 
     def save_pretrained(self, folder):
-        """Writes config.json and model.safetensors in Hugging Face's layout; each file is renamed into place when it is whole."""
-        c, folder = self.config, Path(folder)
-        state = {k: v.detach().t() if k.endswith(CONV1D) else v.detach() for k, v in self.state_dict().items() if k != "lm_head.weight"}
-        if len(state) != 4 + 12 * c.n_layer + ("score.weight" in state):
-            raise ValueError("only a plain GPT-2 can be saved so; of a model with adapters save adapter_state_dict(model)")
-        architecture = "GPT2ForSequenceClassification" if "score.weight" in state else "GPT2LMHeadModel"
-        config = dict(model_type="gpt2", architectures=[architecture], activation_function="gelu_new", layer_norm_epsilon=1e-5,
-                      n_positions=c.block_size, vocab_size=c.vocab_size, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd,
-                      n_inner=c.n_inner, attn_pdrop=c.dropout, embd_pdrop=c.dropout, resid_pdrop=c.dropout, tie_word_embeddings=True,
-                      bos_token_id=c.vocab_size - 1, eos_token_id=c.vocab_size - 1)    # <|endoftext|> is the last id, here and in GPT-2
-        if "score.weight" in state:
-            config.update(num_labels=1, pad_token_id=c.vocab_size - 1)
+        """Writes config.json and model.safetensors in Hugging Face's layout. Each file is replaced atomically."""
+        state, folder = to_hf(self.state_dict()), Path(folder)
+        if len(state) != 4 + 12 * self.config.n_layer + ("score.weight" in state):
+            raise ValueError("this model has adapters, and only a plain GPT-2 can be saved in this layout; "
+                             "save adapter_state_dict(model) instead")
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", config)
+        write_json(folder / "config.json", weights.hf_config(self.config, scalar="score.weight" in state))
         save_tensors(state, folder / "model.safetensors")
 
 class ScalarGPT(GPT):
-    """GPT-2 with a number instead of a token at its end: a reward or a value. The head starts at zero and is saved with the rest."""
+    """GPT-2 with one number for each token instead of logits: a reward or a value. The head starts at zero."""
     def __init__(self, config):
         super().__init__(config)
         self.score = Linear(config.n_embd, 1, bias=False)
         nn.init.zeros_(self.score.weight)
 
     def forward(self, idx):
-        """idx (B, T) -> (B, T): the scalar at every position; a reward model's verdict is the one at the last token."""
+        """idx (B, T) -> (B, T). A reward model's score of a text is the number at its last token."""
         return self.score(self.features(idx)).squeeze(-1)
-
-# ---------------------------------------------------------------------------------------------------------------------
-# helpers
-
-def sample(logits, temperature, top_k, top_p, draws):
-    """One token a row: logits (B, V), draws (B,) from [0, 1) -> (B,). The token whose share of the unit interval holds the draw."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / temperature
-    if top_k is not None:
-        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]    # (B, 1)
-        logits = logits.masked_fill(logits < kth, -math.inf)
-    if top_p is not None and top_p < 1:
-        probs, order = logits.softmax(-1).sort(descending=True)
-        outside = probs.cumsum(-1) - probs >= top_p                        # the token that crosses top_p still belongs
-        logits = logits.masked_fill(outside.scatter(1, order, outside), -math.inf)
-    ends = logits.softmax(-1).cumsum(-1)    # (B, V). torch.multinomial draws V numbers a row, which takes longer than the softmax
-    # right: a token without probability ends where the one before it does, and is never taken
-    return torch.searchsorted(ends, draws[:, None] * ends[:, -1:], right=True).squeeze(1)
-
-def fingerprint(model):
-    """16 hex digits of the SHA-256 of the weights: which model a pair, an adapter or a run came from."""
-    return digest(model.state_dict())[:16]
-
-def find_folder(name_or_dir):
-    if Path(name_or_dir).is_dir():
-        return Path(name_or_dir)
-    if str(name_or_dir) not in HUB:
-        raise ValueError(f"{name_or_dir}: no such folder, and not one of the hub's {', '.join(HUB)}")
-    from huggingface_hub import snapshot_download
-    try:
-        return Path(snapshot_download(f"openai-community/{name_or_dir}", allow_patterns=["config.json", "model.safetensors"]))
-    except Exception as e:    # the client raises a dozen kinds; for the user they are one
-        raise ValueError(f"{name_or_dir}: could not be had from the hub ({type(e).__name__}); offline, give a folder with its "
-                         f"config.json and model.safetensors, or set HF_HOME to a cache that holds it") from None
-
-def read_config(path):
-    """Hugging Face's config.json -> GPTConfig; refuses, by name, whatever this model would compute differently."""
-    if not path.is_file():
-        if (path.parent / "adapter.json").is_file():
-            raise ValueError(f"{path.parent}: is an adapter run, from which only train_sft.py and train_pref.py can "
-                             "start; give the base that its adapter.json names")
-        raise ValueError(f"{path}: no such file: {path.parent} is not a model's folder")
-    c = read_json(path)
-    if not isinstance(c, dict) or c.get("model_type") != "gpt2":
-        raise ValueError(f"{path}: model_type is {c.get('model_type') if isinstance(c, dict) else None!r}, but only 'gpt2' can be loaded")
-    fixed = dict(activation_function=("gelu_new", "gelu_pytorch_tanh"), layer_norm_epsilon=(1e-5,), scale_attn_weights=(True,),
-                 scale_attn_by_inverse_layer_idx=(False,), add_cross_attention=(False,), tie_word_embeddings=(True,))
-    for key, values in fixed.items():
-        if c.get(key, values[0]) not in values:
-            raise ValueError(f"{path}: {key} is {c[key]!r}; this GPT-2 knows only {values[0]!r}")
-    sizes = {key: c.get(key) for key in ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")}
-    for key, value in (sizes | {"n_inner": c.get("n_inner") or 1}).items():
-        if type(value) is not int or not 1 <= value <= 10**6:
-            raise ValueError(f"{path}: {key} is {value!r}, but must be an integer from 1 to a million")
-    sizes["block_size"] = sizes.pop("n_positions")
-    try:
-        return GPTConfig(**sizes, n_inner=c.get("n_inner"))
-    except ValueError as e:
-        raise ValueError(f"{path}: {e}") from None

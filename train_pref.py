@@ -138,7 +138,7 @@ def train(args):
     batches = {split: data.Batches(part, args.batch_size, args.seed, args.share_prefix) for split, part in rows.items()}
     if loss.needs_ref:
         # The reference is the model without its new adapter. An adapter that training starts from is part of it.
-        off = adapters.adapters_off if adapters.adapted(model) and not start else nullcontext
+        off = adapters.adapters_off if adapters.adapter_modules(model) and not start else nullcontext
         for part in batches.values():
             add_reference(model, part, autocast, off)
     if args.compile:

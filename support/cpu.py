@@ -1,10 +1,10 @@
 """
-What a CPU needs to be fast: float32 products by oneDNN, and freed memory that is kept. On a GPU nothing here has an effect.
+Speed on a CPU: float32 products by oneDNN, and freed memory that is reused. On a GPU, nothing here has an effect.
 
-    y = linear(x, weight, bias)    # F.linear; the same numbers to the last bits
+    y = linear(x, weight, bias)    # F.linear, equal up to rounding
     keep_memory()                  # once, before training
 
-Read next: model.py
+docs/speed.md has the measurements. Read next: model.py
 """
 import ctypes
 import functools
@@ -13,58 +13,81 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+# ---------------------------------------------------------------------------------------------------------------------
+# products
+
+def linear(x, weight, bias=None):
+    """
+    F.linear: x (..., n), weight (m, n), bias (m,) or None -> (..., m).
+
+    F.linear is the definition, and is used for everything except float32 on a CPU. There, PyTorch calls MKL, which uses
+    less than half of an AMD processor's speed. oneDNN uses all of it. Value and gradients are equal up to rounding.
+    """
+    plain_float32 = x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    has_rows = x.dim() > 1 and x.numel() > 0
+    # torch.compile chooses oneDNN by itself where it is faster
+    if not plain_float32 or not has_rows or torch.compiler.is_compiling() or not has_onednn():
+        return F.linear(x, weight, bias)
+    return OneDNNLinear.apply(x, weight, bias)
+
+class Linear(nn.Linear):
+    """nn.Linear by the function `linear`."""
+    def forward(self, x):
+        return linear(x, self.weight, self.bias)
+
+class OneDNNLinear(torch.autograd.Function):
+    """
+    y = x @ weight.T + bias with its gradients, where g (rows, m) is the gradient of y:
+
+        d x = g @ weight        d weight = g.T @ x        d bias = the sum of g over the rows
+    """
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        # only what backward needs: the input of a frozen weight is not kept in memory
+        ctx.save_for_backward(x if weight.requires_grad else None, weight if x.requires_grad else None)
+        return product(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)                                         # (rows, m)
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = product(grad, weight.t())                             # (..., n)
+        if ctx.needs_input_grad[1]:
+            grad_weight = product(rows.t(), x.flatten(0, -2).t())          # (m, n)
+        if ctx.needs_input_grad[2]:
+            grad_bias = rows.sum(0)                                        # (m,)
+        return grad_x, grad_weight, grad_bias
+
+def product(x, weight, bias=None):
+    """x @ weight.T + bias by oneDNN: x (..., n), weight (m, n), bias (m,) -> (..., m). It has no gradient."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
 @functools.cache
 def has_onednn():
-    """Whether this PyTorch was built with oneDNN's product for dense float32, which torch.compile uses too."""
+    """Whether this PyTorch has oneDNN's product of dense float32 tensors. It is not part of the public API."""
     try:
         product(torch.ones(1, 1), torch.ones(1, 1))
         return True
     except (RuntimeError, AttributeError, NotImplementedError, TypeError):
         return False
 
-def product(x, weight, bias=None):
-    """x @ weight.T + bias by oneDNN: x (..., n), weight (m, n), bias (m,) -> (..., m). It has no gradient of its own."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-class OneDNNLinear(torch.autograd.Function):
-    """y = x @ weight.T + bias, and its three gradients: g @ weight, g.T @ x, and the sum of g over rows."""
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x if weight.requires_grad else None, weight if x.requires_grad else None)    # what backward will need
-        return product(x, weight, bias)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        (x, weight), rows = ctx.saved_tensors, grad.flatten(0, -2)
-        return (product(grad, weight.t()) if ctx.needs_input_grad[0] else None,
-                product(rows.t(), x.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None,
-                rows.sum(0) if ctx.needs_input_grad[2] else None)
-
-def linear(x, weight, bias=None):
-    """
-    F.linear: x (..., n), weight (m, n), bias (m,) or None -> (..., m). PyTorch gives a float32 product on a CPU to MKL, which leaves
-    more than half of an AMD processor idle; oneDNN does not.
-    """
-    ours = x.is_cpu and x.dtype == torch.float32 and x.dim() > 1 and x.numel() > 0 and not torch.is_autocast_enabled("cpu")
-    if not ours or torch.compiler.is_compiling() or not has_onednn():
-        return F.linear(x, weight, bias)
-    return OneDNNLinear.apply(x, weight, bias)
-
-class Linear(nn.Linear):
-    """nn.Linear by the function above."""
-    def forward(self, x):
-        return linear(x, self.weight, self.bias)
+# ---------------------------------------------------------------------------------------------------------------------
+# memory
 
 def keep_memory():
     """
-    Has freed tensors kept for the next ones. By default glibc gives a large one back to the kernel at once, and gets the next one as
-    zeroed pages, one fault each, which can take longer than the arithmetic; after a few updates no more are needed. Costs a tenth more
-    memory, since what is kept is in pieces. Does nothing where the C library has no mallopt.
+    Makes glibc keep the memory of freed tensors for the next ones.
+
+    By default, glibc returns a large block to the kernel at once. The next tensor then gets new pages, and the kernel
+    fills each of them with zeros, which can take longer than the arithmetic. Kept memory is fragmented, so the process
+    needs about 10% more. Nothing happens if the C library has no mallopt.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)     # M_MMAP_MAX: no block is a mapping of its own
-        mallopt(-1, -1)    # M_TRIM_THRESHOLD: the heap is not cut back
+        mallopt(-4, 0)     # M_MMAP_MAX: no block has a mapping of its own
+        mallopt(-1, -1)    # M_TRIM_THRESHOLD: the heap does not shrink
     except (OSError, AttributeError, TypeError):
         pass

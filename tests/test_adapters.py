@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from adapters import MODES, adapted, adapter_state_dict, adapters_off, add_adapters, load_adapter, read_about, save_adapter
+from adapters import (MODES, adapter_modules, adapter_state_dict, adapters_off, add_adapters, init_adapter, load_adapter, read_about,
+                      save_adapter)
 from model import GPT, GPTConfig, fingerprint
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -90,6 +91,16 @@ def test_each_mode_is_its_formula_by_hand(mode):
     want = {"sequential": mlp(x) + bottleneck(mlp(x)), "parallel": mlp(x) + bottleneck(x), "replace": bottleneck(x)}
     torch.testing.assert_close(part(x), want[mode], atol=1e-5, rtol=0)
     assert all((want[mode] - other).abs().max() > 0.1 for name, other in want.items() if name != mode)
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_adapter_starts_with_normal_weights_and_up_at_zero_unless_it_replaces(mode):
+    """Both at zero have no gradient at all; both random in a mode that adds change the policy at step 0."""
+    torch.manual_seed(0)
+    down, up = torch.nn.Linear(C, 200), torch.nn.Linear(200, C)
+    init_adapter(down, up, tiny().transformer.h[0].mlp, mode, "random")
+    assert down.weight.std().item() == pytest.approx(0.02, rel=0.1) and abs(down.weight.mean().item()) < 0.002
+    assert not down.bias.any() and not up.bias.any()
+    assert up.weight.std().item() == pytest.approx(0.02 if mode == "replace" else 0, rel=0.1)
 
 def test_replace_with_every_neuron_of_the_base_is_the_base():
     """Taking rows of c_proj for its columns, or losing a bias, gives a start that is merely worse."""
@@ -173,7 +184,7 @@ def test_the_mode_and_the_precision_of_the_model_are_kept(training):
 def test_add_adapters_gives_the_model_itself_back():
     """A copy would leave the caller's optimizer on weights that nobody uses."""
     m = tiny()
-    assert add_adapters(m, "parallel", RANK) is m and len(adapted(m)) == N_LAYER
+    assert add_adapters(m, "parallel", RANK) is m and len(adapter_modules(m)) == N_LAYER
 
 # ---------------------------------------------------------------------------------------------------------------------
 # off and on
@@ -245,12 +256,12 @@ def test_a_mode_an_init_or_a_rank_that_does_not_fit_is_refused_and_the_model_lef
     with pytest.raises(ValueError) as e:
         add_adapters(m, mode, rank, init)
     one_line(e, word)
-    assert not adapted(m) and all(p.requires_grad for p in m.parameters())
+    assert not adapter_modules(m) and all(p.requires_grad for p in m.parameters())
 
 def test_a_rank_above_the_mlps_width_is_allowed_where_it_only_adds():
     """The bound is replace's alone: there it would be more than what it replaces."""
-    assert adapted(add_adapters(tiny(), "parallel", N_INNER + 1))[0].down.weight.shape == (N_INNER + 1, C)
-    assert adapted(add_adapters(tiny(), "replace", N_INNER))[0].down.weight.shape == (N_INNER, C)
+    assert adapter_modules(add_adapters(tiny(), "parallel", N_INNER + 1))[0].down.weight.shape == (N_INNER + 1, C)
+    assert adapter_modules(add_adapters(tiny(), "replace", N_INNER))[0].down.weight.shape == (N_INNER, C)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # in and out
@@ -305,7 +316,7 @@ def test_an_adapter_on_another_base_is_refused_with_both_fingerprints_and_the_mo
     with pytest.raises(ValueError) as e:
         load_adapter(other, tmp_path, fingerprint(other))
     one_line(e, tmp_path, fingerprint(tiny()), fingerprint(other), "out/toy/sft")
-    assert not adapted(other)
+    assert not adapter_modules(other)
 
 def not_loaded(folder, *words):
     """load_adapter onto the right base raises a ValueError of one line with every one of the words."""

@@ -334,7 +334,7 @@ def test_the_state_of_an_adapter_run_holds_no_frozen_weights(run, mode):
 def test_replace_does_not_compute_the_old_mlp(sft_run, mode, calls):
     """That is what it is for: an adapter that is added to the old output, or computes it for nothing, saves nothing."""
     model, seen = adapters.add_adapters(GPT.from_pretrained(sft_run), mode, 4), []
-    for part in adapters.adapted(model):
+    for part in adapters.adapter_modules(model):
         part.base.c_fc.register_forward_hook(lambda *args: seen.append(1))
     idx = torch.arange(12)[None] + 300
     model.train()(idx).sum().backward()

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 import model as model_py
 from adapters import add_adapters
-from model import GPT, GPTConfig, ScalarGPT, fingerprint, sample
+from model import (GPT, GPTConfig, ScalarGPT, causal_attention, fast_attention, fingerprint, from_hf, plain_generate, sample,
+                   to_hf, truncate)
 
 ORACLE = Path(__file__).parent / "oracle"
 TINY, TINY_HUB = ORACLE / "gpt2_tiny", ORACLE / "gpt2_tiny_hub"
@@ -113,6 +114,55 @@ def test_attention_equals_a_double_loop():
             weights = torch.stack([q[t, part] @ k[s, part] / math.sqrt(4) for s in range(t + 1)]).softmax(0)
             y[t, part] = sum(weights[s] * v[s, part] for s in range(t + 1))
     torch.testing.assert_close(attn(x, 0)[0], attn.c_proj(y), atol=1e-5, rtol=0)
+
+MASKS = {"causal": None, "one query": None, "a mask for each row": (3, 1, 5, 5), "one query, ragged": (3, 1, 1, 5)}
+
+@pytest.mark.parametrize("low", [None, torch.bfloat16], ids=["", "autocast"])
+@pytest.mark.parametrize("dtype, tol", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("case", MASKS)
+def test_fast_attention_equals_the_definition_in_value_and_gradient(case, dtype, tol, low):
+    """The kernel's is_causal starts at the first key: for one query behind a cache it would show the first token alone."""
+    g, T = torch.Generator().manual_seed(0), 1 if "one query" in case else 5
+    q, k, v, grad = (torch.randn(3, 2, n, 4, generator=g, dtype=dtype) for n in (T, 5, 5, T))
+    mask = MASKS[case] and torch.rand(MASKS[case], generator=g) < 0.5
+    if mask is not None:
+        mask[..., 0] = True    # every query sees something
+    results = []
+    for fn in (fast_attention, causal_attention):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        with torch.autocast("cpu", low or torch.bfloat16, enabled=low is not None):
+            y = fn(*leaves, mask)
+        results.append([y.detach(), *torch.autograd.grad(y, leaves, grad.to(y.dtype))])
+    if low:
+        tol = 0.05
+    for fast, slow in zip(*results, strict=True):
+        torch.testing.assert_close(fast.to(dtype), slow.to(dtype), atol=tol, rtol=tol)
+
+def test_attention_by_hand():
+    """On paper: hs = 4, so scores are halved; the second query has 0 and log 4 / 2 * 2 for its keys, weights 1/5 and 4/5."""
+    q, k = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4)
+    q[0, 0, 1, 0], k[0, 0, 1, 0] = 2.0, math.log(4)
+    v = torch.tensor([[[[1.0, 0, 0, 0], [0, 10.0, 0, 0]]]])
+    for fn in (causal_attention, fast_attention):
+        assert fn(q, k, v)[0, 0, 0].tolist() == [1, 0, 0, 0]    # the first query sees the first key alone
+        assert fn(q, k, v)[0, 0, 1].tolist() == pytest.approx([1 / 5, 8, 0, 0])
+
+@pytest.mark.parametrize("fn", [causal_attention, fast_attention])
+def test_attention_drops_weights_and_keeps_their_mean(fn):
+    """Dropout of the scores in place of the weights, or without the factor 1 / (1 - p), changes the mean."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 5, 4).expand(20000, 1, 5, 4) for _ in range(3))
+    dropped, want = fn(q, k, v, None, 0.3), fn(q[:1], k[:1], v[:1])
+    assert not torch.equal(dropped[0], dropped[1])
+    torch.testing.assert_close(dropped.mean(0), want[0], atol=0.03, rtol=0)
+
+def test_the_definition_of_attention_can_be_chosen_in_its_place(monkeypatch):
+    """A reader may set the one line that chooses to the definition: training and the cache must work with it."""
+    m, idx = tiny(), tokens(3, 6)
+    want, out = m(idx), m.generate(idx, 6, temperature=0, lens=[6, 2, 4])
+    monkeypatch.setattr(model_py, "attention", causal_attention)
+    near(m(idx), want)
+    assert torch.equal(m.generate(idx, 6, temperature=0, lens=[6, 2, 4]), out)
 
 def test_a_token_sees_itself_and_its_past_and_nothing_else():
     """A forgotten causal mask lowers the training loss; only the gradient shows it: d logits[t] / d embedding[s > t] must be 0."""
@@ -253,6 +303,23 @@ def test_generation_with_the_cache_equals_the_whole_forward_pass_at_every_step(m
     for row, prompt in zip(out.tolist(), idx.tolist(), strict=True):
         assert row[5:] == slow_greedy(m, prompt, 11)
         assert len(set(row[5:])) > 2
+
+@pytest.mark.parametrize("how", [{"temperature": 0}, {}, {"temperature": 0.7, "top_k": 5}, {"top_p": 0.8}], ids=str)
+def test_generation_with_the_cache_equals_generation_without(how):
+    """The definition is a few lines long; with the same generator both must draw the same tokens, one by one."""
+    m, idx, outs = tiny(seed=3), tokens(4, 5), []
+    for generate in (m.generate, lambda *args, **how: plain_generate(m, *args, **how)):
+        outs.append(generate(idx, 11, generator=torch.Generator().manual_seed(4), **how))
+    assert torch.equal(*outs) and outs[0].shape == (4, 16)
+    assert torch.equal(plain_generate(m, idx, 0), idx)
+
+def test_generation_without_the_cache_by_hand():
+    """Greedy tokens are the argmax of the last column, and no random number is used up."""
+    m, before = tiny(seed=3), torch.get_rng_state()
+    out = plain_generate(m, tokens(2, 5), 6, temperature=0)
+    assert torch.equal(torch.get_rng_state(), before)
+    for row in out.tolist():
+        assert row[5:] == slow_greedy(m, row[:5], 6)
 
 @pytest.mark.parametrize("width", [7, 10])
 def test_a_ragged_batch_gives_the_tokens_of_its_rows_one_by_one_whatever_the_padding(width, monkeypatch):
@@ -432,6 +499,13 @@ def test_top_p_of_one_cuts_nothing():
         assert ends[-1] < 1e-7
         assert sample(logits.expand(50, -1), 1.0, None, 1.0, middles.float()).tolist() == list(range(50))
 
+def test_truncation_by_hand():
+    """On paper: of 0.1, 0.4, 0.05, 0.3, 0.15 two are kept by top_k = 2 and by top_p = 0.5; what is kept does not change."""
+    logits, kept = P.log()[None], torch.tensor([[False, True, False, True, False]])
+    for how in ({"top_k": 2}, {"top_p": 0.5}, {"top_k": 2, "top_p": 0.99}):
+        assert torch.equal(truncate(logits, **how), logits.masked_fill(~kept, -math.inf))
+    assert truncate(logits) is logits and truncate(logits, top_k=9, top_p=1.0).equal(logits)
+
 def test_top_p_and_top_k_are_taken_row_by_row():
     """Scattering the sorted mask back along the wrong dimension is right for equal rows only."""
     rows, u = torch.stack([P, P.flip(0)]).log().repeat(500, 1), (torch.arange(500) + 0.5) / 500
@@ -555,6 +629,21 @@ def test_what_is_written_is_what_transformers_wrote(tmp_path):
     ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(TINY / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+def test_hugging_faces_layout_by_hand():
+    """The four Conv1D matrices are transposed, the embeddings are not; the head is left out and comes back as the embedding."""
+    ours = tiny().state_dict()
+    theirs = to_hf(ours)
+    assert theirs.keys() == ours.keys() - {"lm_head.weight"} and len(theirs) == 4 + 12 * 2
+    for name, x in theirs.items():
+        turned = any(part in name for part in ("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+        assert torch.equal(x, ours[name].t() if turned else ours[name]), name
+    back = from_hf({name: x.double() for name, x in theirs.items()})
+    assert back.keys() == ours.keys() and back["lm_head.weight"] is back["transformer.wte.weight"]
+    for name, x in back.items():
+        assert torch.equal(x, ours[name]) and x.dtype == torch.float32 and x.is_contiguous(), name
+    same_dtype = from_hf(theirs)
+    assert all(same_dtype[name].data_ptr() != x.data_ptr() for name, x in theirs.items())    # copies, not views
 
 def test_saving_over_the_folder_it_came_from_keeps_every_change(tmp_path):
     """Loaded tensors may be views of the mapped file: writing into that file while reading from it would garble both."""

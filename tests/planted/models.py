@@ -7,7 +7,7 @@ FAULTS = {
     "an index may name any file": ("support/weights.py", r're.search(r"[/\\\0]", shard) or shard in ("", ".", "..")', "False",
                                    "test_elsewhere.py::test_a_shard_outside_the_folder_is_refused_before_it_is_opened"),
     "the last shard that holds a weight counts": (
-        "support/weights.py", "for name in (name for name in shard_of if shard_of[name] == shard):", "for name in shard_of.keys() & held.keys():",
+        "support/weights.py", "names = [name for name in shard_of if shard_of[name] == shard]", "names = shard_of.keys() & held.keys()",
         "test_elsewhere.py::test_of_a_weight_in_two_shards_the_one_that_the_index_names_counts"),
     # names, heads, padding
     "only one prefix is taken off": ("support/weights.py", r"^((_orig_mod|module)\.)+", r"^((_orig_mod|module)\.)",
@@ -40,8 +40,8 @@ FAULTS = {
                                     "test_elsewhere.py::test_a_panic_of_the_tokenizer_is_an_error_in_one_line_and_ctrl_c_is_not"),
     # an adapter run as a start
     "the reference of a start with an adapter is its bare base": (
-        "train_pref.py", "adapters.adapters_off if adapters.adapted(model) and not start else nullcontext",
-        "adapters.adapters_off if adapters.adapted(model) else nullcontext",
+        "train_pref.py", "adapters.adapters_off if adapters.adapter_modules(model) and not start else nullcontext",
+        "adapters.adapters_off if adapters.adapter_modules(model) else nullcontext",
         "test_elsewhere.py::test_a_run_from_an_adapter_run_starts_as_its_own_reference"),
     "evaluation compares with the bare base": ("eval.py", 'if about and want in (None, about["base_fingerprint"]):', "if about:",
                                                "test_elsewhere.py::test_evaluation_compares_with_the_start_and_not_with_the_bare_base"),
