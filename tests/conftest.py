@@ -1,6 +1,7 @@
 """
 What the tests share: no network, one thread, the toy world's tokenizer, and a small finished SFT run.
 """
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -51,6 +52,18 @@ def own_tokenizer(monkeypatch, tokenizer):
     """Local files are tokenized with the toy world's tokenizer instead of GPT-2's, which would have to be fetched."""
     monkeypatch.setattr(data, "get_tokenizer", lambda *args: tokenizer)
     return tokenizer
+
+@pytest.fixture(scope="session")
+def main_sft(tmp_path_factory):
+    """The main job's SFT policy, trained once for all of pytest-xdist's workers, which takes half a minute. Copy it before changing it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with open(shared / "main_sft.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)    # the other workers wait here until the first has trained it
+        if not (shared / "main_sft" / "result.json").exists():
+            train_sft.main(["--out_dir", str(shared / "main_sft")])
+    return shared / "main_sft"
 
 @pytest.fixture
 def in_tmp(monkeypatch, tmp_path):

@@ -68,9 +68,11 @@ def at_call(k, act):
         return call
     os.fsync, os.replace = counting(os.fsync), counting(os.replace)
     evaluate = eval.main
-    # the same files are written, in half the time
+    # the same files are written, in a fraction of the time
     eval.main = lambda argv, say: evaluate([*argv, "--n_prompts", "16"], say)
     Figure.savefig = lambda figure, path, **_: Path(path).write_bytes(b"a picture")
+    examples, most = toy.examples, {"train": 1000, "val": 20, "test": 20}
+    toy.examples = lambda split, n, seed=0: examples(split, min(n, most[split]), seed)
 
 def no_room():
     raise OSError(errno.ENOSPC, "No space left on device")

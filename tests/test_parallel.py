@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo    # imported by every optimizer, which takes seconds: here once for all children
 
 import data
 import sampling
@@ -52,8 +53,12 @@ def run(n, out, *flags, main=train_pref.main, **more):
     return log_rows(out)
 
 def same(a, b, tol=1e-5):
+    """Two logs are the same, but for the accuracy of update 1: there policy and reference are equal, and rounding decides."""
     assert [row[:3] for row in a] == [row[:3] for row in b]
     for x, y in zip(a, b):
+        if y[:3] == (1, "train", "rewards/accuracies"):
+            assert 0 <= x[3] <= 1
+            continue
         assert x[3] == pytest.approx(y[3], abs=tol * max(1, abs(y[3]))), (x, y)
 
 FAST = [["--loss", "dpo", "--grad_accum", "3"], ["--loss", "kto"]]

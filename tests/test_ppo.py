@@ -14,7 +14,6 @@ import torch.nn as nn
 import data
 import loop
 import sampling
-import train_sft
 from model import GPT
 from reward import Reward
 from rlhf import formulas, train_ppo
@@ -376,18 +375,11 @@ def test_what_makes_no_sense_is_refused(flags, words, capsys):
     said = capsys.readouterr().err
     assert end.value.code == 2 and said.count("\n") == 1 and words in said
 
-@pytest.fixture(scope="module")
-def sft(tmp_path_factory):
-    """The main job's SFT policy."""
-    folder = tmp_path_factory.mktemp("policy") / "sft"
-    train_sft.main(["--out_dir", str(folder)])
-    return folder
-
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["ppo", "rloo"])
-def test_the_true_reward_is_learned(sft, tmp_path, algo):
+def test_the_true_reward_is_learned(main_sft, tmp_path, algo):
     """From about 0.5 to at least 0.9, at 15 nats at the most, in two thirds of the default's updates."""
-    flags = ["--init_from", str(sft), "--out_dir", str(tmp_path / "run"), "--max_steps", "160", "--n_show", "0"]
+    flags = ["--init_from", str(main_sft), "--out_dir", str(tmp_path / "run"), "--max_steps", "160", "--n_show", "0"]
     found = train_ppo.main(["--true_reward", "--algo", algo, *flags])["measures"]
     assert found["before"]["reward"][0] < 0.55 and found["after"]["reward"][0] >= 0.9 and found["after"]["kl"][0] < 15
     assert math.isfinite(found["after"]["entropy"][0]) and found["after"]["eos"][0] > 0.95

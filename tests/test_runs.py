@@ -1,6 +1,7 @@
 """The scripts end to end, in-process, on the toy world made small: SFT, every loss, adapters, evaluation, going on, run directories."""
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ eval_expression = __builtins__["eval"] if isinstance(__builtins__, dict) else __
 QUICK = ["--batch_size", "16", "--max_steps", "4", "--eval_every", "2", "--n_prompts", "12", "--n_show", "0"]
 
 def fewer(split, n, seed=0, real=toy.examples):
-    """toy.examples with at most 2,000, 24 and 60 reviews a split: validation and evaluation would take most of the time of these runs."""
-    most = {"train": 2000, "val": 24, "test": 60}
+    """toy.examples with at most 2,000, 12 and 60 reviews a split: validation and evaluation would take most of the time of these runs."""
+    most = {"train": 2000, "val": 12, "test": 60}
     return real(split, min(n, most[split]), seed)
 
 @pytest.fixture(scope="module")
@@ -445,16 +446,11 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(here, tmp_path):
         pref(tmp_path / name, "--loss", "dpo", *flags)
     assert first_log(tmp_path / "plain") == pytest.approx(first_log(tmp_path / "compiled"), abs=1e-4)
 
-@pytest.fixture(scope="module")
-def nothing(tmp_path_factory):
-    """A folder for whole jobs."""
-    return tmp_path_factory.mktemp("nothing")
-
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_main_job_aligns_the_policy(seed, nothing, monkeypatch):
-    """From nothing: a reward of at least 0.9 at a KL of at most 10 nats, in varied sentences that the grammar knows."""
-    monkeypatch.chdir(nothing)    # the first trains the SFT policy for all
+def test_the_main_job_aligns_the_policy(seed, main_sft, in_tmp):
+    """A reward of at least 0.9 at a KL of at most 10 nats, in varied sentences that the grammar knows."""
+    shutil.copytree(main_sft, "out/toy/sft")    # as if the job itself had trained it
     measures = train_pref.main(["--loss", "dpo", "--seed", str(seed), "--out_dir", str(seed)])["measures"]
     assert abs(measures["before"]["reward"][0] - 0.5) < 0.08
     assert measures["after"]["reward"][0] >= 0.9 and 0 < measures["after"]["kl"][0] <= 10

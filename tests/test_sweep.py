@@ -8,8 +8,10 @@ import pytest
 
 import eval
 import measures
+import toy
 from losses import LOSSES
 from study import claims, pictures, places, sweep, table
+from test_runs import fewer
 
 HEADS = {"sweep.csv": "recipe,seed,measure,mean,low,high\n", "curves.csv": "recipe,seed,step,split,metric,value\n"}
 
@@ -131,6 +133,7 @@ RECIPES = {"sft": "--n_layer 1 --n_head 2 --n_embd 32 --max_steps 40 --warmup_st
 def test_a_sweep_runs_skips_what_is_done_and_goes_on(tmp_path, monkeypatch):
     """Killed and started again it loses the runs in progress, not those that were done; a recipe with other flags is run again."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(toy, "examples", fewer)
     real = eval.main
     monkeypatch.setattr(eval, "main", lambda argv, **more: real([*argv, "--n_prompts", "16"], **more))
     def all_of_them(recipes):
@@ -169,10 +172,11 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_sweep_in_processes(tmp_path, monkeypatch):
-    """Two at a time, each a process of its own."""
+    """Two at a time, each a process of its own, and the SFT policies before the runs that start from them."""
     monkeypatch.chdir(tmp_path)
-    assert sweep.run("root", RECIPES, [0, 1], 2) == []
-    assert len(list((tmp_path / "root" / "runs").glob("*/done"))) == 10
+    recipes = {recipe: RECIPES[recipe] for recipe in ("sft", "dpo beta=0.1")}
+    assert sweep.run("root", recipes, [0, 1], 2) == []
+    assert len(list((tmp_path / "root" / "runs").glob("*/done"))) == 4
     assert len(sweep.run("root", {"sft": RECIPES["sft"], "dpo": "--loss none"}, [0, 1], 2)) == 2
 
 def test_a_sweep_overwrites_the_projects_results_only_with_update(tmp_path, monkeypatch):

@@ -1,20 +1,26 @@
 """
 A process that has imported torch and pytest, but nothing of the project, and runs tests of a copy of the project in forks of itself.
-A fork begins where a fresh `python -m pytest` is after five seconds of imports. Used by test_faults.py.
+
+A fork starts where a fresh `python -m pytest` is after ten seconds of imports. Used by test_faults.py.
 """
 import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-IMPORTED = ("torch", "numpy", "pytest", "tiktoken", "safetensors.torch", "matplotlib.figure", "torch.utils.flop_counter", "tqdm")
+# torch._dynamo is imported by the first optimizer, matplotlib's backend by the first figure
+IMPORTED = ("torch", "numpy", "pytest", "tiktoken", "safetensors.torch", "matplotlib.figure", "matplotlib.backends.backend_agg",
+            "torch.utils.flop_counter", "torch._dynamo", "torch.distributed", "tqdm", "openai")
+# the fast tests in one process, without the plugins that a fork would import and does not use
+OPTIONS = ("-q", "-o", "addopts=", "-m", "not slow and not planted", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:anyio")
 
 class Warm:
-    """Warm().run(copy, argv): pytest's exit status, and what it printed."""
+    """Warm().run(copy, argv): the exit status of pytest with OPTIONS and argv, and what it printed."""
     def __init__(self):
         self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        cwd="/", env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+                                        cwd="/")
 
     def run(self, copy, argv):
         print(json.dumps([str(copy), argv]), file=self.process.stdin, flush=True)
@@ -34,14 +40,15 @@ def in_child(copy, argv):
     import pytest
     status = 3
     try:
-        status = int(pytest.main(argv))
+        status = int(pytest.main([*OPTIONS, *argv]))
     finally:
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(status)
 
 def serve():
     for name in IMPORTED:
-        __import__(name)
+        with suppress(ImportError):    # openai is optional
+            __import__(name)
     for line in sys.stdin:
         copy, argv = json.loads(line)
         pid = os.fork()
