@@ -20,6 +20,7 @@ import eval as evaluation
 import judge
 import loop
 import measures
+import sampling
 import toy
 import train_pref
 import train_sft
@@ -71,9 +72,11 @@ def test_the_threads_are_those_of_all_scripts_that_a_script_calls(here, monkeypa
     monkeypatch.setattr(evaluation, "main", lambda argv, say=None: calls.append(argv) or {})
     train_pref.main([*PREF, *flag])
     shutil.rmtree("out/toy/sft")
-    for module, make in ((train_sft, train_sft.policy_for), (train_reward, train_ppo.reward_for)):
-        monkeypatch.setattr(module, "main", calls.append)
-        make(train_ppo.get_args(["--init_from", "sft", *flag]))
+    monkeypatch.setattr(train_sft, "main", calls.append)
+    train_sft.policy_for(train_ppo.get_args(["--init_from", "sft", *flag]))
+    monkeypatch.setattr(train_reward, "main", calls.append)
+    with pytest.raises(SystemExit):    # no reward model was trained
+        train_ppo.main(["--init_from", "sft", *flag])
     assert len(calls) == 3 and all(flag == argv[argv.index("--threads"):][:2] if flag else "--threads" not in argv for argv in calls)
 
 def test_a_toy_run_is_evaluated_on_one_thread(here, two_threads):
@@ -120,7 +123,8 @@ MOMENTS = {
     "sft, data are read": (train_sft.main, ["--data", "good.jsonl", *QUICK], (data, "load_rows"),
                            "python train_sft.py --data good.jsonl --max_steps 2"),
     "dpo, data are read": (train_pref.main, PREF, (data, "load_rows"), "python train_pref.py --data good.jsonl --init_from sft"),
-    "dpo, pairs are sampled": (train_pref.main, ["--n_prompts", "2"], (data, "sample_completions"), "python train_pref.py --n_prompts 2"),
+    "dpo, pairs are sampled": (train_pref.main, ["--n_prompts", "2"], (sampling, "sample_completions"),
+                               "python train_pref.py --n_prompts 2"),
     "dpo, sft's data are read": (train_pref.main, ["--loss", "ipo"], (data, "load_rows"), "python train_pref.py --loss ipo"),
     "dpo, the reference's log-probs": (train_pref.main, PREF, (train_pref, "batch_logps"), RESUME),
     "dpo, validation": (train_pref.main, PREF, (loop, "evaluate"), RESUME),
@@ -131,11 +135,11 @@ MOMENTS = {
     "eval, samples": (evaluation.main, ["--run", "sft", "--show", "1"], (evaluation, "measure"), "python eval.py --run sft --show 1"),
     "reward, data are read": (train_reward.main, ["--data", "good.jsonl", "--init_from", "sft"], (data, "load_rows"),
                               "python -m rlhf.train_reward --data good.jsonl --init_from sft"),
-    "reward, it is judged": (train_reward.main, ["--data", "good.jsonl", "--init_from", "sft", *QUICK], (train_reward, "judge_pairs"),
+    "reward, it is judged": (train_reward.main, ["--data", "good.jsonl", "--init_from", "sft", *QUICK], (train_reward, "evaluate_pairs"),
                              "python -m rlhf.train_reward --resume --out_dir out/good/reward"),
-    "ppo, its reward's pairs": (train_ppo.main, ["--n_prompts", "512"], (data, "sample_completions"),
+    "ppo, its reward's pairs": (train_ppo.main, ["--n_prompts", "512"], (sampling, "sample_completions"),
                                 "python -m rlhf.train_ppo --n_prompts 512"),
-    "ppo, it samples": (train_ppo.main, PPO, (data, "sample_completions"), "python -m rlhf.train_ppo --resume --out_dir out/toy/ppo"),
+    "ppo, it samples": (train_ppo.main, PPO, (sampling, "sample_completions"), "python -m rlhf.train_ppo --resume --out_dir out/toy/ppo"),
     "ppo, its reward judges": (train_ppo.main, PPO, (toy, "reward"), "python -m rlhf.train_ppo --resume --out_dir out/toy/ppo"),
     "data": (data.main, ["--data", "good.jsonl"], (data, "make_rows"), "the same command"),
     "bandit": (bandit.main, ["--seed", "3"], (bandit, "train"), "python -m study.bandit --seed 3"),
