@@ -63,7 +63,7 @@ def get_args(argv=None):
 def add_flags(p):
     """The flags of this script, and its defaults of the common ones."""
     p.add_argument("--algo", default="ppo", choices=("ppo", "rloo"),
-                   help="ppo: a value head, an advantage per token; rloo: no values, one per completion (default: %(default)s)")
+                   help="ppo: value head, an advantage per token; rloo: one per completion (default: %(default)s)")
     p.add_argument("--reward", help="reward model, a run of rlhf.train_reward (default: out/DATA/reward)")
     p.add_argument("--true_reward", action="store_true", help="toy: use the exact reward instead of a reward model")
     p.add_argument("--prompt_tokens", help="imdb: tokens of a review that form a prompt, 32 or 2-8 (default: 32)")
@@ -360,7 +360,7 @@ def train(args):
 
 def reward_model_for(name, *, both, new):
     """
-    The folder of the reward model of a data set. On toy it is trained if it is missing, and resumed if it is unfinished.
+    The folder of the reward model of a data set. On toy it is trained if it is missing, and resumed if unfinished.
     On other data, a missing one raises ValueError.
 
     both  flags of rlhf.train_reward for a new run and for a resumed one
