@@ -62,7 +62,8 @@ def get_args(argv=None):
 
 def add_flags(p):
     """The flags of this script, and its defaults of the common ones."""
-    p.add_argument("--algo", default="ppo", choices=("ppo", "rloo"), help="(default: %(default)s)")
+    p.add_argument("--algo", default="ppo", choices=("ppo", "rloo"),
+                   help="ppo: value head, an advantage per token; rloo: one per completion (default: %(default)s)")
     p.add_argument("--reward", help="reward model, a run of rlhf.train_reward (default: out/DATA/reward)")
     p.add_argument("--true_reward", action="store_true", help="toy: use the exact reward instead of a reward model")
     p.add_argument("--prompt_tokens", help="imdb: tokens of a review that form a prompt, 32 or 2-8 (default: 32)")
@@ -357,16 +358,18 @@ def train(args):
     look = ["--run", str(out_dir), "--show", str(args.n_show), *cli.pass_on(args, "device", "dtype", "threads")]
     return result | eval.main(look, say=lambda line: None)
 
-def reward_model_for(data, *, both, new):
+def reward_model_for(name, *, both, new):
     """
-    The folder of a data set's reward model. On the toy world it is trained if it is missing, and resumed if it is
-    unfinished. both: flags of rlhf.train_reward for a new run and for a resumed one; new: flags for a new run only.
-    Raises ValueError elsewhere.
+    The folder of the reward model of a data set. On toy it is trained if it is missing, and resumed if unfinished.
+    On other data, a missing one raises ValueError.
+
+    both  flags of rlhf.train_reward for a new run and for a resumed one
+    new   flags for a new run only
     """
-    run = Path("out") / rundir.data_name(data) / "reward"
+    run = Path("out") / rundir.data_name(name) / "reward"
     if (run / "result.json").exists():
         return str(run)
-    if data != "toy":
+    if name != "toy":
         raise ValueError(f"there is no finished reward model at {run}: train one with rlhf.train_reward, or use "
                          "--reward")
     print(f"there is no finished reward model at {run}: training it first\n")

@@ -73,10 +73,12 @@ def test_the_threads_are_those_of_all_scripts_that_a_script_calls(here, monkeypa
     monkeypatch.setattr(evaluation, "main", lambda argv, say=None: calls.append(argv) or {})
     train_pref.main([*PREF, *flag])
     shutil.rmtree("out/toy/sft")
-    policy_for = lambda args: train_sft.policy_for(**cli.flags_of(args, train_sft.policy_for))
-    for module, make in ((train_sft, policy_for), (train_reward, train_ppo.reward_for)):
-        monkeypatch.setattr(module, "main", calls.append)
-        make(train_ppo.get_args(["--init_from", "sft", *flag]))
+    monkeypatch.setattr(train_sft, "main", calls.append)
+    start = train_ppo.get_args(["--init_from", "sft", *flag])
+    train_sft.policy_for(**cli.flags_of(start, train_sft.policy_for))
+    monkeypatch.setattr(train_reward, "main", calls.append)
+    with pytest.raises(SystemExit):    # no reward model was trained
+        train_ppo.main(["--init_from", "sft", *flag])
     assert len(calls) == 3 and all(flag == argv[argv.index("--threads"):][:2] if flag else "--threads" not in argv for argv in calls)
 
 def test_a_toy_run_is_evaluated_on_one_thread(here, two_threads):
@@ -135,7 +137,7 @@ MOMENTS = {
     "eval, samples": (evaluation.main, ["--run", "sft", "--show", "1"], (evaluation, "measure"), "python eval.py --run sft --show 1"),
     "reward, data are read": (train_reward.main, ["--data", "good.jsonl", "--init_from", "sft"], (data, "load_rows"),
                               "python -m rlhf.train_reward --data good.jsonl --init_from sft"),
-    "reward, it is judged": (train_reward.main, ["--data", "good.jsonl", "--init_from", "sft", *QUICK], (train_reward, "judge_pairs"),
+    "reward, it is judged": (train_reward.main, ["--data", "good.jsonl", "--init_from", "sft", *QUICK], (train_reward, "evaluate_pairs"),
                              "python -m rlhf.train_reward --resume --out_dir out/good/reward"),
     "ppo, its reward's pairs": (train_ppo.main, ["--n_prompts", "512"], (sampling, "sample_completions"),
                                 "python -m rlhf.train_ppo --n_prompts 512"),
