@@ -48,8 +48,8 @@ def text_tokenizer(n_vocab=None):
         gpt2 = tiktoken.get_encoding("gpt2")
     except Exception as e:    # an error of requests, a wrong hash, a folder that cannot be written
         raise ValueError(f"GPT-2's BPE files are missing and could not be downloaded ({type(e).__name__}): connect "
-                         "once to the internet, or set TIKTOKEN_CACHE_DIR to a folder where tiktoken has stored them; without "
-                         "them, train_sft.py --bpe bytes trains a small model from scratch") from None
+                         "once to the internet, or set TIKTOKEN_CACHE_DIR to a folder where tiktoken has stored them; "
+                         "without them, train_sft.py --bpe bytes trains a small model from scratch") from None
     # a model with fewer tokens than bytes has a tokenizer of its own, and check_fits refuses it
     if n_vocab is None or n_vocab >= gpt2.n_vocab or n_vocab < BYTES:
         return gpt2
