@@ -47,9 +47,9 @@ def text_tokenizer(n_vocab=None):
     try:
         gpt2 = tiktoken.get_encoding("gpt2")
     except Exception as e:    # an error of requests, a wrong hash, a folder that cannot be written
-        raise ValueError(f"GPT-2's BPE files are missing and could not be downloaded ({type(e).__name__}): connect once to "
-                         "the internet, or set TIKTOKEN_CACHE_DIR to a folder where tiktoken has stored them; without "
-                         "them, train_sft.py --bpe bytes trains a small model from scratch") from None
+        raise ValueError(f"GPT-2's BPE files are missing and could not be downloaded ({type(e).__name__}): connect "
+                         "once to the internet, or set TIKTOKEN_CACHE_DIR to a folder where tiktoken has stored them; "
+                         "without them, train_sft.py --bpe bytes trains a small model from scratch") from None
     # a model with fewer tokens than bytes has a tokenizer of its own, and check_fits refuses it
     if n_vocab is None or n_vocab >= gpt2.n_vocab or n_vocab < BYTES:
         return gpt2
@@ -70,16 +70,16 @@ def check_own(folder, tokenizer):
         return
     if tokenizer.name != "gpt2":
         raise ValueError(f"{folder}: has {tokenizer.n_vocab:,} tokens, so it has a tokenizer of its own, and only "
-                         f"GPT-2's can be used; use a model with GPT-2's {VOCAB:,} tokens, or the whole folder of a run, "
-                         "with args.json")
+                         f"GPT-2's can be used; use a model with GPT-2's {VOCAB:,} tokens, or the whole folder of a "
+                         "run, with args.json")
     for name in ("spiece.model", "tokenizer.model", "vocab.txt"):
         if (folder / name).is_file():
             raise ValueError(f"{folder / name}: belongs to another type of tokenizer, and only GPT-2's BPE can be used")
     for name in ("tokenizer.json", "vocab.json"):
         if (folder / name).is_file() and ids_of(folder / name) != gpt2_ids(tokenizer):
             raise ValueError(f"{folder / name}: has other ids than GPT-2's BPE, so the model has a tokenizer of its "
-                             "own, and only GPT-2's can be used; use a model with GPT-2's, or delete the file if it does "
-                             "not belong to this model")
+                             "own, and only GPT-2's can be used; use a model with GPT-2's, or delete the file if it "
+                             "does not belong to this model")
 
 def ids_of(path):
     """{token: id} of a tokenizer.json or vocab.json, for ids below 50,257. None if the file holds no such table."""

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from adapters import (MODES, adapter_modules, adapter_state_dict, adapters_off, add_adapters, init_adapter, load_adapter, read_about,
-                      save_adapter)
+from adapters import (MODES, adapter_modules, adapter_state_dict, adapters_off, add_adapters, init_adapter, load_adapter,
+                      read_about, save_adapter)
 from model import GPT, GPTConfig, fingerprint
 
 # ---------------------------------------------------------------------------------------------------------------------

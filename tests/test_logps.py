@@ -1,6 +1,6 @@
 """
-logps.py and support/fast_logps.py: the log-prob of a token by hand, and in chunks against the plain way; of a completion against
-a slow loop and the plain way; of both completions of a pair behind one prompt against each behind its own, and who may see whom.
+logps.py and support/fast_logps.py: the log-prob of a token by hand, and in chunks against the plain way; of a completion
+against a slow loop and the plain way; of a pair behind one prompt against each completion behind its own.
 """
 import copy
 import math
@@ -265,7 +265,7 @@ def test_the_plain_way_can_be_chosen_in_its_place(tiny, batch, monkeypatch):
     torch.testing.assert_close(sequence_logps(tiny, *batch), want, atol=1e-5, rtol=1e-5)
 
 def test_log_probs_of_single_tokens_equal_a_slow_double_loop_and_add_up(tiny, batch):
-    """One column too far to the left or right, the page of a run would color the wrong words; prompt and padding must stay 0."""
+    """One column too far to the left or right, the page of a run would color the wrong words; the prompt must stay 0."""
     idx, mask = batch
     with torch.no_grad():
         per_token, log_p = completion_token_logps(tiny, idx, mask), tiny(idx).log_softmax(-1)
@@ -351,7 +351,7 @@ def test_both_completions_behind_one_prompt_have_the_logps_and_gradients_of_each
     same(shared, apart, atol=5 * tol, rtol=tol)    # gradients are sums of a hundred terms of order 10
 
 def test_the_layout_of_a_shared_prompt_is_the_example_of_its_docstring():
-    """On paper: ab cd ef, and p q rs with two columns of padding. A rejected token counts on from the prompt and skips the chosen."""
+    """On paper: ab cd ef, and p q rs with padding. A rejected token counts on from the prompt and skips the chosen."""
     positions, sees, before = shared_layout(torch.tensor([[0, 0, 1, 1, 2, 2], [0, 1, 2, 2, 3, 3]]))
     assert positions.tolist() == [[0, 1, 2, 3, 2, 3], [0, 1, 1, 2, 0, 0]]
     assert before[0, 2:].tolist() == [1, 2, 1, 4] and before[1, 1:4].tolist() == [0, 0, 2]

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 import model as model_py
 from adapters import add_adapters
-from model import (GPT, GPTConfig, ScalarGPT, causal_attention, fast_attention, fingerprint, from_hf, plain_generate, sample,
-                   to_hf, truncate)
+from model import (GPT, GPTConfig, ScalarGPT, causal_attention, fast_attention, fingerprint, from_hf, plain_generate,
+                   sample, to_hf, truncate)
 
 ORACLE = Path(__file__).parent / "oracle"
 TINY, TINY_HUB = ORACLE / "gpt2_tiny", ORACLE / "gpt2_tiny_hub"
@@ -121,7 +121,7 @@ MASKS = {"causal": None, "one query": None, "a mask for each row": (3, 1, 5, 5),
 @pytest.mark.parametrize("dtype, tol", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("case", MASKS)
 def test_fast_attention_equals_the_definition_in_value_and_gradient(case, dtype, tol, low):
-    """The kernel's is_causal starts at the first key: for one query behind a cache it would show the first token alone."""
+    """The kernel's is_causal starts at the first key: one query behind a cache would see the first token alone."""
     g, T = torch.Generator().manual_seed(0), 1 if "one query" in case else 5
     q, k, v, grad = (torch.randn(3, 2, n, 4, generator=g, dtype=dtype) for n in (T, 5, 5, T))
     mask = MASKS[case] and torch.rand(MASKS[case], generator=g) < 0.5
@@ -139,7 +139,7 @@ def test_fast_attention_equals_the_definition_in_value_and_gradient(case, dtype,
         torch.testing.assert_close(fast.to(dtype), slow.to(dtype), atol=tol, rtol=tol)
 
 def test_attention_by_hand():
-    """On paper: hs = 4, so scores are halved; the second query has 0 and log 4 / 2 * 2 for its keys, weights 1/5 and 4/5."""
+    """On paper: hs = 4, so scores are halved. The second query has the scores 0 and log 4, the weights 1/5 and 4/5."""
     q, k = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4)
     q[0, 0, 1, 0], k[0, 0, 1, 0] = 2.0, math.log(4)
     v = torch.tensor([[[[1.0, 0, 0, 0], [0, 10.0, 0, 0]]]])
@@ -500,7 +500,7 @@ def test_top_p_of_one_cuts_nothing():
         assert sample(logits.expand(50, -1), 1.0, None, 1.0, middles.float()).tolist() == list(range(50))
 
 def test_truncation_by_hand():
-    """On paper: of 0.1, 0.4, 0.05, 0.3, 0.15 two are kept by top_k = 2 and by top_p = 0.5; what is kept does not change."""
+    """On paper: of 0.1, 0.4, 0.05, 0.3, 0.15 top_k = 2 and top_p = 0.5 keep two, and do not change them."""
     logits, kept = P.log()[None], torch.tensor([[False, True, False, True, False]])
     for how in ({"top_k": 2}, {"top_p": 0.5}, {"top_k": 2, "top_p": 0.99}):
         assert torch.equal(truncate(logits, **how), logits.masked_fill(~kept, -math.inf))
@@ -631,7 +631,7 @@ def test_what_is_written_is_what_transformers_wrote(tmp_path):
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 def test_hugging_faces_layout_by_hand():
-    """The four Conv1D matrices are transposed, the embeddings are not; the head is left out and comes back as the embedding."""
+    """The four Conv1D matrices are transposed, the embeddings are not; the head comes back as the embedding."""
     ours = tiny().state_dict()
     theirs = to_hf(ours)
     assert theirs.keys() == ours.keys() - {"lm_head.weight"} and len(theirs) == 4 + 12 * 2
