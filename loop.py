@@ -54,6 +54,7 @@ class EarlyStopping:
 
     @property
     def stop(self):
+        """Whether training should stop."""
         return 0 < self.patience <= self.bad
 
 def spike_limit(losses):
