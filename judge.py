@@ -69,7 +69,8 @@ def samples_at(found, temperature, *, against, limit, run):
     texts = {found["temperature"]: [s["after"] for s in found["samples"]]}
     texts |= {row["temperature"]: row["samples"] for row in found.get("temperatures", ())}
     if temperature not in texts:
-        raise ValueError(f"{run}: eval.json has no samples at temperature {temperature}: run eval.py with --temperature")
+        raise ValueError(f"{run}: eval.json has no samples at temperature {temperature}: run eval.py with "
+                         "--temperature")
     samples = [s | {"after": text} for s, text in zip(found["samples"], texts[temperature])][:limit]
     if not all(against in s for s in samples):
         raise ValueError(f"{run}: eval.json has no answers of {against!r} to judge against")

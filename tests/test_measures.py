@@ -14,6 +14,7 @@ import measures
 import toy
 from losses import sequence_logps
 from model import GPT, GPTConfig
+from support import tables
 
 EOS = 3
 
@@ -220,3 +221,24 @@ def test_the_bootstrap_interval_covers_the_mean_of_a_known_distribution():
     values = torch.randn(400, generator=torch.Generator().manual_seed(0)).numpy()
     mean, low, high = measures.bootstrap(values)
     assert low < mean < high and high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tables and pictures
+
+def test_columns_of_several_runs_are_named_after_runs_and_references():
+    """Two runs with one reference share its column; one run keeps before and after."""
+    one, two = {"before": 1, "after": 2}, {"before": 1, "after": 3}
+    assert tables.name_columns({"a": one}, {"a": "sft"}) == one
+    assert list(tables.name_columns({"a": one, "b": two}, {"a": "sft", "b": "sft"}).items()) == [("sft", 1), ("a", 2), ("b", 3)]
+    assert tables.name_columns({"a": {"after": 2}, "b": two}, {"a": None, "b": "sft"}) == {"a": 2, "sft": 1, "b": 3}
+
+@pytest.mark.parametrize("rewards", [True, False])
+def test_several_runs_are_drawn_in_one_picture_that_each_run_gets(rewards, tmp_path):
+    """Each run had a picture of its own, on axes of its own, so that two runs could not be compared."""
+    rng = np.random.default_rng(0)
+    def one():
+        curves = {"kl": rng.random(5), "entropy": rng.random(4)}
+        return measures.Measured({"margin": rng.standard_normal(9)}, curves, [], {"reward": rng.random((9, 2))} if rewards else {})
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    tables.draw(paths, {"sft": one(), "a": one(), "b": one()}, {"sft"})
+    assert paths[0].read_bytes() == paths[1].read_bytes() and paths[0].stat().st_size > 10_000
