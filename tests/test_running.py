@@ -16,6 +16,7 @@ import torch
 
 from support import cli, parallel, rundir
 import data
+import sampling
 import eval as evaluation
 import judge
 import loop
@@ -120,7 +121,8 @@ MOMENTS = {
     "sft, data are read": (train_sft.main, ["--data", "good.jsonl", *QUICK], (data, "load_rows"),
                            "python train_sft.py --data good.jsonl --max_steps 2"),
     "dpo, data are read": (train_pref.main, PREF, (data, "load_rows"), "python train_pref.py --data good.jsonl --init_from sft"),
-    "dpo, pairs are sampled": (train_pref.main, ["--n_prompts", "2"], (data, "sample_completions"), "python train_pref.py --n_prompts 2"),
+    "dpo, pairs are sampled": (train_pref.main, ["--n_prompts", "2"], (sampling, "sample_completions"),
+                               "python train_pref.py --n_prompts 2"),
     "dpo, sft's data are read": (train_pref.main, ["--loss", "ipo"], (data, "load_rows"), "python train_pref.py --loss ipo"),
     "dpo, the reference's log-probs": (train_pref.main, PREF, (train_pref, "batch_logps"), RESUME),
     "dpo, validation": (train_pref.main, PREF, (loop, "evaluate"), RESUME),
@@ -133,9 +135,9 @@ MOMENTS = {
                               "python -m rlhf.train_reward --data good.jsonl --init_from sft"),
     "reward, it is judged": (train_reward.main, ["--data", "good.jsonl", "--init_from", "sft", *QUICK], (train_reward, "judge_pairs"),
                              "python -m rlhf.train_reward --resume --out_dir out/good/reward"),
-    "ppo, its reward's pairs": (train_ppo.main, ["--n_prompts", "512"], (data, "sample_completions"),
+    "ppo, its reward's pairs": (train_ppo.main, ["--n_prompts", "512"], (sampling, "sample_completions"),
                                 "python -m rlhf.train_ppo --n_prompts 512"),
-    "ppo, it samples": (train_ppo.main, PPO, (data, "sample_completions"), "python -m rlhf.train_ppo --resume --out_dir out/toy/ppo"),
+    "ppo, it samples": (train_ppo.main, PPO, (sampling, "sample_completions"), "python -m rlhf.train_ppo --resume --out_dir out/toy/ppo"),
     "ppo, its reward judges": (train_ppo.main, PPO, (toy, "reward"), "python -m rlhf.train_ppo --resume --out_dir out/toy/ppo"),
     "data": (data.main, ["--data", "good.jsonl"], (data, "make_rows"), "the same command"),
     "bandit": (bandit.main, ["--seed", "3"], (bandit, "train"), "python -m study.bandit --seed 3"),
