@@ -42,7 +42,7 @@ def write_source(path, text):
     for stale in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
         stale.unlink()
 
-# every fourth is among the slow tests; all of them take half an hour on two cores
+# every fourth is among the slow tests; docs/tests.md has the command for all of them
 OFTEN = {name for i, name in enumerate(FAULTS) if i % 4 == 0}
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in OFTEN else pytest.mark.planted) for n in FAULTS])

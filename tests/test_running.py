@@ -16,6 +16,7 @@ import torch
 
 from support import cli, parallel, rundir
 import data
+import sampling
 import eval as evaluation
 import judge
 import loop
