@@ -22,7 +22,6 @@ import judge
 import loop
 import measures
 import reference
-import sampling
 import toy
 import train_pref
 import train_sft
