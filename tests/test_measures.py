@@ -232,6 +232,7 @@ def test_columns_of_several_runs_are_named_after_runs_and_references():
     assert list(tables.name_columns({"a": one, "b": two}, {"a": "sft", "b": "sft"}).items()) == [("sft", 1), ("a", 2), ("b", 3)]
     assert tables.name_columns({"a": {"after": 2}, "b": two}, {"a": None, "b": "sft"}) == {"a": 2, "sft": 1, "b": 3}
 
+@pytest.mark.usefixtures("painted")
 @pytest.mark.parametrize("rewards", [True, False])
 def test_several_runs_are_drawn_in_one_picture_that_each_run_gets(rewards, tmp_path):
     """Each run had a picture of its own, on axes of its own, so that two runs could not be compared."""
