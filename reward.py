@@ -24,8 +24,8 @@ class Reward:
         a reward model, IMDB's labels    P(positive | text), as the model estimates it: the sigmoid of its scalar
         a reward model, pairs            the scalar, in nats: only differences for one prompt count
 
-    name is a fingerprint of the reward, a part of the recipe of sampled pairs. Raises ValueError if `run` is not a reward
-    model, or if the model does not fit the tokenizer or max_len.
+    name is a fingerprint of the reward, a part of the recipe of sampled pairs. Raises ValueError if `run` is not a
+    reward model, or if the model does not fit the tokenizer or max_len.
     """
     def __init__(self, run, tokenizer, max_len, device, batch_size, autocast):
         self.tokenizer, self.batch_size, self.autocast = tokenizer, batch_size, autocast
@@ -61,7 +61,8 @@ def load_rewards(name, ranked, gold, tokenizer, max_len, device, batch_size, aut
     if gold:
         rewards["gold"] = load(gold)
     if len({r.name for r in rewards.values()}) < len(rewards):
-        raise ValueError(f"--gold {gold} is the reward model that the run was trained on: it would only agree with itself")
+        raise ValueError(f"--gold {gold} is the reward model that the run was trained on: it would only agree with "
+                         "itself")
     return rewards
 
 @torch.no_grad()

@@ -104,6 +104,23 @@ def test_no_file_is_longer_than_can_be_read_at_a_sitting(path):
     """The ceiling is a fact about the design: what does not fit belongs into another room."""
     assert len(path.read_text().splitlines()) <= CEILINGS[str(path.relative_to(ROOT))]
 
+SOURCES = [path for folder in (".", "support", "rlhf", "study") for path in sorted((ROOT / folder).glob("*.py"))]
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_no_function_is_longer_than_a_screen(path):
+    """A loop of 100 lines cannot be read step by step, nor be set as an exercise."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno + 1 <= 50, f"{path.name}: {node.name}"
+
+@pytest.mark.parametrize("path", [p for p in CORE if p.parent == ROOT], ids=lambda p: p.name)
+def test_a_core_file_names_its_page_and_what_to_read_next(path):
+    """A reader of one file must find the explanation and the next file."""
+    page = re.search(r"docs/[a-z-]+\.md", doc := ast.get_docstring(ast.parse(path.read_text())))
+    assert page and (ROOT / page[0]).is_file(), doc
+    for name in re.findall(r"Read (?:first|next): ([^\n]*)", doc):
+        assert all((ROOT / file).is_file() for file in re.findall(r"[\w/]+\.(?:py|md)", name)), name
+
 def imported(path):
     """The modules of the project that a file imports: model, support.cli, ..."""
     names = set()
