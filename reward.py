@@ -6,7 +6,7 @@ The reward that ranks and measures samples: exact on the toy world, a reward mod
     rewards = reward([prompt + completion for ...])                                        # token lists -> (n,)
 
 sampling.py ranks samples by it, eval.py and rlhf/train_ppo.py measure policies with it. See docs/rlhf.md.
-Read first: toy.py, sampling.py. Read next: eval.py
+Read first: toy.py, sampling.py. Read next: rlhf/train_reward.py
 """
 import numpy as np
 import torch

@@ -6,7 +6,7 @@ Supervised fine-tuning (SFT): trains the policy that preference optimization sta
     python train_sft.py --data my_texts.jsonl --n_layer 6 --n_embd 384 --n_head 6 --max_len 256
 
 Where data has prompts, only completions are trained on: of pairs, the chosen ones. Of plain texts, every token is.
-Writes out/<data>/sft. docs/recipes.md has commands for each data set. Read next: train_pref.py
+Writes out/<data>/sft. docs/recipes.md has commands for each data set. Read next: reference.py
 """
 from pathlib import Path
 

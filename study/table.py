@@ -50,7 +50,7 @@ def keep_example(run):
     stored = json.loads((Path(run) / "eval.json").read_text())
     (RESULTS / "main_job.json").write_text(json.dumps(stored | {"samples": stored["samples"][:3]}, indent=1) + "\n")
 
-SHORT_EXAMPLE = ("reward", "win", "kl", "entropy", "distinct_2", "length", "eos", "accuracy")
+SHORT_EXAMPLE = ("reward", "win", "kl", "entropy", "distinct_2", "length", "whole", "accuracy")
 
 def example(keep=SHORT_EXAMPLE, n_samples=2):
     """The end of the main job's output: the rows of some measures, and some samples."""
