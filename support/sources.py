@@ -1,9 +1,9 @@
 """
-Where text comes from: files, folders and the hub -> examples, dicts of text with prompt, chosen and, for pairs, rejected.
+The sources of examples: files, folders and the hub -> dicts of text with prompt, chosen and, for pairs, rejected.
 
-Data sets: toy; imdb (film reviews with labels); hh (Anthropic's HH-RLHF, single-turn); ultrafeedback (instructions); tldr (summaries of
-Reddit posts); cnn_dailymail (news, for evaluation only); or a path to .json, .jsonl, .jsonl.gz, .csv or .parquet with prompt, chosen,
-rejected (strings or lists of messages), or the other layouts of messages.py. Read next: data.py
+The data sets are imdb (film reviews with labels), hh (Anthropic's HH-RLHF, single-turn), ultrafeedback (instructions),
+tldr (summaries of Reddit posts) and cnn_dailymail (news, for evaluation only). A path to a .json, .jsonl, .jsonl.gz,
+.csv or .parquet file works too; messages.py reads its layouts. See docs/data.md. Read next: data.py
 """
 import csv
 import gzip
@@ -14,118 +14,131 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-from support.tokenizers import check_text
 from support.messages import DIFFERENT, TURN, Remarks, example_of, short, text_of
+from support.tokenizers import check_text
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
-LINE = 2**26
+LONGEST_LINE = 2**26    # characters. A few bytes of gzip can be a line that does not fit into memory
+BLANK = object()        # stands for a blank line, which is counted and not read
 SPLITS = {"train": "train", "unsup": "train", "unsupervised": "train",
           "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test", "eval": "test"}
 
 # ---------------------------------------------------------------------------------------------------------------------
-# files -> records
+# files -> records. A reader: a path -> an iterable of the file's rows
+
+def parquet_records(path):
+    import pyarrow.parquet
+    return pyarrow.parquet.read_table(path).to_pylist()
+
+def csv_records(path):
+    csv.field_size_limit(2**31 - 1)
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        yield from csv.DictReader(file, strict=True)
+
+def json_records(path):
+    records = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(records, list):
+        raise ValueError("expected one JSON array of objects; for one object per line, name the file .jsonl")
+    return records
+
+def jsonl_records(path):
+    # readline on the file, not read().splitlines(): this also splits at U+0085, which real reviews contain
+    open_text = gzip.open if path.suffix == ".gz" else open
+    with open_text(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+        while line := file.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE:
+                raise ValueError(f"a line of more than {LONGEST_LINE:,} characters")
+            yield json.loads(line) if line.strip() else BLANK
+
+READERS = {".parquet": parquet_records, ".csv": csv_records, ".json": json_records}    # all others: jsonl_records
+CAUSES = {UnicodeDecodeError: "not UTF-8, here or soon after: ", EOFError: "gzip cut short: ",
+          json.JSONDecodeError: "not valid JSON, perhaps cut short: ",
+          zlib.error: "damaged gzip: ", gzip.BadGzipFile: "damaged gzip: "}
 
 def read_records(path):
     """Yields ("file, row n", dict) for each row of a file. Raises ValueError in one line that names file and row."""
     path, row = Path(path), 1
     try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-            records = pyarrow.parquet.read_table(path).to_pylist()
-        elif path.suffix == ".csv":
-            csv.field_size_limit(2**31 - 1)
-            records = csv.DictReader(open(path, encoding="utf-8-sig", newline=""), strict=True)
-        elif path.suffix == ".json":
-            records = json.loads(path.read_text(encoding="utf-8-sig"))
-            if not isinstance(records, list):
-                raise ValueError("expected one JSON array of objects; for an object a line, name the file .jsonl")
-        else:
-            # the file itself, not read().splitlines(): that would also cut at U+0085, which stands inside real reviews
-            file = (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="\n")
-            lines = (whole(line) for line in iter(lambda: file.readline(LINE), ""))
-            records = (json.loads(line) if line.strip() else ... for line in lines)
-        for record in records:
-            if record is not ...:    # a blank line
+        for record in READERS.get(path.suffix, jsonl_records)(path):
+            if record is not BLANK:
                 if not isinstance(record, dict):
                     raise ValueError(f"expected an object with named fields, got {short(record)}")
-                if None in record:
-                    raise ValueError(f"more fields than the header names: {short(record[None])} are too many; quote texts with commas")
+                if None in record:    # where csv puts what is behind the last column
+                    raise ValueError(f"more fields than the header names: {short(record[None])} are too many; "
+                                     "quote texts with commas")
                 yield f"{path}, row {row}", record
             row += 1
     except (ValueError, EOFError, RecursionError, MemoryError, zlib.error, gzip.BadGzipFile, csv.Error) as e:
-        kind = {UnicodeDecodeError: "not UTF-8, here or soon after: ", json.JSONDecodeError: "not valid JSON, perhaps cut short: ",
-                EOFError: "gzip cut short: ", zlib.error: "damaged gzip: ", gzip.BadGzipFile: "damaged gzip: "}.get(type(e), "")
-        raise ValueError(f"{path}{'' if path.suffix == '.json' and row == 1 else f', row {row}'}: {kind}{e}") from None
-
-def whole(line):
-    if len(line) == LINE:    # a few bytes of gzip can say as much as any memory holds
-        raise ValueError(f"a line of more than {LINE:,} characters")
-    return line
+        place = "" if path.suffix == ".json" and row == 1 else f", row {row}"    # an array is parsed as a whole
+        raise ValueError(f"{path}{place}: {CAUSES.get(type(e), '')}{e}") from None
 
 # ---------------------------------------------------------------------------------------------------------------------
-# records -> examples
+# records of each data set -> examples, or the reason why a record is dropped
 
 def hh_example(record, where, pairs):
     """
-    Anthropic's HH-RLHF: each side is a whole dialogue in one string. Only single-turn ones are kept, as in the DPO paper's dialogue
-    task. The two sides are parsed apart: cutting `rejected` at the length of chosen's prompt corrupts the rows where prompts differ.
+    Anthropic's HH-RLHF: each side is a whole dialogue in one string. Only single-turn dialogues are kept, as in the DPO
+    paper. Both sides are parsed: in some rows the prompts differ, and cutting at the length of one corrupts the other.
     """
-    out = {}
+    example = {}
     for side in ("chosen", "rejected") if pairs else ("chosen",):
         start, *turns = TURN.split(text_of(record, side, where))
         if start or turns[::2] != ["Human", "Assistant"]:
             return "not single-turn"
-        prompt = f"\n\nHuman:{turns[1]}\n\nAssistant:"
-        if out.setdefault("prompt", prompt) != prompt:
+        _, question, _, answer = turns
+        prompt = f"\n\nHuman:{question}\n\nAssistant:"
+        if example.setdefault("prompt", prompt) != prompt:
             return DIFFERENT
-        out[side] = turns[3]
-    return out
-
-def imdb_example(record, where, pairs):
-    """
-    Film reviews (Maas et al. 2011), without a prompt: the review is what is learned. positive: its label, None where it has none. Its
-    pairs are made: sampled, and ranked by a reward model.
-    """
-    if pairs:
-        raise ValueError("imdb: has labels and no pairs; pairs are made from it by sampling, with a reward model")
-    label = int(record["label"]) if str(record.get("label")) in ("0", "1", "-1") else None
-    if label is None:
-        raise ValueError(f"{where}, field 'label': expected 1, 0 or -1, got {short(record.get('label'))}")
-    text = BREAK.sub("\n", text_of(record, "text", where)).strip()
-    return {"prompt": "", "chosen": text, "positive": None if label < 0 else label == 1}
+        example[side] = answer
+    return example
 
 BREAK = re.compile(r"\s*(?:<br\s*/?>\s*)+")    # in 59% of the reviews
+SENTIMENTS = {"1": True, "0": False, "-1": None}
+
+def imdb_example(record, where, pairs):
+    """Film reviews (Maas et al. 2011), without a prompt: SFT learns them. positive: the label, None if there is none."""
+    if pairs:
+        raise ValueError("imdb: has labels and no pairs; sampling makes pairs from it, with a reward model")
+    label = str(record.get("label"))
+    if label not in SENTIMENTS:
+        raise ValueError(f"{where}, field 'label': expected 1, 0 or -1, got {short(record.get('label'))}")
+    text = BREAK.sub("\n", text_of(record, "text", where)).strip()
+    return {"prompt": "", "chosen": text, "positive": SENTIMENTS[label]}
 
 def ultrafeedback_example(record, where, pairs):
-    """Messages on both sides. The column prompt repeats the first of them, and is not read."""
+    """Messages on both sides. The column prompt repeats the first message and is not read."""
     return example_of({name: value for name, value in record.items() if name != "prompt"}, where, pairs)
 
 def field_of(record, field, kind, where):
+    """The value of a field, which must be of a type. Raises ValueError otherwise."""
     if not isinstance(record.get(field), kind):
         raise ValueError(f"{where}, field {field!r}: expected {kind.__name__}, got {short(record.get(field))}")
     return record[field]
 
 def tldr_example(record, where, pairs):
     """
-    Comparisons of two summaries of a Reddit post (Stiennon et al. 2020, arXiv:2009.01325), the post laid out as there. The same files
-    hold news articles, which are left out: cnn_dailymail is what they are for.
+    Comparisons of two summaries of a Reddit post, with their authors' prompt (Stiennon et al. 2020, arXiv:2009.01325).
+    The files also hold news articles and ratings of single summaries, which are dropped.
     """
     info = field_of(record, "info", dict, where)
     if not info.get("post"):
         return "not a Reddit post"
     if not record.get("summaries"):
-        return "not a comparison"    # of the same files, ratings of single summaries
-    summaries = field_of(record, "summaries", list, where)
-    if len(summaries) != 2 or record.get("choice") not in (0, 1):
-        raise ValueError(f"{where}: expected two summaries and a choice of 0 or 1, got {len(summaries)} and {short(record.get('choice'))}")
-    texts = [text_of(s if isinstance(s, dict) else {}, "text", f"{where}, summary {i + 1}") for i, s in enumerate(summaries)]
+        return "not a comparison"
+    summaries, choice = field_of(record, "summaries", list, where), record.get("choice")
+    if len(summaries) != 2 or choice not in (0, 1):
+        raise ValueError(f"{where}: expected two summaries and a choice of 0 or 1, got {len(summaries)} and "
+                         f"{short(choice)}")
+    texts = []
+    for i, summary in enumerate(summaries, 1):
+        texts.append(text_of(summary if isinstance(summary, dict) else {}, "text", f"{where}, summary {i}"))
     subreddit, title, post = (text_of(info, field, where) for field in ("subreddit", "title", "post"))
-    chosen, rejected = texts if record["choice"] == 0 else texts[::-1]
     prompt = f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
-    return {"prompt": prompt, "chosen": chosen, **({"rejected": rejected} if pairs else {})}
+    chosen, rejected = texts if choice == 0 else texts[::-1]
+    return {"prompt": prompt, "chosen": chosen} | ({"rejected": rejected} if pairs else {})
 
 def cnn_example(record, where, pairs):
-    """News articles and their highlights (Hermann et al. 2015), asked for a summary as tldr does: out of its distribution."""
+    """News articles and their highlights (Hermann et al. 2015), with the end of TL;DR's prompt."""
     if pairs:
         raise ValueError("cnn_dailymail: is for evaluation only, and has no pairs")
     highlights = " ".join(text_of(record, "highlights", where).split())
@@ -133,74 +146,89 @@ def cnn_example(record, where, pairs):
 
 PAIRLESS, DIALOGUES = ("imdb", "cnn_dailymail"), ("hh", "ultrafeedback")
 
-# name -> (what datasets.load_dataset takes, function from a record to an example or to the reason why it is dropped)
+# name -> (the arguments of datasets.load_dataset, the function from a record to an example)
 HUB = {"imdb": ({"path": "stanfordnlp/imdb"}, imdb_example), "hh": ({"path": "Anthropic/hh-rlhf"}, hh_example),
        "ultrafeedback": ({"path": "HuggingFaceH4/ultrafeedback_binarized"}, ultrafeedback_example),
-       # a data set with a loading script, which `datasets` no longer runs: the hub's own conversion of it
-       "tldr": ({"path": "openai/summarize_from_feedback", "name": "comparisons", "revision": "refs/convert/parquet"}, tldr_example),
+       # The hub's own conversion: `datasets` no longer runs the loading script of this data set
+       "tldr": ({"path": "openai/summarize_from_feedback", "name": "comparisons", "revision": "refs/convert/parquet"},
+                tldr_example),
        "cnn_dailymail": ({"path": "abisee/cnn_dailymail", "name": "3.0.0"}, cnn_example)}
 
+# ---------------------------------------------------------------------------------------------------------------------
+# a source -> examples
+
 def check_source(data, data_dir, training=False):
-    """Raises ValueError, before anything is fetched, for a data set that there is not, or that is not for training."""
+    """Raises ValueError, before anything is downloaded, for an unknown data set or one that is not for training."""
     if training and data == "cnn_dailymail":
         raise ValueError("cnn_dailymail: is for evaluation only; train on tldr")
     if data_dir and data not in HUB:
-        raise ValueError(f"--data_dir has no effect on --data {data}: it goes with {', '.join(HUB)}")
+        raise ValueError(f"--data_dir has no effect on --data {data}: it is for {', '.join(HUB)}")
     if data not in ("toy", *HUB) and not (data.endswith(SUFFIXES) and Path(data).is_file()):
-        raise ValueError(f"{data}: no such file or data set; there are toy, {', '.join(HUB)}, and paths to {' '.join(SUFFIXES)} files")
+        raise ValueError(f"{data}: no such file or data set; there are toy, {', '.join(HUB)}, and paths to "
+                         f"{' '.join(SUFFIXES)} files")
+
+def folder_records(folder):
+    """Yields (split, where, record) of a folder's files. The last word of a file's path that names a split decides."""
+    files = sorted(file for file in Path(folder).rglob("*") if file.name.endswith(SUFFIXES))
+    if not files:
+        raise ValueError(f"{folder}: has no file that ends in {', '.join(SUFFIXES)}")
+    for file in files:
+        words = re.split(r"[^a-z]+", str(file.relative_to(folder)).lower())
+        named = [SPLITS[word] for word in words if word in SPLITS]
+        split = named[-1] if named else "train"
+        for where, record in read_records(file):
+            yield split, where, record
+
+def hub_records(data):
+    """Yields (split, where, record) of a data set of the hub. Raises ValueError if it cannot be loaded."""
+    import datasets
+    place = HUB[data][0]
+    try:
+        splits = datasets.load_dataset(**place)
+    except Exception as e:    # a dozen types, which mean the same to the user
+        raise ValueError(f"{data}: {place['path']} could not be loaded from the hub ({type(e).__name__}); offline, give "
+                         "its files with --data_dir, or set HF_HOME to a cache that holds it") from None
+    for split, records in splits.items():
+        if split.endswith(("_sft", "_gen")):    # UltraFeedback's rows again, for other uses
+            continue
+        for row, record in enumerate(records, 1):
+            yield SPLITS.get(split.split("_")[0], "train"), f"{place['path']} {split}, row {row}", record
 
 def records_of(data, data_dir):
-    """Yields (split, where, record) from a file, a folder, or the hub; a file's split is read off its name or its folder's."""
+    """The (split, where, record) of a file, a folder or the hub."""
     if data not in HUB:
-        for where, record in read_records(data):
-            yield "train", where, record
-    elif data_dir:
-        files = sorted(f for f in Path(data_dir).rglob("*") if f.name.endswith(SUFFIXES))
-        if not files:
-            raise ValueError(f"{data_dir}: holds no file that ends in {', '.join(SUFFIXES)}")
-        for file in files:
-            words = re.split(r"[^a-z]+", str(file.relative_to(data_dir)).lower())
-            split = next((SPLITS[w] for w in reversed(words) if w in SPLITS), "train")
-            for where, record in read_records(file):
-                yield split, where, record
-    else:
-        import datasets
-        try:
-            loaded = datasets.load_dataset(**HUB[data][0])
-        except Exception as e:    # the client raises a dozen kinds; for the user they are one
-            raise ValueError(f"{data}: {HUB[data][0]['path']} could not be had from the hub ({type(e).__name__}); offline, give its files "
-                             f"with --data_dir, or set HF_HOME to a cache that holds it") from None
-        for split, part in loaded.items():
-            if not split.endswith(("_sft", "_gen")):    # UltraFeedback's other splits: the same rows, for other uses
-                for row, record in enumerate(part, 1):
-                    yield SPLITS.get(split.split("_")[0], "train"), f"{HUB[data][0]['path']} {split}, row {row}", record
+        return (("train", where, record) for where, record in read_records(data))
+    return folder_records(data_dir) if data_dir else hub_records(data)
 
 def load_examples(data, data_dir=None, pairs=True, say=print):
     """
-    ({split: examples} as the source has them, a Counter of what was dropped and why). Raises ValueError or OSError in one line.
+    ({split: examples}, a Counter of why examples were dropped). Raises ValueError or OSError in one line.
 
     data      a name of HUB, or a path to a file
-    data_dir  a folder with the files of a HUB data set, instead of the hub
-    pairs     whether `rejected` is needed
-    say       where a line goes about what the texts hold that is not used, or not as one might think
+    data_dir  a folder with the files of a data set of HUB, instead of the hub
+    pairs     whether examples need `rejected`
+    say       prints a line about text that is not used, or that may not be meant to be learned
     """
     check_source(data, data_dir)
+    make = HUB[data][1] if data in HUB else example_of
     splits, dropped, seen, remarks = {}, Counter(), set(), Remarks(pairs)
     for split, where, record in records_of(data, data_dir):
-        example = (HUB[data][1] if data in HUB else example_of)(record, where, pairs)
-        if data == "imdb":    # some reviews stand there twice
+        example = make(record, where, pairs)
+        if data == "imdb":    # some reviews occur twice
             key = hash((split, example["chosen"]))
             example = "the same text again" if key in seen else example
             seen.add(key)
         if isinstance(example, str):
             dropped[example] += 1
-        else:
-            for field in (f for f in example if isinstance(example[f], str)):
-                check_text(example[field], f"{where}, field {field!r}")
-            splits.setdefault(split, []).append(example)
-            remarks.note(split, example, *(() if data in HUB else (record, where)))
-    if n := remarks.drop_unwanted(splits):
-        dropped["labelled false"] = n
+            continue
+        for field, value in example.items():
+            if isinstance(value, str):
+                check_text(value, f"{where}, field {field!r}")
+        splits.setdefault(split, []).append(example)
+        remarks.note(split, example, None if data in HUB else record, where)
+    n_unwanted = remarks.drop_unwanted(splits)
+    if n_unwanted:
+        dropped["labelled false"] = n_unwanted
     for line in remarks.lines():
         say(f"data: {data}, {line}")
     return splits, dropped
