@@ -96,7 +96,7 @@ BREAK = re.compile(r"\s*(?:<br\s*/?>\s*)+")    # in 59% of the reviews
 SENTIMENTS = {"1": True, "0": False, "-1": None}
 
 def imdb_example(record, where, pairs):
-    """Film reviews (Maas et al. 2011), without a prompt: SFT learns them. positive: the label, None if there is none."""
+    """Film reviews (Maas et al. 2011), without a prompt: SFT learns them. positive: the label, or None without one."""
     if pairs:
         raise ValueError("imdb: has labels and no pairs; sampling makes pairs from it, with a reward model")
     label = str(record.get("label"))
@@ -186,8 +186,8 @@ def hub_records(data):
     try:
         splits = datasets.load_dataset(**place)
     except Exception as e:    # a dozen types, which mean the same to the user
-        raise ValueError(f"{data}: {place['path']} could not be loaded from the hub ({type(e).__name__}); offline, give "
-                         "its files with --data_dir, or set HF_HOME to a cache that holds it") from None
+        raise ValueError(f"{data}: {place['path']} could not be loaded from the hub ({type(e).__name__}); offline, "
+                         "give its files with --data_dir, or set HF_HOME to a cache that holds it") from None
     for split, records in splits.items():
         if split.endswith(("_sft", "_gen")):    # UltraFeedback's rows again, for other uses
             continue
