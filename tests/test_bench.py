@@ -134,6 +134,7 @@ def test_theory_is_near_what_was_measured():
         off = np.abs(values / np.array([r[key] for r in rows]) - 1)
         assert np.median(off) < 0.15 and off.max() < 0.6, (key, off.round(2))
 
+@pytest.mark.slow
 def test_both_losses_were_the_same_before_anything_was_compared(tmp_path):
     """A ratio of times means nothing if one of the two does less."""
     pytest.importorskip("trl")

@@ -150,7 +150,7 @@ class Table(nn.Module):
     def generate(self, idx, max_new_tokens, *, generator, **_):
         return torch.cat([idx, torch.multinomial(self.features(idx[:, -1]).softmax(1), 1, generator=generator)], 1)
 
-@pytest.mark.parametrize("algo", ["ppo", "rloo"])
+@pytest.mark.parametrize("algo", ["ppo", pytest.param("rloo", marks=pytest.mark.slow)])
 def test_the_optimum_is_the_tilted_reference(algo):
     """With the true reward and a fixed beta both end at ref * exp(r / beta) / Z, far from where they start."""
     torch.manual_seed(0)
@@ -295,7 +295,7 @@ def test_the_value_head_does_not_hinder_the_policy_at_the_start(rollouts):
     for name, p in batches.agent.policy.named_parameters():
         assert torch.allclose(p.grad, with_values[name], atol=1e-7), name
 
-@pytest.mark.parametrize("algo", ["ppo", "rloo"])
+@pytest.mark.parametrize("algo", ["ppo", pytest.param("rloo", marks=pytest.mark.slow)])
 def test_a_run_has_what_every_run_has(here, tmp_path, algo, capsys):    # noqa: F811
     """Its log has the usual names, its reward is measured by the table at the end, and it can be measured again."""
     found = train_ppo.main([*FLAGS, "--algo", algo, "--out_dir", str(tmp_path / "run")])
@@ -347,6 +347,7 @@ def test_a_run_interrupted_within_a_rollout_adapts_beta_once(here, tmp_path, mon
     assert kls[6] != kls[7]    # sampled again, from the policy of the sixth update
     assert [betas[i] for i in range(9, 13)] == pytest.approx([formulas.adaptive_beta(first, kls[8], 0.1, 32)] * 4)
 
+@pytest.mark.slow
 def test_a_learned_reward_is_trained_if_there_is_none_and_the_true_one_is_measured(here, tmp_path, monkeypatch):    # noqa: F811
     """What it was trained on, and what is so: over-optimisation is their distance."""
     from rlhf import train_reward

@@ -93,6 +93,7 @@ def test_labelled_reviews(tmp_path, tokenizer, capsys):
     batch = data.collate(whole["train"][:3])
     assert batch["label"].tolist() == [r["label"] for r in whole["train"][:3]] and batch["weight"] == 3
 
+@pytest.mark.slow
 def test_a_reward_model_learns_a_preference(here, tmp_path, monkeypatch, capsys):    # noqa: F811
     """For longer answers, which a small model sees. Measured on fresh samples; a run like any other, and ready to score."""
     monkeypatch.setattr(toy, "reward", lambda text: len(text.split()) / 100)

@@ -277,6 +277,7 @@ def test_the_pairs_are_sampled_once_for_all_losses(here, tmp_path, capsys):
     assert pairs[0] == pairs[1] != pairs[2] and all(Path(p).parent == Path("out/toy/sft") for p in pairs)
     assert "sampled before" in capsys.readouterr().out
 
+@pytest.mark.slow
 def test_without_an_sft_run_the_toy_world_trains_one_and_says_so(tmp_path, monkeypatch, capsys):
     """The main job starts from nothing; an SFT run that was cut off is finished, not taken as it is."""
     monkeypatch.chdir(tmp_path)
