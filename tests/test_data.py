@@ -137,6 +137,31 @@ def test_rows_for_supervised_training_have_no_rejected_side(tmp_path, tokenizer)
     rows = data.load_rows(path, None, tokenizer, 64, pairs=False)
     assert all(set(r) == {"prompt", "chosen"} for part in rows.values() for r in part)
 
+@pytest.mark.parametrize("tokens, limits, want", [
+    ({"prompt": [1, 2], "chosen": [3], "rejected": [4, 5]}, (9, None), {"prompt": [1, 2], "chosen": [3, 0], "rejected": [4, 5, 0]}),
+    ({"prompt": [1, 2], "chosen": [3], "rejected": [4, 5]}, (4, None), {"prompt": [1, 2], "chosen": [3, 0], "rejected": [4, 5]}),
+    ({"prompt": [1, 2], "chosen": [3]}, (9, 1), {"prompt": [2], "chosen": [3, 0]}),
+    ({"prompt": [], "chosen": [3]}, (9, None), {"prompt": [0], "chosen": [3, 0]}),
+    ({"prompt": [1, 2], "chosen": [3]}, (2, None), "prompt leaves no room in max_len = 2 tokens"),
+    ({"prompt": [1], "chosen": [3, 4], "rejected": [3, 5]}, (2, None), "chosen == rejected")],
+    ids=["whole", "rejected cut", "prompt cut", "no prompt", "no room", "equal after the cut"])
+def test_encode_row_by_hand(tokens, limits, want):
+    """A row, or the reason why there is none. EOS is 0."""
+    assert data.encode_row(dict.fromkeys(tokens, "x"), tokens, 0, *limits) == want
+
+def test_an_empty_completion_is_a_reason_whatever_its_tokens_are():
+    """White space has tokens too, so it is the text that decides."""
+    example = {"prompt": "p", "chosen": " \n", "rejected": "x"}
+    assert data.encode_row(example, {"prompt": [1], "chosen": [2], "rejected": [3]}, 0, 9) == "empty completion"
+
+def test_a_prompt_is_held_out_with_all_its_rows_and_each_side_gets_one():
+    """Split by rows, a prompt of several pairs is on both sides."""
+    for n in range(2, 30):
+        rows = [{"prompt": [i % n], "chosen": [i, 9]} for i in range(3 * n)]
+        train, val = data.hold_out(rows, 99)
+        sides = [{row["prompt"][0] for row in part} for part in (train, val)]
+        assert all(sides) and not sides[0] & sides[1] and len(train) + len(val) == 3 * n
+
 # ---------------------------------------------------------------------------------------------------------------------
 # files -> records
 
@@ -403,6 +428,16 @@ def test_two_prompts_are_enough(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 # rows -> batches
 
+def test_pad_by_hand():
+    """Shorter lists are filled at the right; the lengths say where each one ends, since any value is a token too."""
+    idx, lens = data.pad([[5, 0], [7], [1, 2, 3]])
+    assert idx.tolist() == [[5, 0, 0], [7, 0, 0], [1, 2, 3]] and lens.tolist() == [2, 1, 3] and idx.dtype == lens.dtype == torch.long
+    assert data.pad([[5], []], value=3)[0].tolist() == [[5], [3]]
+
+def test_pieces_leave_nothing_out():
+    """A batch size that does not divide the rows gives one smaller batch."""
+    assert data.pieces([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]] and data.pieces([], 2) == []
+
 def test_collate_by_hand():
     """Chosen on top of rejected, so that chunk(2) finds them; the mask is on the completion, EOS (9) included, and on nothing else."""
     one, two = {"prompt": [1, 2], "chosen": [3, 4, 9], "rejected": [5, 9]}, {"prompt": [6], "chosen": [7, 9], "rejected": [8, 8, 8, 9]}
@@ -589,6 +624,11 @@ def make_pairs(model, tokenizer, folder, *, prompts=PROMPTS, reward=fifths, weig
     prompts = {split: tokenizer.encode_ordinary_batch(texts) for split, texts in prompts.items()}
     return sampling.make_pairs(model, tokenizer, prompts, lambda texts: [reward(data.decode(tokenizer, t)) for t in texts], folder,
                            {"weights": weights}, **how)
+
+def test_all_pairs_by_hand():
+    """Rewards 1, 2, 1: the second one is chosen against both others, which tie."""
+    a, b, c = samples = [{"text": name, "reward": r} for name, r in (("a", 1.0), ("b", 2.0), ("c", 1.0))]
+    assert list(sampling.all_pairs(samples)) == [(b, a), (b, c)] and not list(sampling.all_pairs([a, c]))
 
 def test_pairs_are_all_those_that_differ_in_reward_and_no_ties(tmp_path, tokenizer, stopping_model):
     """>= for > lets ties in, half of them backwards; and each unordered pair must come once."""
