@@ -28,6 +28,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+import torch._dynamo    # imported by every optimizer, which takes seconds: here once for all children
 from matplotlib.figure import Figure
 
 import adapters

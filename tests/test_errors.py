@@ -402,6 +402,7 @@ def test_a_data_sets_name_makes_no_path_outside_the_run_directory(here, name):
 # ---------------------------------------------------------------------------------------------------------------------
 # from the shell
 
+@pytest.mark.slow
 def test_the_shell_sees_status_2_and_no_traceback(here):
     """In-process a SystemExit looks right even if an import, or what runs at exit, prints more."""
     commands = [("train_sft.py", "--data_dir", "."), ("train_pref.py", "--loss", "none"), ("eval.py", "--run", "papers")]

@@ -13,6 +13,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
+@pytest.mark.slow
 def test_damaged_files_are_refused_or_read(folder):
     """2,000 inputs: no traceback, no hang, no memory that the file does not have."""
     seen = list(robust.fuzz(2000, folder))

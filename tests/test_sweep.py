@@ -8,10 +8,8 @@ import pytest
 
 import eval
 import measures
-import toy
 from losses import LOSSES
 from study import claims, pictures, sweep, table
-from test_runs import fewer
 
 HEADS = {"sweep.csv": "recipe,seed,measure,mean,low,high\n", "curves.csv": "recipe,seed,step,split,metric,value\n"}
 
@@ -131,7 +129,6 @@ RECIPES = {"sft": "--n_layer 1 --n_head 2 --n_embd 32 --max_steps 40 --warmup_st
 def test_a_sweep_runs_skips_what_is_done_and_goes_on(tmp_path, monkeypatch):
     """Killed and started again it loses the runs in progress, not those that were done; a recipe with other flags is run again."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(toy, "examples", fewer)
     real = eval.main
     monkeypatch.setattr(eval, "main", lambda argv, **more: real([*argv, "--n_prompts", "16"], **more))
     def all_of_them(recipes):
