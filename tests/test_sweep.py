@@ -8,7 +8,6 @@ import pytest
 
 import eval
 import measures
-import toy
 from losses import LOSSES
 from study import claims, pictures, places, sweep, table
 
@@ -132,8 +131,6 @@ RECIPES = {"sft": "--n_layer 1 --n_head 2 --n_embd 32 --max_steps 40 --warmup_st
 def test_a_sweep_runs_skips_what_is_done_and_goes_on(tmp_path, monkeypatch):
     """Killed and started again it loses the runs in progress, not those that were done; a recipe with other flags is run again."""
     monkeypatch.chdir(tmp_path)
-    examples = toy.examples
-    monkeypatch.setattr(toy, "examples", lambda split, n, seed=0: examples(split, min(n, 2000), seed))    # of 20,000
     real = eval.main
     monkeypatch.setattr(eval, "main", lambda argv, **more: real([*argv, "--n_prompts", "16"], **more))
     def all_of_them(recipes):
