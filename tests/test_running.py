@@ -201,13 +201,15 @@ def test_ctrl_c_from_the_shell(here):
     """A real signal, wherever it finds the process: status 130 and no traceback, in training and in the evaluation after it."""
     flags = ["--init_from", "sft", "--max_steps", "2", "--eval_every", "2", "--batch_size", "4"]
     tiny = f"""
-import sys; sys.path.insert(0, {str(ROOT)!r})
+import sys, time; sys.path.insert(0, {str(ROOT)!r})
 import data, toy, train_pref, eval
 data.get_tokenizer = lambda *args: toy.encoding()
 real = {{}}
 def slow(*args, **more):
     print("now", flush=True)
-    return real[0](*args, **more)
+    found = real[0](*args, **more)
+    time.sleep(2)    # so that a fast machine is not done before the signal
+    return found
 module = {{"reference": (train_pref, "add_reference"), "samples": (eval, "measure")}}[sys.argv[1]]
 real[0] = getattr(*module)
 setattr(*module, slow)
