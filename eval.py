@@ -56,7 +56,7 @@ from reward import load_rewards
 from support import cli, rundir
 from support.checkpoint import write_json
 from support.sources import load_examples
-from support.tables import ROWS, draw, more_tables, name_columns, table    # noqa: F401 - ROWS for study/table.py
+from support.tables import draw, more_tables, name_columns, table
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)

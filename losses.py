@@ -270,8 +270,8 @@ def discopop(pairs, *, beta=0.5, tau=0.2):
     beta  > 0, larger than in dpo: for h > 0 it pushes harder than the logistic loss.
     tau   > 0. How sharply it changes from the logistic loss (h < 0) to the exponential one (h > 0).
 
-    Below tau = 0.11 the loss is not monotonic. With the paper's tau = 0.05 it rises from h = -0.11 to h = 0.07, so a
-    policy that starts at the reference is pushed the wrong way.
+    Below tau = 0.11 the loss is not monotonic. With the paper's tau = 0.05 it rises from h = -0.11 to h = 0.07. A
+    policy that starts at the reference, at h = 0, is then pushed the wrong way.
     """
     need(tau > 0, f"tau must be > 0, not {tau}")
     w, l, h = log_ratios(pairs, beta)                      # (B,)

@@ -239,8 +239,8 @@ class GPT(nn.Module):
         """
         The states before lm_head: idx (B, T) -> (B, T, C). A loss multiplies only those that it needs by the head.
 
-        positions (B, T), below block_size, and mask (B, 1, T, T) bool, true where a query may see a key, are for rows
-        that hold more than one text. By default a row is one text.
+        By default a row is one text. Rows of several texts need positions (B, T), below block_size, and a mask
+        (B, 1, T, T) bool, true where a query may see a key.
         """
         T = idx.shape[1]
         if T > self.config.block_size and positions is None:

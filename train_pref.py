@@ -18,6 +18,7 @@ import chat
 import data
 import eval
 import loop
+import measures
 import reward
 import sampling
 import train_sft
@@ -74,9 +75,8 @@ def preference_loss(model, batch, loss, hparams, mean_logps=False, sft_weight=0.
     if sft_weight:
         losses = losses - sft_weight * chosen / chosen_lens
     margins = chosen_rewards - rejected_rewards            # (B,)
-    correct = (margins > 0).float() + 0.5 * (margins == 0).float()    # (B,): a tie counts half
     metrics = {"rewards/chosen": chosen_rewards.mean(), "rewards/rejected": rejected_rewards.mean(),
-               "rewards/margins": margins.mean(), "rewards/accuracies": correct.mean(),
+               "rewards/margins": margins.mean(), "rewards/accuracies": measures.ties_half(margins).mean(),
                "logps/chosen": chosen.detach().mean(), "logps/rejected": rejected.detach().mean()}
     return losses.mean(), metrics | ({"beta": hparams["beta"]} if "beta" in hparams else {})
 

@@ -37,6 +37,7 @@ import eval
 import loop
 import sampling
 import train_sft
+from measures import entropy
 from model import GPT, fingerprint
 from reward import Reward
 from rlhf import train_reward
@@ -153,8 +154,7 @@ class Agent(nn.Module):
         log_p = self.policy.lm_head(states).float().log_softmax(-1)               # (M, V)
         logps = log_p.gather(1, idx[:, 1:][mask][:, None]).squeeze(1)             # (M,)
         values = self.head(states).float().squeeze(1)                             # (M,)
-        log_p = log_p.detach()    # the entropy is logged, not trained on
-        entropies = -(log_p.exp() * log_p).sum(1)                                 # (M,)
+        entropies = entropy(log_p.detach())    # (M,), logged and not trained on
         zeros = torch.zeros(mask.shape, device=idx.device)                        # (B, T)
         return [zeros.masked_scatter(mask, x) for x in (logps, values, entropies)]
 

@@ -15,14 +15,12 @@ reward at every KL, and the distance of each loss from it. Numbers are float64. 
 Policies are log-probs (X, A). docs/losses.md discusses the results. Read first: losses.py
 """
 import csv
-from pathlib import Path
 
 import torch
 
+from study import places
 from support import cli
 from train_pref import LOSSES, Pairs    # not from losses: train_pref reports an error in a new loss in one line
-
-ROOT = Path(__file__).resolve().parent
 
 # losses of a whole batch of samples have no expectation over single pairs
 LEFT_OUT = tuple(name for name, loss in LOSSES.items() if loss.whole_batch)
@@ -293,9 +291,7 @@ def show(table, seed, update=False):
     for r in table:
         print(f"{r['loss']:14}{r['reward']:8.3f}{r['kl']:9.3f}{r['below the frontier']:20.4f}"
               f"{r['unseen before']:18.3f} -> {r['unseen after']:.3f}")
-    results, figures = (ROOT / "results", ROOT / "figures") if update else (Path("out/bandit"),) * 2
-    for folder in (results, figures):
-        folder.mkdir(parents=True, exist_ok=True)
+    results, figures = places.folders(None, update, default="out/bandit")
     write_csv(table, results / "bandit.csv")
     draw(read_csv(results / "bandit.csv"), figures / "bandit.png", seed)
     print(f"written: {results / 'bandit.csv'}, {figures / 'bandit.png'}")

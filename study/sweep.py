@@ -40,8 +40,8 @@ def adapted(mode, ranks):
     {recipe: flags}: DPOP with an adapter of each rank.
 
     DPO alone would make the chosen completion unlikely too, because the frozen embedding has words of opposite verdicts
-    close together. DPOP has a term against that. An adapter's output is a sum over its hidden units, so the learning
-    rate falls with the root of the rank, which makes the steps of all ranks equally large.
+    close together. DPOP has a term against that. An adapter's output is a sum over its hidden units. The learning rate
+    falls with the root of the rank, so that the steps of all ranks are equally large.
     """
     flags = f"--loss dpop --max_steps 240 --eval_every 40 --adapter {mode}"
     return {f"{mode} adapter_rank={r}": f"{flags} --adapter_rank {r} --lr {1.6e-2 / r**0.5:.1e}" for r in ranks}

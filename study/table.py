@@ -23,6 +23,7 @@ import eval
 from study import claims
 from study.places import FIGURES, RESULTS, ROOT
 from support import cli
+from support.tables import ROWS
 from train_pref import LOSSES    # not of losses: train_pref reports a faulty new loss in one line
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,7 +64,7 @@ def example(keep=SHORT_EXAMPLE, n_samples=2):
 
 def whole_example():
     """All that the main job prints at its end."""
-    return example([key for key, _, _ in eval.ROWS], 3)
+    return example([key for key, _, _ in ROWS], 3)
 
 def markdown(heads, rows):
     """A table: the names of its columns, and rows of cells."""

@@ -32,8 +32,7 @@ def interrupts(stop):
 def one_line_errors(command):
     """Inside it, a full disk or another process that has stopped ends the run in one line. command: what resumes it."""
     try:
-        yield
-    except RuntimeError as e:
-        raise parallel.explained(e) from None
+        with parallel.together():
+            yield
     except OSError as e:
         raise SystemExit(f"{e}. To resume from the last complete state: {command}") from None

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from losses import LOSSES
-from study import bandit
+from study import bandit, places
 from study.bandit import bradley_terry, deterministic, kl, rlhf_optimum, train
 
 REF, REWARD = bandit.world()
@@ -147,7 +147,7 @@ def test_best_reward_inverts_the_frontier():
 def test_no_point_of_the_picture_is_hidden():
     """kto and apo_zero end at the same point: in one panel the later would cover the earlier. Nor may the axes cut a point off."""
     plt = pytest.importorskip("matplotlib.pyplot")
-    table = bandit.read_csv(bandit.ROOT / "results" / "bandit.csv")
+    table = bandit.read_csv(places.RESULTS / "bandit.csv")
     table.append({"loss": "mine", "settings": "", "reward": "0.9", "kl": "3.5", "below the frontier": "0.3"})
     fig = bandit.picture(table)
     panels = {ax.get_title().split(":")[0]: ax for ax in fig.axes if ax.get_title()}

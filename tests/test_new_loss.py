@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import losses
 import train_pref
 from losses import LOSSES, Pairs, register
-from study import bandit, table
+from study import bandit, places, table
 from support.registry import number, try_out
 
 @pytest.fixture(autouse=True)
@@ -322,7 +322,8 @@ def test_the_bandit_overwrites_the_results_only_with_update(monkeypatch, in_tmp)
     numbers = {"reward": 0.5, "kl": 0.25, "below the frontier": 0.0, "unseen before": 0.5, "unseen after": 0.5}
     row = {"loss": "dpo", "settings": "beta=1.0"} | numbers
     monkeypatch.setattr(bandit, "rows", lambda seed, beta: [row])
-    monkeypatch.setattr(bandit, "ROOT", in_tmp / "study")
+    monkeypatch.setattr(places, "RESULTS", in_tmp / "study" / "results")
+    monkeypatch.setattr(places, "FIGURES", in_tmp / "study" / "figures")
     bandit.main([])
     with open("out/bandit/bandit.csv", newline="") as f:
         assert [r["kl"] for r in csv.DictReader(f)] == ["0.25"]

@@ -72,7 +72,7 @@ FAULTS = {
     "the reference's log-probs of the other side": ("reference.py",
         'names = ["ref_chosen_logps", "ref_rejected_logps"]', 'names = ["ref_rejected_logps", "ref_chosen_logps"]',
         f"{VALIDATION}[file]"),
-    "ties count as losses in the log": ("train_pref.py", " + 0.5 * (margins == 0).float()", "", f"{VALIDATION}[file]"),
+    "ties count as losses in the log": ("train_pref.py", "measures.ties_half(margins).mean()", "(margins > 0).float().mean()", f"{VALIDATION}[file]"),
     # which unit, and which mean
     "90% intervals": ("measures.py", "[2.5, 97.5]", "[5, 95]", FILE + "measures]"),
     "samples resampled, not prompts": ("measures.py", "{key: v.reshape(-1, k).mean(1) for key, v in sums.items()}",
