@@ -1,0 +1,255 @@
+"""
+Grade a submission: points, and hints that are proven.
+
+    python -m assignments.grade hw2 --submission ../hw2-anna
+    python -m assignments.grade hw2 --submission ../hw2-anna --json results.json --seed 7
+
+Each exercise is graded alone: in a clean copy of the project, only its functions are the student's. The copy runs in a
+worker process that knows no expected value (worker.py). docs/teaching.md is the teacher's page.
+"""
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from assignments import graft, recognize, wire
+from assignments.exercise import HOMEWORKS, ROOT, exercises
+
+ROOMS = ("support", "rlhf", "study")
+SOURCE_BYTES = 1 << 20    # of one submitted file
+
+class Worker:
+    """The process of worker.py. run(job) returns one entry for each probe. It is started again if it dies."""
+    def __init__(self):
+        self.process = None
+
+    def start(self):
+        env = {"PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        self.process = subprocess.Popen([sys.executable, str(ROOT / "assignments" / "worker.py")], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, cwd="/", env=env)
+
+    def run(self, job):
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        try:
+            self.process.stdin.write(wire.frame(wire.pack(job)))
+            self.process.stdin.flush()
+            head = self.process.stdout.read(8)
+            entries = wire.unpack(self.process.stdout.read(int.from_bytes(head, "little")))
+        except (OSError, ValueError):
+            entries = None
+        if not well_formed(entries, len(job["probes"])):
+            self.close()
+            return [{"error": "the process that ran the code was killed"}] * len(job["probes"])
+        return entries
+
+    def close(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+def well_formed(entries, n):
+    """Whether entries are n results as worker.py gives them. They may come from hostile code."""
+    def is_entry(entry):
+        if not isinstance(entry, dict):
+            return False
+        if set(entry) == {"error"}:
+            return isinstance(entry["error"], str)
+        if set(entry) != {"arrays", "changed"} or not isinstance(entry["arrays"], dict) or not isinstance(entry["changed"], list):
+            return False
+        return (all(isinstance(x, np.ndarray) for x in entry["arrays"].values())
+                and all(isinstance(x, str) for x in entry["changed"]))
+    return isinstance(entries, list) and len(entries) == n and all(map(is_entry, entries))
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what is right, and what each mistake gives
+
+def clean_copy(folder):
+    """The project's own sources, in a folder that any user may read."""
+    folder.mkdir(parents=True)
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, folder)
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, folder / room, ignore=lambda _, names: [n for n in names if "." in n and not n.endswith(".py")
+                                                                             or n in ("__pycache__", "results", "figures")])
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder
+
+def sources(exercise):
+    """(names, texts): the reference, each mistake and each alternative as the text of the exercise's file."""
+    text = exercise.source()
+    names, texts = ["the reference"], [text]
+    for name, mistake in exercise.mistakes.items():
+        names.append(name)
+        texts.append(graft.edited(text, exercise.names, mistake.edits))
+    for name, source in exercise.alternatives.items():
+        names.append(name)
+        texts.append(graft.graft(source, text, [n for n in exercise.names if graft.source_of(source, n)], name))
+    return names, texts
+
+@dataclass
+class Key:
+    """The probes of an exercise and what the reference, the mistakes and the alternatives make of them."""
+    probes: list
+    reference: list
+    wrong: dict
+    alternatives: dict
+
+def key_of(exercise, worker, tree, seed):
+    """The Key of an exercise. It exists in this process only."""
+    probes = exercise.probes(np.random.default_rng([seed, *exercise.number.encode()]))
+    names, texts = sources(exercise)
+    job = dict(tree=str(tree), file=exercise.file, driver=exercise.driver(), probes=probes)
+    results = {name: worker.run(job | {"source": text}) for name, text in zip(names, texts)}
+    reference = results.pop("the reference")
+    broken = [entry["error"] for entry in reference if "error" in entry]
+    assert not broken, f"{exercise.number}: the reference fails: {broken[0]}"
+    wrong = {name: results[name] for name in exercise.mistakes}
+    return Key(probes, reference, wrong, {name: results[name] for name in exercise.alternatives})
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a submission
+
+@dataclass
+class Graded:
+    """One exercise of one submission."""
+    number: str
+    title: str
+    points: int
+    max_points: int
+    says: list = field(default_factory=list)
+    mistake: str = ""
+
+def submitted_text(submission, file):
+    """The text of a submitted file. Raises graft.Unreadable with one line: missing, a link, too large, not text."""
+    path = Path(submission) / file
+    inside = path.resolve().is_relative_to(Path(submission).resolve())
+    if not path.exists() and not path.is_symlink():
+        raise graft.Unreadable(f"{file} is missing")
+    if path.is_symlink() or not inside or not path.is_file():
+        raise graft.Unreadable(f"{file} is not a file of its own; links are not followed")
+    if path.stat().st_size > SOURCE_BYTES:
+        raise graft.Unreadable(f"{file} has more than {SOURCE_BYTES >> 10} KB")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise graft.Unreadable(f"{file} is not UTF-8 text") from None
+
+def is_blank(text, names):
+    """Whether the functions still raise NotImplementedError only."""
+    return all("raise NotImplementedError(" in (graft.source_of(text, name) or "") for name in names)
+
+def grade_exercise(exercise, key, submission, worker, base, folder):
+    """Graded for one exercise: the student's functions in a clean copy, run by the worker, judged by the key."""
+    graded = Graded(exercise.number, exercise.title, 0, exercise.points)
+    try:
+        text = submitted_text(submission, exercise.file)
+        grafted = graft.graft(text, exercise.source(), exercise.names, exercise.file)
+    except graft.Unreadable as e:
+        graded.says = [str(e)]
+        return graded
+    if is_blank(text, exercise.names):
+        graded.says = ["not written yet"]
+        return graded
+    tree = folder / exercise.number
+    shutil.copytree(base, tree)
+    (tree / exercise.file).write_text(grafted)
+    job = dict(tree=str(tree), file=exercise.file, driver=exercise.driver(), probes=key.probes, source=None)
+    student = worker.run(job)
+    shutil.rmtree(tree)
+    judged = recognize.judge(exercise.mistakes, student, key.reference, key.wrong, key.alternatives, key.probes)
+    graded.points = exercise.points if judged.right else 0
+    graded.mistake, graded.says = judged.mistake, judged.facts
+    if judged.mistake:
+        mistake = exercise.mistakes[judged.mistake]
+        graded.says = [f"{mistake.hint} (handout: {mistake.section})"]
+    return graded
+
+def ignored(homework, submission):
+    """One line for each file in which the student changed more than the functions of the homework."""
+    lines = []
+    for file in sorted({exercise.file for exercise in homework}):
+        names = [name for exercise in homework if exercise.file == file for name in exercise.names]
+        removed = {target.split(":")[1].split(".")[0] for exercise in homework for target in exercise.removed}
+        try:
+            found = graft.other_edits(submitted_text(submission, file), (ROOT / file).read_text(), names)
+        except (graft.Unreadable, AssertionError, SyntaxError, ValueError, RecursionError):
+            continue
+        if other := [name for name in found if name not in removed]:
+            lines.append(f"{file}: changes outside of the exercises are not graded: {', '.join(other)}")
+    return lines
+
+class Grader:
+    """A homework's keys for one seed, and the worker. grade(submission) -> list of Graded."""
+    def __init__(self, homework, seed):
+        self.exercises, self.seed, self.worker, self.keys = exercises(homework), seed, Worker(), {}
+        self.folder = Path(tempfile.mkdtemp(prefix="grade-"))
+        self.folder.chmod(0o755)
+        self.base = clean_copy(self.folder / "clean")
+
+    def key(self, exercise):
+        if exercise.number not in self.keys:
+            self.keys[exercise.number] = key_of(exercise, self.worker, self.base, self.seed)
+        return self.keys[exercise.number]
+
+    def grade(self, submission):
+        work = Path(tempfile.mkdtemp(dir=self.folder))
+        work.chmod(0o755)
+        try:
+            return [grade_exercise(e, self.key(e), submission, self.worker, self.base, work) for e in self.exercises]
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def close(self):
+        self.worker.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the report
+
+def report(graded, lines=()):
+    """The text that a student reads."""
+    out = []
+    for one in graded:
+        mark = "right" if one.points else "not yet"
+        out.append(f"{one.number:6} {one.points:3d} of {one.max_points:2d}  {mark:8} {one.title}")
+        out += [f"         {line}" for line in one.says]
+    out += [*lines, f"total  {sum(g.points for g in graded)} of {sum(g.max_points for g in graded)} points"]
+    return "\n".join(out)
+
+def get_args(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("homework", choices=HOMEWORKS, help="the homework")
+    p.add_argument("--submission", required=True, help="the folder that the student handed in")
+    p.add_argument("--json", help="write the results to this file too")
+    p.add_argument("--seed", type=int, default=0, help="of the probes: another seed gives other inputs of the same kind")
+    return p.parse_args(argv)
+
+def main(argv=None):
+    args = get_args(argv)
+    if not Path(args.submission).is_dir():
+        raise SystemExit(f"--submission {args.submission}: there is no such folder")
+    with Grader(args.homework, args.seed) as grader:
+        graded = grader.grade(args.submission)
+        print(report(graded, ignored(grader.exercises, args.submission)))
+    if args.json:
+        Path(args.json).write_text(json.dumps([asdict(g) for g in graded], indent=1) + "\n")
+    return graded
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""
+dpo: the loss of the main job
+
+L = -log sigmoid(h), h = beta * (w - l), of a batch of pairs.
+"""
+import numpy as np
+
+from assignments.exercise import Mistake
+
+TARGETS = ["losses.py:dpo"]
+POINTS, MINUTES = 10, 40
+
+def probes(rng):
+    """Log-probs of usual size, a batch of one, and log-ratios so large that a careless loss overflows."""
+    def pairs(B, scale):
+        ref = -rng.uniform(5, 60, (2, B))
+        ratios = rng.normal(0, scale, (2, B))
+        ratios[0] = ratios[1] + rng.uniform(0.5, 2, B) * scale * (-1.0) ** np.arange(B)    # margins of both signs
+        return dict(values=[*(ref + ratios), *ref], lens=[rng.integers(3, 20, B), rng.integers(3, 20, B)])
+    return [dict(title="four pairs, beta 0.1", beta=0.1, **pairs(4, 6)),
+            dict(title="three pairs, beta 2", beta=2.0, **pairs(3, 1)),
+            dict(title="one pair", beta=0.5, **pairs(1, 3)),
+            dict(title="log-ratios of thousands of nats", beta=0.5, **pairs(4, 4000))]
+
+def run(module, probe):
+    """Losses, logged rewards, and the gradient of the mean loss with respect to the policy's log-probs."""
+    import torch
+    policy_chosen, policy_rejected, ref_chosen, ref_rejected = probe["values"]
+    policy_chosen.requires_grad_(), policy_rejected.requires_grad_()
+    pairs = module.Pairs(policy_chosen, policy_rejected, ref_chosen, ref_rejected, *probe["lens"])
+    losses, chosen, rejected = module.dpo(pairs, beta=probe["beta"])
+    found = dict(losses=losses, chosen_rewards=chosen, rejected_rewards=rejected,
+                 rewards_carry_no_gradient=[not chosen.requires_grad, not rejected.requires_grad])
+    grads = torch.autograd.grad(losses.mean(), [policy_chosen, policy_rejected])
+    return dict(found, grad_chosen=grads[0], grad_rejected=grads[1])
+
+LOSS = "losses = -F.logsigmoid(h)"
+FORMULA, REWARDS, STABLE = "From log-probs to h", "What is logged", "Far from zero"
+MISTAKES = {
+    "the sign of the loss": Mistake(((LOSS, "losses = F.logsigmoid(h)"),),
+        "Training minimizes the loss. Is your loss smaller when the policy prefers the chosen completion?", FORMULA),
+    "chosen and rejected swapped": Mistake(((LOSS, "losses = -F.logsigmoid(-h)"),),
+        "Look at the sign of the margin: which completion should become more likely?", FORMULA),
+    "beta left out": Mistake(((LOSS, "losses = -F.logsigmoid(h / beta)"),),
+        "Try two values of beta on the same pairs. What should change?", FORMULA),
+    "beta outside of the sigmoid": Mistake(((LOSS, "losses = -beta * F.logsigmoid(h / beta)"),),
+        "Where does beta stand in the formula: inside or outside of the logarithm?", FORMULA),
+    "beta divides": Mistake(((LOSS, "losses = -F.logsigmoid(h / beta ** 2)"),),
+        "Does a larger beta make the margin h larger or smaller in the formula?", FORMULA),
+    "no reference": Mistake(((LOSS, "losses = -F.logsigmoid(beta * (pairs.policy_chosen_logps - pairs.policy_rejected_logps))"),),
+        "While the policy equals the reference, each loss is log 2. Is yours?", FORMULA),
+    "means over tokens": Mistake(((LOSS, "losses = -F.logsigmoid(beta * (w / pairs.chosen_lens - l / pairs.rejected_lens))"),),
+        "Are the log-probs of this loss sums over tokens or means?", FORMULA),
+    "1 - sigmoid instead of its logarithm": Mistake(((LOSS, "losses = 1 - h.sigmoid()"),),
+        "The loss of a pair with h = 0 is log 2 = 0.693. What is yours?", FORMULA),
+    "sigmoid, then log": Mistake(((LOSS, "losses = -h.sigmoid().log()"),),
+        "One probe has log-ratios of thousands of nats. What is sigmoid(-800) in floating point, and what is its logarithm?", STABLE),
+    "a clamp": Mistake(((LOSS, "losses = -F.logsigmoid(h.clamp(-20, 20))"),),
+        "Look at the gradient of a pair that is far on the wrong side. Can it still move?", STABLE),
+    "rewards with a gradient": Mistake((("return with_rewards(losses, beta, w, l)", "return losses, beta * w, beta * l"),),
+        "The rewards are only logged. May a gradient flow through them?", REWARDS),
+    "rewards without beta": Mistake((("return with_rewards(losses, beta, w, l)", "return losses, w.detach(), l.detach()"),),
+        "What is the unit of a reward, and where does beta enter it?", REWARDS),
+    "the mean instead of one loss a pair": Mistake(((LOSS, "losses = -F.logsigmoid(h).mean()"),),
+        "What shape does the docstring promise for the losses?", REWARDS),
+}
+ALTERNATIVES = {
+    "softplus": '''
+def dpo(pairs, *, beta=0.1):
+    w = pairs.policy_chosen_logps - pairs.ref_chosen_logps
+    l = pairs.policy_rejected_logps - pairs.ref_rejected_logps
+    return F.softplus(-beta * (w - l)), (beta * w).detach(), (beta * l).detach()
+''',
+    "cross entropy of two rewards": '''
+def dpo(pairs, *, beta=0.1):
+    rewards = beta * torch.stack([pairs.chosen_logratios, pairs.rejected_logratios], 1)
+    losses = F.cross_entropy(rewards, torch.zeros(len(rewards), dtype=torch.long), reduction="none")
+    return losses, rewards[:, 0].detach(), rewards[:, 1].detach()
+''',
+    "a loop": '''
+def dpo(pairs, *, beta=0.1):
+    losses, chosen, rejected = [], [], []
+    for i in range(len(pairs.chosen_lens)):
+        w = pairs.policy_chosen_logps[i] - pairs.ref_chosen_logps[i]
+        l = pairs.policy_rejected_logps[i] - pairs.ref_rejected_logps[i]
+        losses.append(torch.logaddexp(torch.zeros_like(w), -beta * (w - l)))
+        chosen.append(beta * w.detach())
+        rejected.append(beta * l.detach())
+    return torch.stack(losses), torch.stack(chosen), torch.stack(rejected)
+''',
+}
+HIDDEN = ("log sigmoid(h)",)
+REMOVED = ("losses.py:smoothed",)

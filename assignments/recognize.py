@@ -1,0 +1,191 @@
+"""
+What is wrong with a result: the mistake that gives exactly this result, or facts that are true of it.
+
+    judged = judge(exercise, student, reference, mistakes, alternatives, probes)
+
+Results are lists with one entry for each probe, as worker.py returns them. A hint is shown only if it is proven: the
+student's arrays are those of one mistake, on every probe, to a tolerance that lies far below the distance between any
+two mistakes. Everything else that is said is a fact: a shape, a sign, a row that is right.
+"""
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+FLOOR = 1e-13    # rounding of float64, relative
+
+@dataclass
+class Judged:
+    """right, the name of the recognized mistake or "", and one-line facts."""
+    right: bool
+    mistake: str = ""
+    facts: list = field(default_factory=list)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# distances
+
+def gap(a, b):
+    """The largest difference of two arrays, relative to the largest finite value of b. inf if they cannot be compared."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return math.inf
+    if a.size == 0:
+        return 0.0
+    a, b = a.astype("float64"), b.astype("float64")
+    finite = np.isfinite(b)
+    if not np.array_equal(np.isfinite(a), finite) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return math.inf
+    if not finite.any():
+        return 0.0
+    scale = max(np.abs(b[finite]).max(), 1e-6)    # 1e-300 and 0 are the same loss
+    return float(np.abs(a[finite] - b[finite]).max() / scale)
+
+def entry_gap(a, b):
+    """The distance of two entries: of their worst array. Two errors are equal; an error and a value are not."""
+    if "error" in a or "error" in b:
+        return 0.0 if "error" in a and "error" in b else math.inf
+    if a["arrays"].keys() != b["arrays"].keys() or sorted(a["changed"]) != sorted(b["changed"]):
+        return math.inf
+    return max((gap(a["arrays"][name], b["arrays"][name]) for name in b["arrays"]), default=0.0)
+
+def distance(a, b):
+    """The distance of two results: of their worst probe, symmetric."""
+    return max(max(entry_gap(x, y), entry_gap(y, x)) for x, y in zip(a, b))
+
+def groups(mistakes):
+    """hint -> names: mistakes that are algebraically the same share a hint, and need not be told apart."""
+    found = {}
+    for name, mistake in mistakes.items():
+        found.setdefault(mistake.hint, []).append(name)
+    return found
+
+@dataclass
+class Separation:
+    """noise: of right solutions among themselves; apart: the least distance of results with different hints."""
+    noise: float
+    apart: float
+    closest: tuple
+
+    @property
+    def tolerance(self):
+        """The geometric mean of both: as far above the noise as below half of the distance."""
+        return math.sqrt(self.noise * min(self.apart, 1.0) / 2)
+
+    @property
+    def holds(self):
+        return self.apart > 1000 * self.noise
+
+def separation(mistakes, reference, wrong, alternatives):
+    """Separation of the reference, all alternatives and all mistakes. wrong and alternatives: name -> result."""
+    noise = max([FLOOR, *(distance(found, reference) for found in alternatives.values())])
+    results = {"the reference": reference, **wrong}
+    hint = {"the reference": None, **{name: mistake.hint for name, mistake in mistakes.items()}}
+    names, apart, closest = list(results), math.inf, ("", "")
+    for i, first in enumerate(names):
+        for second in names[:i]:
+            if hint[first] != hint[second] and (found := distance(results[first], results[second])) < apart:
+                apart, closest = found, (first, second)
+    return Separation(noise, apart, closest)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# facts
+
+def of_arrays(name, found, want):
+    """Facts about one array, or [] if it is right in everything that can be told without its values."""
+    if found.shape != want.shape:
+        return [f"`{name}` has the shape {tuple(found.shape)}, not {tuple(want.shape)}"]
+    if found.dtype != want.dtype:
+        return [f"`{name}` is {found.dtype}, not {want.dtype}"]
+    odd = ~np.isfinite(found.astype("float64")) & np.isfinite(want.astype("float64"))
+    if odd.any():
+        return [f"`{name}` has {int(odd.sum())} values of {found.size} that are nan or infinite"]
+    return []
+
+def ratio(pairs):
+    """The factor c if found == c * want throughout, else None. pairs: (found, want) arrays."""
+    pairs = [(f.astype("float64").ravel(), w.astype("float64").ravel()) for f, w in pairs if w.size]
+    found, want = np.concatenate([f for f, _ in pairs]), np.concatenate([w for _, w in pairs])
+    at = np.abs(want) > 1e-9
+    if at.sum() < 2 or not np.isfinite(found).all() or np.ptp(np.abs(want[at])) < 1e-9:
+        return None
+    c = float(np.median(found[at] / want[at]))
+    return c if abs(c - 1) > 1e-9 and np.allclose(found, c * want, rtol=1e-9, atol=1e-12) else None
+
+def offset(pairs):
+    """The constant c if found == want + c throughout, else None."""
+    differences = np.concatenate([(f.astype("float64") - w.astype("float64")).ravel() for f, w in pairs])
+    if differences.size < 2 or not np.isfinite(differences).all():
+        return None
+    c = float(np.median(differences))
+    return c if np.allclose(differences, c, rtol=0, atol=1e-10) else None
+
+def relation(name, pairs, tolerance):
+    """One fact about how an array is related to the right one over all probes."""
+    if all(gap(f, w) <= tolerance for f, w in pairs):
+        return []
+    if (c := ratio(pairs)) is not None:
+        return [f"`{name}` is the right answer times {c:.6g}, everywhere"]
+    if (c := offset(pairs)) is not None:
+        return [f"`{name}` is the right answer plus {c:.6g}, everywhere"]
+    return []
+
+def rows_right(name, found, want, notes, tolerance):
+    """Which rows of an array are right, with what the probe says of them."""
+    if found.ndim == 0 or len(found) < 2 or found.shape != want.shape:
+        return []
+    right = [i for i in range(len(want)) if gap(found[i], want[i]) <= max(tolerance, 1e-12)]
+    if not right or len(right) == len(want):
+        return []
+    which = right if len(right) <= len(want) / 2 else [i for i in range(len(want)) if i not in right]
+    word = "right" if which is right else "wrong"
+    told = [f"row {i}" + (f" ({notes[i]})" if i < len(notes) else "") for i in which[:4]]
+    return [f"`{name}`: of {len(want)} rows only {', '.join(told)} {'is' if len(which) == 1 else 'are'} {word}"]
+
+def invariances(student, reference, probes, tolerance):
+    """Probes that differ in one thing on which the right answer does not depend."""
+    facts = []
+    for i, probe in enumerate(probes):
+        if "same_as" in probe and entry_gap(reference[i], reference[j := probe["same_as"]]) <= tolerance:
+            if not {"error"} & {*student[i], *student[j]} and entry_gap(student[i], student[j]) > tolerance:
+                facts.append(f"the result changes with {probe['differs_in']}, and should not")
+    return facts
+
+def facts_of(student, reference, probes, tolerance):
+    """All facts, the most telling first, five at most."""
+    titles = [probe.get("title", f"probe {i + 1}") for i, probe in enumerate(probes)]
+    if errors := [(title, entry["error"]) for title, entry in zip(titles, student) if "error" in entry]:
+        where = "every probe" if len(errors) == len(student) else f"{len(errors)} of {len(student)} probes, first on {errors[0][0]!r}"
+        return [f"{errors[0][1]} (on {where})"]
+    facts = [f"changes its input `{name}` in place" for name in sorted({name for entry, want in zip(student, reference)
+                                                                        for name in set(entry["changed"]) - set(want["changed"])})]
+    shared = [name for name in reference[0]["arrays"] if all(name in entry["arrays"] for entry in student)]
+    for entry, want in zip(student, reference):
+        for name in want["arrays"]:
+            if name not in entry["arrays"]:
+                return [*facts, f"`{name}` is missing from the result"]
+            facts += [fact for fact in of_arrays(name, entry["arrays"][name], want["arrays"][name]) if fact not in facts]
+    if not facts:
+        for name in shared:
+            facts += relation(name, [(e["arrays"][name], w["arrays"][name]) for e, w in zip(student, reference) if name in w["arrays"]],
+                              tolerance)
+    facts += invariances(student, reference, probes, tolerance)
+    right = [title for title, e, w in zip(titles, student, reference) if entry_gap(e, w) <= tolerance]
+    wrong = [title for title in titles if title not in right]
+    for probe, entry, want in zip(probes, student, reference):
+        for name in want["arrays"]:
+            facts += [fact for fact in rows_right(name, entry["arrays"][name], want["arrays"][name], probe.get("rows", []), tolerance)
+                      if fact not in facts and not any(f.startswith(f"`{name}`: of") for f in facts)]
+    if right and wrong:
+        facts.append(f"right on: {', '.join(map(repr, right[:3]))}; wrong on: {', '.join(map(repr, wrong[:3]))}")
+    fine = [name for name in shared if all(gap(e["arrays"][name], w["arrays"][name]) <= tolerance for e, w in zip(student, reference))]
+    if fine and len(fine) < len(shared):
+        facts.append(f"{', '.join(f'`{name}`' for name in fine)} {'is' if len(fine) == 1 else 'are'} right")
+    return facts[:5] or ["the values are wrong on every probe, and none of the usual mistakes gives them"]
+
+def judge(mistakes, student, reference, wrong, alternatives, probes):
+    """Judged for a student's result, given the results of the reference, of each mistake and of each alternative."""
+    tolerance = separation(mistakes, reference, wrong, alternatives).tolerance
+    if distance(student, reference) <= tolerance:
+        return Judged(True)
+    usable = any("error" not in entry for entry in student)
+    name = next((name for name, result in wrong.items() if usable and distance(student, result) <= tolerance), "")
+    return Judged(False, name, [] if name else facts_of(student, reference, probes, tolerance))

@@ -1,0 +1,243 @@
+"""
+The process that runs a student's code: it receives inputs and returns arrays, and knows nothing of what is right.
+
+    python worker.py    (started by grade.py; speaks the messages of wire.py on stdin and stdout)
+
+It imports torch once. Each job runs in a fork of it: in a session of its own, without network where the system allows
+it, as `nobody` where the grader is root, with limits on CPU time, memory, processes and file size. The parent of the
+fork watches memory and time from outside and kills everything that the job started. A job is
+
+    tree     the folder of a clean copy of the project with the student's functions
+    file     the file of the functions
+    driver   the source of `run(module, probe)`
+    probes   a list of inputs
+    source   None: import the file from the tree. A text: execute it in the place of the file (our own variants only)
+
+and the answer a list with one entry for each probe: {"arrays": {name: array}, "changed": [inputs changed in place]}
+or {"error": one line}.
+"""
+import contextlib
+import ctypes
+import importlib
+import os
+import resource
+import signal
+import struct
+import sys
+import time
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import numpy as np    # noqa: E402
+import torch    # noqa: E402
+import torch._dynamo    # noqa: E402, F401 - imported by the first optimizer, which takes seconds: here once
+import wire    # noqa: E402
+
+SECONDS, CPU_SECONDS, BYTES, PROCESSES, FILE_BYTES = 30, 20, 3 << 30, 16, 1 << 20
+NEWNS, NEWUSER, NEWPID, NEWNET, NEWIPC = 0x20000, 0x10000000, 0x20000000, 0x40000000, 0x08000000
+SUBREAPER = 36
+libc = ctypes.CDLL(None, use_errno=True)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# in the fork: run the code
+
+def to_torch(value):
+    """Arrays of a probe become tensors, wherever they stand."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, dict):
+        return {key: to_torch(x) for key, x in value.items()}
+    return [to_torch(x) for x in value] if isinstance(value, list) else value
+
+def to_array(value):
+    """A tensor, number or list of numbers as an array that wire.py can carry."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+        value = value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+        value = value.int() if value.dtype in (torch.int8, torch.int16, torch.uint8) else value
+        return value.numpy()
+    array = np.asarray(value)
+    if array.dtype.kind not in "fibu":
+        raise TypeError(f"the result is a {type(value).__name__}, not numbers")
+    return array.astype({"f": "float64", "i": "int64", "u": "int64", "b": "bool"}[array.dtype.kind])
+
+def changed(before, after, name=""):
+    """The names of tensors that differ from what they were."""
+    if isinstance(before, torch.Tensor):
+        same = before.shape == after.shape and bool(((before == after) | (before.isnan() & after.isnan())).all())
+        return [] if same else [name]
+    items = before.items() if isinstance(before, dict) else enumerate(before) if isinstance(before, list) else ()
+    return [found for key, x in items for found in changed(x, after[key], f"{name}.{key}" if name else str(key))]
+
+def one_line(error, file):
+    """What went wrong and, if it can be told, in which line of the student's file."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(file)]
+    where = f" (line {lines[-1]})" if lines else ""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
+
+def run_probe(run, module, probe, file):
+    """One probe: {"arrays", "changed"} or {"error"}. Anything that the code raises is an error, exit() too."""
+    try:
+        given, before = to_torch(probe), to_torch(probe)
+        torch.manual_seed(0)
+        arrays = {str(name): to_array(value) for name, value in run(module, given).items()}
+        return {"arrays": arrays, "changed": changed(before, given)}
+    except BaseException as error:    # noqa: B902
+        return {"error": one_line(error, file)}
+
+def load(job):
+    """The module with the student's functions: from the tree, or from a text in its place."""
+    name = job["file"].removesuffix(".py").replace("/", ".")
+    if job["source"] is None:
+        return importlib.import_module(name)
+    module = type(sys)(name)
+    module.__file__ = str(Path(job["tree"]) / job["file"])
+    sys.modules[name] = module
+    exec(compile(job["source"], job["file"], "exec"), module.__dict__)
+    return module
+
+def run_job(job):
+    """One entry for each probe."""
+    os.chdir(job["tree"])
+    sys.path[:] = [job["tree"], *sys.path[1:]]
+    space = {}
+    exec(compile(job["driver"], "driver", "exec"), space)
+    module = load(job)
+    return [run_probe(space["run"], module, probe, job["file"]) for probe in job["probes"]]
+
+def confine():
+    """No network, no other processes, no privileges, small limits. What the system does not allow is left out."""
+    os.setsid()
+    spaces = NEWNET | NEWIPC | NEWPID | (0 if os.getuid() == 0 else NEWUSER)
+    alone = libc.unshare(spaces) == 0
+    if alone:    # the new process namespace begins with the next child: its end is the end of all that it started
+        pid = os.fork()
+        if pid:
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xff)
+    limit = lambda what, n: resource.setrlimit(what, (n, n))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit(resource.RLIMIT_AS, pages * resource.getpagesize() + BYTES)
+    limit(resource.RLIMIT_CPU, CPU_SECONDS)
+    limit(resource.RLIMIT_FSIZE, FILE_BYTES)
+    limit(resource.RLIMIT_CORE, 0)
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+    with contextlib.suppress(ValueError, OSError):
+        limit(resource.RLIMIT_NPROC, PROCESSES if alone or os.getuid() == 65534 else 4096)
+
+def in_fork(job, pipe, trusted):
+    """The life of the fork. It writes its results to the pipe and ends."""
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):    # what the code prints is thrown away: a gigabyte of it would fill the grader
+            os.dup2(null, number)
+        os.closerange(3, pipe), os.closerange(pipe + 1, 1024)    # the grader's own pipes
+        os.environ.clear()
+        os.environ.update(HOME=job["tree"], OMP_NUM_THREADS="1", MPLBACKEND="Agg", HF_HUB_OFFLINE="1", PYTHONDONTWRITEBYTECODE="1")
+        sys.dont_write_bytecode = True
+        if not trusted:
+            confine()
+        data = wire.pack(run_job(job))
+    except BaseException as error:    # noqa: B902
+        data = wire.pack([{"error": one_line(error, job["file"])}] * len(job["probes"]))
+    with open(pipe, "wb") as out:
+        out.write(data)
+    os._exit(0)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# outside of it: watch and kill
+
+def processes():
+    """pid -> (parent, resident bytes) of all processes."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            after_name = (path / "stat").read_text().rpartition(")")[2].split()
+            found[int(path.name)] = int(after_name[1]), int(after_name[21]) * resource.getpagesize()
+    return found
+
+def descendants():
+    """pid -> resident bytes of all that this process has started, directly or not: as a subreaper it inherits orphans."""
+    table, mine = processes(), {os.getpid()}
+    while more := {pid for pid, (parent, _) in table.items() if parent in mine} - mine:
+        mine |= more
+    return {pid: table[pid][1] for pid in mine - {os.getpid()}}
+
+def kill_all():
+    """Kills what the job started, until nothing of it is left."""
+    for _ in range(200):
+        alive = descendants()
+        for pid in alive:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if not alive:
+            return
+        time.sleep(0.01)
+
+def watch(pipe, seconds):
+    """The bytes that the job writes, or a line that says which limit it broke."""
+    end, data = time.monotonic() + seconds, bytearray()
+    os.set_blocking(pipe, False)
+    while True:
+        try:
+            part = os.read(pipe, 1 << 20)
+            if not part:
+                return bytes(data), None
+            data += part
+            if len(data) > wire.LIMIT:
+                return None, f"returned more than {wire.LIMIT >> 20} MB"
+            continue
+        except BlockingIOError:
+            time.sleep(0.005)
+        alive = descendants()
+        if time.monotonic() > end:
+            return None, f"did not end within {seconds} s"
+        if sum(alive.values()) > 2 * BYTES:
+            return None, f"took more than {BYTES >> 30} GB of memory"
+        if len(alive) > PROCESSES:
+            return None, f"started more than {PROCESSES} processes"
+
+def handle(job):
+    """Runs a job in a fork: bytes of the answer."""
+    trusted = job["source"] is not None
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(read)
+        in_fork(job, write, trusted)
+    os.close(write)
+    data, broken = watch(read, 120 if trusted else SECONDS)
+    os.close(read)
+    kill_all()
+    if not broken and data:
+        with contextlib.suppress(ValueError):
+            wire.unpack(data)
+            return data
+    line = broken or "the process ended without a result (a crash, exit(), or a limit on CPU time or memory)"
+    return wire.pack([{"error": line}] * len(job["probes"]))
+
+def receive(stream):
+    """One frame, or None at the end."""
+    head = stream.read(8)
+    return stream.read(struct.unpack("<Q", head)[0]) if len(head) == 8 else None
+
+def serve():
+    torch.set_num_threads(1)
+    libc.prctl(SUBREAPER, 1, 0, 0, 0)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    os.set_inheritable(answers.fileno(), False)
+    while (data := receive(sys.stdin.buffer)) is not None:
+        answer = handle(wire.unpack(data))
+        answers.write(wire.frame(answer))
+        answers.flush()
+
+if __name__ == "__main__":
+    serve()
