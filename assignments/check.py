@@ -22,7 +22,9 @@ def check_exercise(grader, exercise):
     begin = time.perf_counter()
     key = grader.key(exercise)
     apart = recognize.separation(exercise.mistakes, key.reference, key.wrong, key.alternatives)
-    problems = [] if apart.holds else [f"{apart.closest[0]!r} and {apart.closest[1]!r} are only {apart.apart:.1e} apart"]
+    problems = []
+    if not apart.holds:
+        problems.append(f"{apart.closest[0]!r} and {apart.closest[1]!r} are only {apart.apart:.1e} apart")
     def judged(result):
         return recognize.judge(exercise.mistakes, result, key.reference, key.wrong, key.alternatives, key.probes)
     for name, result in key.alternatives.items():
@@ -30,8 +32,10 @@ def check_exercise(grader, exercise):
             problems.append(f"the alternative {name!r} does not pass: {judged(result).facts or result[0].get('error')}")
     for name, result in key.wrong.items():
         found = judged(result)
-        if found.right or not found.mistake:
-            problems.append(f"the mistake {name!r} is {'not caught' if found.right else 'not recognized: ' + found.facts[0]}")
+        if found.right:
+            problems.append(f"the mistake {name!r} is not caught")
+        elif not found.mistake:
+            problems.append(f"the mistake {name!r} is not recognized: {found.facts[0]}")
         elif exercise.mistakes[found.mistake].hint != exercise.mistakes[name].hint:
             problems.append(f"the mistake {name!r} is taken for {found.mistake!r}")
     return problems, apart, time.perf_counter() - begin
@@ -69,7 +73,7 @@ def print_matrix(exercise, key):
 
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("homework", nargs="*", default=HOMEWORKS, choices=[*HOMEWORKS, []], help="which homeworks; all of them if none is given")
+    p.add_argument("homework", nargs="*", help="which homeworks; all of them if none is given")
     p.add_argument("--matrix", action="store_true", help="print the distances of all mistakes")
     p.add_argument("--seed", type=int, default=0, help="of the probes")
     return p.parse_args(argv)
@@ -77,15 +81,16 @@ def get_args(argv=None):
 def main(argv=None):
     args = get_args(argv)
     failed, mistakes, alternatives = 0, 0, 0
-    for homework in args.homework:
+    for homework in args.homework or HOMEWORKS:
         with Grader(homework, args.seed) as grader:
             for exercise in grader.exercises:
                 problems, apart, seconds = check_exercise(grader, exercise)
                 work = Path(grader.folder) / "check"
                 problems += check_submissions(grader, exercise, work)
                 shutil.rmtree(work, ignore_errors=True)
-                print(f"{exercise.number:6} {exercise.title[:44]:44} {len(exercise.mistakes):2d} mistakes {len(exercise.alternatives):2d} "
-                      f"alternatives  apart {apart.apart:.0e}  noise {apart.noise:.0e}  {seconds:.1f} s  {'FAILS' if problems else 'holds'}")
+                print(f"{exercise.number:6} {exercise.title[:40]:40} {len(exercise.mistakes):2d} mistakes "
+                      f"{len(exercise.alternatives):2d} alternatives  apart {apart.apart:.0e}  noise {apart.noise:.0e}  "
+                      f"{seconds:4.1f} s  {'FAILS' if problems else 'holds'}")
                 print("".join(f"       {problem}\n" for problem in problems), end="")
                 if args.matrix:
                     print_matrix(exercise, grader.key(exercise))

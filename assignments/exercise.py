@@ -8,11 +8,14 @@ one from top to bottom. The file's place in the sorted listing is its number: th
 """
 import importlib
 import inspect
-from dataclasses import dataclass, field
+import random
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
+
+from assignments import graft
 
 ROOT = Path(__file__).resolve().parent.parent
+PRELIMINARIES = "What is specified"    # the heading of a handout under which its variants stand
 HOMEWORKS = sorted(path.name for path in (ROOT / "assignments").glob("hw*") if path.is_dir())
 
 @dataclass(frozen=True)
@@ -33,16 +36,19 @@ class Mistake:
 @dataclass(frozen=True)
 class Exercise:
     """
-    targets       ("losses.py:dpo", ...): file and qualified name of each function that the student writes, all in one file
+    targets       ("losses.py:dpo", ...): file and qualified name of each function to write, all in one file
     points        for a right solution
     minutes       that a student needs, honestly
-    probes        probes(rng) -> list of dicts: inputs as float64 arrays, numbers, strings, lists; rng is a numpy Generator
-    run           run(module, probe) -> dict of arrays. It runs in the worker: it is sent as text and imports what it uses.
+    probes        probes(rng) -> list of dicts: inputs as float64 arrays, numbers, strings, lists; rng is numpy's.
+                  Optional keys: title; rows, a note for each row of the results; same_as, the index of a probe that
+                  must give the same result, and differs_in, what differs.
+    run           run(module, probe) -> dict of arrays. It is sent to the worker as text and imports what it uses.
     mistakes      name -> Mistake
     alternatives  name -> source of the target that is written otherwise and right
-    variants      name -> (edits of the reference, of the sentence that specifies it): the function is specified otherwise
-    hidden        texts of docstrings and comments that give the answer away: lines with one of them are left out of the copy
-    removed       other functions that give the answer away, as targets: their bodies are left out of the copy too
+    variants      name -> edits of code and docstring that specify the function otherwise (make.py --variant)
+    hidden        texts that give the answer away: lines of docstrings and comments with one of them are left out
+    removed       other functions that give the answer away, as targets: their bodies are left out too.
+                  "losses.py:*" is every registered loss.
     """
     number: str
     title: str
@@ -55,7 +61,8 @@ class Exercise:
     alternatives: dict = field(default_factory=dict)
     hidden: tuple = ()
     removed: tuple = ()
-    module: str = ""
+    variants: dict = field(default_factory=dict)
+    variant: str = ""
 
     @property
     def file(self):
@@ -68,25 +75,44 @@ class Exercise:
         return [target.split(":")[1] for target in self.targets]
 
     def driver(self):
-        """The source of `run`, which the worker executes. So nothing else of the exercise's file is in the worker's memory."""
+        """The source of `run`: nothing else of the exercise's file reaches the worker."""
         return inspect.getsource(self.run)
 
     def source(self):
-        """The text of the file as the project has it."""
-        return (ROOT / self.file).read_text()
+        """The text of the file: as the project has it, or specified otherwise by the chosen variant."""
+        text = (ROOT / self.file).read_text()
+        return graft.edited(text, self.names, self.variants[self.variant]) if self.variant else text
+
+    def varied(self, name):
+        """The exercise with a variant: the project's own body is a mistake, and mistakes that do not apply are left out."""
+        other = replace(self, variant=name)
+        text = other.source()
+        mistakes = {key: m for key, m in self.mistakes.items() if graft.applies(text, self.names, m.edits)}
+        back = tuple((new, old) for old, new in self.variants[name])
+        hint = "This is the project's own body. Your homework specifies something else."
+        mistakes["the original"] = Mistake(back, hint, PRELIMINARIES)
+        return replace(other, mistakes=mistakes, alternatives={})
 
 def load(homework, number, path):
     """The exercise of one file."""
     module = importlib.import_module(f"assignments.{homework}.{path.stem}")
-    names = SimpleNamespace(**vars(module))
-    optional = {"alternatives": "ALTERNATIVES", "hidden": "HIDDEN", "removed": "REMOVED"}
-    more = {key: vars(module)[name] for key, name in optional.items() if hasattr(module, name)}
-    return Exercise(f"{homework}.{number}", module.__doc__.strip().splitlines()[0].rstrip("."), tuple(names.TARGETS),
-                    names.POINTS, names.MINUTES, names.probes, names.run, names.MISTAKES, **more, module=path.stem)
+    fields = ("targets", "points", "minutes", "probes", "run", "mistakes", "alternatives", "hidden", "removed",
+              "variants")
+    given = {key: getattr(module, name) for key in fields for name in (key, key.upper()) if hasattr(module, name)}
+    title = module.__doc__.strip().splitlines()[0].rstrip(".")
+    return Exercise(number=f"{homework}.{number}", title=title, **given)
 
-def exercises(homework):
-    """All exercises of a homework in their order. Raises SystemExit with the names that there are."""
+def exercises(homework, variant=None):
+    """
+    All exercises of a homework in their order. With a seed as `variant`, each that has variants takes one of them.
+
+    Raises SystemExit with the names that there are.
+    """
     if homework not in HOMEWORKS:
         raise SystemExit(f"there is no homework {homework}; there are {', '.join(HOMEWORKS)}")
     files = sorted((ROOT / "assignments" / homework).glob("e*.py"))
-    return [load(homework, number, path) for number, path in enumerate(files, 1)]
+    found = [load(homework, number, path) for number, path in enumerate(files, 1)]
+    if variant is None:
+        return found
+    draw = random.Random(variant)
+    return [e.varied(draw.choice(sorted(e.variants))) if e.variants else e for e in found]

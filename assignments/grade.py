@@ -32,8 +32,8 @@ class Worker:
 
     def start(self):
         env = {"PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        self.process = subprocess.Popen([sys.executable, str(ROOT / "assignments" / "worker.py")], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, cwd="/", env=env)
+        command = [sys.executable, str(ROOT / "assignments" / "worker.py")]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", env=env)
 
     def run(self, job):
         if self.process is None or self.process.poll() is not None:
@@ -63,10 +63,11 @@ def well_formed(entries, n):
             return False
         if set(entry) == {"error"}:
             return isinstance(entry["error"], str)
-        if set(entry) != {"arrays", "changed"} or not isinstance(entry["arrays"], dict) or not isinstance(entry["changed"], list):
+        if set(entry) != {"arrays", "changed"}:
             return False
-        return (all(isinstance(x, np.ndarray) for x in entry["arrays"].values())
-                and all(isinstance(x, str) for x in entry["changed"]))
+        arrays, changed = entry["arrays"], entry["changed"]
+        return (isinstance(arrays, dict) and all(isinstance(x, np.ndarray) for x in arrays.values())
+                and isinstance(changed, list) and all(isinstance(x, str) for x in changed))
     return isinstance(entries, list) and len(entries) == n and all(map(is_entry, entries))
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -78,8 +79,9 @@ def clean_copy(folder):
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
     for room in ROOMS:
-        shutil.copytree(ROOT / room, folder / room, ignore=lambda _, names: [n for n in names if "." in n and not n.endswith(".py")
-                                                                             or n in ("__pycache__", "results", "figures")])
+        (folder / room).mkdir()
+        for path in (ROOT / room).glob("*.py"):
+            shutil.copy(path, folder / room)
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
     return folder
@@ -179,9 +181,10 @@ def ignored(homework, submission):
     lines = []
     for file in sorted({exercise.file for exercise in homework}):
         names = [name for exercise in homework if exercise.file == file for name in exercise.names]
-        removed = {target.split(":")[1].split(".")[0] for exercise in homework for target in exercise.removed}
+        text = (ROOT / file).read_text()
+        removed = {name for e in homework for target in e.removed for name in graft.all_functions(text, target)}
         try:
-            found = graft.other_edits(submitted_text(submission, file), (ROOT / file).read_text(), names)
+            found = graft.other_edits(submitted_text(submission, file), text, names)
         except (graft.Unreadable, AssertionError, SyntaxError, ValueError, RecursionError):
             continue
         if other := [name for name in found if name not in removed]:
@@ -190,8 +193,8 @@ def ignored(homework, submission):
 
 class Grader:
     """A homework's keys for one seed, and the worker. grade(submission) -> list of Graded."""
-    def __init__(self, homework, seed):
-        self.exercises, self.seed, self.worker, self.keys = exercises(homework), seed, Worker(), {}
+    def __init__(self, homework, seed, variant=None):
+        self.exercises, self.seed, self.worker, self.keys = exercises(homework, variant), seed, Worker(), {}
         self.folder = Path(tempfile.mkdtemp(prefix="grade-"))
         self.folder.chmod(0o755)
         self.base = clean_copy(self.folder / "clean")
@@ -237,14 +240,15 @@ def get_args(argv=None):
     p.add_argument("homework", choices=HOMEWORKS, help="the homework")
     p.add_argument("--submission", required=True, help="the folder that the student handed in")
     p.add_argument("--json", help="write the results to this file too")
-    p.add_argument("--seed", type=int, default=0, help="of the probes: another seed gives other inputs of the same kind")
+    p.add_argument("--seed", type=int, default=0, help="of the inputs: another seed gives others of the same kind")
+    p.add_argument("--variant", type=int, help="the seed that the homework was made with")
     return p.parse_args(argv)
 
 def main(argv=None):
     args = get_args(argv)
     if not Path(args.submission).is_dir():
         raise SystemExit(f"--submission {args.submission}: there is no such folder")
-    with Grader(args.homework, args.seed) as grader:
+    with Grader(args.homework, args.seed, args.variant) as grader:
         graded = grader.grade(args.submission)
         print(report(graded, ignored(grader.exercises, args.submission)))
     if args.json:

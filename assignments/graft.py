@@ -28,33 +28,38 @@ def find(tree, qualname):
         body = next((node.body for node in body if isinstance(node, ast.ClassDef) and node.name == part), [])
     return next((node for node in reversed(body) if isinstance(node, FUNCTION) and node.name == name), None)
 
-def span(node, decorators=True):
-    """First and last line of a function, from 0, the last one excluded."""
-    first = min([node.lineno, *(d.lineno for d in node.decorator_list)]) if decorators else node.lineno
-    return first - 1, node.end_lineno
+def first_line(node):
+    """The line, from 1, on which a statement begins: that of its first decorator, if there is one."""
+    return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+
+def all_functions(text, target):
+    """The qualified names of a target: "losses.py:*" is every registered loss of the file, others are one name."""
+    name = target.split(":")[1]
+    if name != "*":
+        return [name]
+    return [node.name for node in ast.parse(text).body if isinstance(node, FUNCTION)
+            and any("register" in ast.unparse(d) for d in node.decorator_list)]
 
 def source_of(text, qualname):
     """The lines of a function without its decorators, or None."""
     node = find(ast.parse(text), qualname)
     if node is None:
         return None
-    first, last = span(node, decorators=False)
-    return "\n".join(text.splitlines()[first:last])
+    return "\n".join(text.splitlines()[node.lineno - 1:node.end_lineno])
 
 def put(text, qualname, function, before=""):
-    """The file with another source of one function. Its decorators stay. `before` goes above its outermost statement."""
+    """The file with another source of one function, without decorators: those stay. `before` goes above it."""
     tree, lines = ast.parse(text), text.splitlines()
-    first, last = span(find(tree, qualname), decorators=False)
-    lines[first:last] = function.splitlines()
+    node = find(tree, qualname)
+    lines[node.lineno - 1:node.end_lineno] = function.splitlines()
     if before:
-        outermost = find(tree, qualname.split(".")[0]) or next(
-            node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == qualname.split(".")[0])
-        at = min([outermost.lineno, *(d.lineno for d in outermost.decorator_list)]) - 1
+        outermost = next(statement for statement in tree.body if statement.lineno <= node.lineno <= statement.end_lineno)
+        at = first_line(outermost) - 1
         lines[at:at] = [*before.splitlines(), ""]
     return "\n".join(lines) + "\n"
 
 def blank(text, qualname, message, hidden=()):
-    """The file with the body of one function replaced by its docstring, less the hidden lines, and NotImplementedError."""
+    """The file with a function's body replaced by its docstring, less the hidden lines, and NotImplementedError."""
     node, lines = find(ast.parse(text), qualname), text.splitlines()
     first, body = node.body[0], []
     indent = " " * first.col_offset
@@ -76,6 +81,14 @@ def edited(text, qualnames, edits):
         text = put(text, homes[0], source_of(text, homes[0]).replace(right, wrong))
     return text
 
+def applies(text, qualnames, edits):
+    """Whether edited() can make all the edits."""
+    try:
+        edited(text, qualnames, edits)
+    except AssertionError:
+        return False
+    return True
+
 def defined(node):
     """The names that a top-level statement gives."""
     if isinstance(node, (*FUNCTION, ast.ClassDef)):
@@ -88,11 +101,11 @@ def defined(node):
     return set()
 
 def additions(text, original):
-    """The source of the top-level imports, functions, classes and constants of `text` whose names `original` does not give."""
+    """The source of the top-level statements of `text` that give names which `original` does not have."""
     there = set().union(*(defined(node) for node in ast.parse(original).body))
     new = [node for node in ast.parse(text).body if defined(node) and not defined(node) & there]
     lines = text.splitlines()
-    parts = [lines[min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1:node.end_lineno] for node in new]
+    parts = [lines[first_line(node) - 1:node.end_lineno] for node in new]
     return "\n".join("\n".join(part) for part in parts)
 
 def stripped(node):
@@ -105,7 +118,7 @@ def stripped(node):
     return ast.dump(node)
 
 def other_edits(text, original, qualnames):
-    """The names of functions and classes of `original` that `text` has otherwise, apart from the functions in qualnames."""
+    """The names of `original` that `text` defines otherwise, apart from the functions in qualnames."""
     for name in qualnames:
         for side in (text, original):
             assert find(ast.parse(side), name), name

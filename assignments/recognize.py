@@ -25,7 +25,7 @@ class Judged:
 # distances
 
 def gap(a, b):
-    """The largest difference of two arrays, relative to the largest finite value of b. inf if they cannot be compared."""
+    """The largest difference of two arrays, relative to b's largest finite value. inf if they cannot be compared."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return math.inf
     if a.size == 0:
@@ -149,36 +149,56 @@ def invariances(student, reference, probes, tolerance):
                 facts.append(f"the result changes with {probe['differs_in']}, and should not")
     return facts
 
+def error_fact(student, titles):
+    """The first error and how many probes have one, or None."""
+    errors = [(title, entry["error"]) for title, entry in zip(titles, student) if "error" in entry]
+    if not errors:
+        return None
+    title, error = errors[0]
+    where = f"{len(errors)} of {len(student)} probes, first on {title!r}" if len(errors) < len(student) else "every probe"
+    return f"{error} (on {where})"
+
+def form_facts(student, reference):
+    """Facts about inputs changed in place, missing arrays, shapes, dtypes and values that are not finite."""
+    facts = []
+    for entry, want in zip(student, reference):
+        facts += [f"changes its input `{name}` in place" for name in entry["changed"] if name not in want["changed"]]
+        for name, right in want["arrays"].items():
+            if name not in entry["arrays"]:
+                facts.append(f"`{name}` is missing from the result")
+            else:
+                facts += of_arrays(name, entry["arrays"][name], right)
+    return list(dict.fromkeys(facts))
+
+def value_facts(student, reference, probes, titles, tolerance):
+    """Facts about values: factors and offsets, rows, probes and arrays that are right."""
+    facts, fine, names = [], [], list(reference[0]["arrays"])
+    for name in names:
+        both = [(e["arrays"].get(name), w["arrays"].get(name)) for e, w in zip(student, reference)]
+        both = [(found, want) for found, want in both if found is not None and want is not None]
+        if any(of_arrays(name, found, want) for found, want in both):
+            continue
+        if all(gap(found, want) <= tolerance for found, want in both):
+            fine.append(name)
+            continue
+        facts += relation(name, both, tolerance)
+        rows = (rows_right(name, *pair, probe.get("rows", []), tolerance) for pair, probe in zip(both, probes))
+        facts += next((found for found in rows if found), [])
+    right = [title for title, e, w in zip(titles, student, reference) if entry_gap(e, w) <= tolerance]
+    wrong = [title for title in titles if title not in right]
+    if right and wrong:
+        facts.append(f"right on {', '.join(map(repr, right[:3]))}; wrong on {', '.join(map(repr, wrong[:3]))}")
+    if fine and len(fine) < len(names):
+        facts.append(f"{', '.join(f'`{name}`' for name in fine)} {'is' if len(fine) == 1 else 'are'} right")
+    return facts
+
 def facts_of(student, reference, probes, tolerance):
     """All facts, the most telling first, five at most."""
     titles = [probe.get("title", f"probe {i + 1}") for i, probe in enumerate(probes)]
-    if errors := [(title, entry["error"]) for title, entry in zip(titles, student) if "error" in entry]:
-        where = "every probe" if len(errors) == len(student) else f"{len(errors)} of {len(student)} probes, first on {errors[0][0]!r}"
-        return [f"{errors[0][1]} (on {where})"]
-    facts = [f"changes its input `{name}` in place" for name in sorted({name for entry, want in zip(student, reference)
-                                                                        for name in set(entry["changed"]) - set(want["changed"])})]
-    shared = [name for name in reference[0]["arrays"] if all(name in entry["arrays"] for entry in student)]
-    for entry, want in zip(student, reference):
-        for name in want["arrays"]:
-            if name not in entry["arrays"]:
-                return [*facts, f"`{name}` is missing from the result"]
-            facts += [fact for fact in of_arrays(name, entry["arrays"][name], want["arrays"][name]) if fact not in facts]
-    if not facts:
-        for name in shared:
-            facts += relation(name, [(e["arrays"][name], w["arrays"][name]) for e, w in zip(student, reference) if name in w["arrays"]],
-                              tolerance)
-    facts += invariances(student, reference, probes, tolerance)
-    right = [title for title, e, w in zip(titles, student, reference) if entry_gap(e, w) <= tolerance]
-    wrong = [title for title in titles if title not in right]
-    for probe, entry, want in zip(probes, student, reference):
-        for name in want["arrays"]:
-            facts += [fact for fact in rows_right(name, entry["arrays"][name], want["arrays"][name], probe.get("rows", []), tolerance)
-                      if fact not in facts and not any(f.startswith(f"`{name}`: of") for f in facts)]
-    if right and wrong:
-        facts.append(f"right on: {', '.join(map(repr, right[:3]))}; wrong on: {', '.join(map(repr, wrong[:3]))}")
-    fine = [name for name in shared if all(gap(e["arrays"][name], w["arrays"][name]) <= tolerance for e, w in zip(student, reference))]
-    if fine and len(fine) < len(shared):
-        facts.append(f"{', '.join(f'`{name}`' for name in fine)} {'is' if len(fine) == 1 else 'are'} right")
+    if error := error_fact(student, titles):
+        return [error]
+    facts = [*form_facts(student, reference), *invariances(student, reference, probes, tolerance),
+             *value_facts(student, reference, probes, titles, tolerance)]
     return facts[:5] or ["the values are wrong on every probe, and none of the usual mistakes gives them"]
 
 def judge(mistakes, student, reference, wrong, alternatives, probes):

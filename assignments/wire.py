@@ -81,5 +81,5 @@ def unpack(data):
                 return {key: whole(x) for key, x in item["dict"]}
             return [whole(x) for x in item] if isinstance(item, list) else item
         return whole(json.loads(head))
-    except (KeyError, IndexError, TypeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError, MemoryError) as e:
+    except (LookupError, TypeError, ValueError, RecursionError, MemoryError) as e:
         raise ValueError(f"not a message: {type(e).__name__}") from None

@@ -29,10 +29,10 @@ import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import numpy as np    # noqa: E402
-import torch    # noqa: E402
-import torch._dynamo    # noqa: E402, F401 - imported by the first optimizer, which takes seconds: here once
-import wire    # noqa: E402
+import numpy as np
+import torch
+import torch._dynamo    # noqa: F401 - imported by the first optimizer, which takes seconds: here once
+import wire
 
 SECONDS, CPU_SECONDS, BYTES, PROCESSES, FILE_BYTES = 30, 20, 3 << 30, 16, 1 << 20
 NEWNS, NEWUSER, NEWPID, NEWNET, NEWIPC = 0x20000, 0x10000000, 0x20000000, 0x40000000, 0x08000000
@@ -137,7 +137,7 @@ def in_fork(job, pipe, trusted):
             os.dup2(null, number)
         os.closerange(3, pipe), os.closerange(pipe + 1, 1024)    # the grader's own pipes
         os.environ.clear()
-        os.environ.update(HOME=job["tree"], OMP_NUM_THREADS="1", MPLBACKEND="Agg", HF_HUB_OFFLINE="1", PYTHONDONTWRITEBYTECODE="1")
+        os.environ.update(HOME=job["tree"], OMP_NUM_THREADS="1", MPLBACKEND="Agg", HF_HUB_OFFLINE="1")
         sys.dont_write_bytecode = True
         if not trusted:
             confine()
@@ -161,7 +161,7 @@ def processes():
     return found
 
 def descendants():
-    """pid -> resident bytes of all that this process has started, directly or not: as a subreaper it inherits orphans."""
+    """pid -> resident bytes of all that this process started, directly or not: a subreaper inherits orphans."""
     table, mine = processes(), {os.getpid()}
     while more := {pid for pid, (parent, _) in table.items() if parent in mine} - mine:
         mine |= more

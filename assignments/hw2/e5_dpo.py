@@ -34,7 +34,7 @@ def run(module, probe):
     grads = torch.autograd.grad(losses.mean(), [policy_chosen, policy_rejected])
     return dict(found, grad_chosen=grads[0], grad_rejected=grads[1])
 
-LOSS = "losses = -F.logsigmoid(h)"
+LOSS, REWARD = "losses = -F.logsigmoid(h)", "return with_rewards(losses, beta, w, l)"
 FORMULA, REWARDS, STABLE = "From log-probs to h", "What is logged", "Far from zero"
 MISTAKES = {
     "the sign of the loss": Mistake(((LOSS, "losses = F.logsigmoid(h)"),),
@@ -47,19 +47,22 @@ MISTAKES = {
         "Where does beta stand in the formula: inside or outside of the logarithm?", FORMULA),
     "beta divides": Mistake(((LOSS, "losses = -F.logsigmoid(h / beta ** 2)"),),
         "Does a larger beta make the margin h larger or smaller in the formula?", FORMULA),
-    "no reference": Mistake(((LOSS, "losses = -F.logsigmoid(beta * (pairs.policy_chosen_logps - pairs.policy_rejected_logps))"),),
+    "no reference": Mistake(
+        ((LOSS, "losses = -F.logsigmoid(beta * (pairs.policy_chosen_logps - pairs.policy_rejected_logps))"),),
         "While the policy equals the reference, each loss is log 2. Is yours?", FORMULA),
-    "means over tokens": Mistake(((LOSS, "losses = -F.logsigmoid(beta * (w / pairs.chosen_lens - l / pairs.rejected_lens))"),),
+    "means over tokens": Mistake(
+        ((LOSS, "losses = -F.logsigmoid(beta * (w / pairs.chosen_lens - l / pairs.rejected_lens))"),),
         "Are the log-probs of this loss sums over tokens or means?", FORMULA),
     "1 - sigmoid instead of its logarithm": Mistake(((LOSS, "losses = 1 - h.sigmoid()"),),
         "The loss of a pair with h = 0 is log 2 = 0.693. What is yours?", FORMULA),
     "sigmoid, then log": Mistake(((LOSS, "losses = -h.sigmoid().log()"),),
-        "One probe has log-ratios of thousands of nats. What is sigmoid(-800) in floating point, and what is its logarithm?", STABLE),
+        "One probe has log-ratios of thousands of nats. What is sigmoid(-800) in floating point, and its logarithm?",
+        STABLE),
     "a clamp": Mistake(((LOSS, "losses = -F.logsigmoid(h.clamp(-20, 20))"),),
         "Look at the gradient of a pair that is far on the wrong side. Can it still move?", STABLE),
-    "rewards with a gradient": Mistake((("return with_rewards(losses, beta, w, l)", "return losses, beta * w, beta * l"),),
+    "rewards with a gradient": Mistake(((REWARD, "return losses, beta * w, beta * l"),),
         "The rewards are only logged. May a gradient flow through them?", REWARDS),
-    "rewards without beta": Mistake((("return with_rewards(losses, beta, w, l)", "return losses, w.detach(), l.detach()"),),
+    "rewards without beta": Mistake(((REWARD, "return losses, w.detach(), l.detach()"),),
         "What is the unit of a reward, and where does beta enter it?", REWARDS),
     "the mean instead of one loss a pair": Mistake(((LOSS, "losses = -F.logsigmoid(h).mean()"),),
         "What shape does the docstring promise for the losses?", REWARDS),
@@ -90,4 +93,4 @@ def dpo(pairs, *, beta=0.1):
 ''',
 }
 HIDDEN = ("log sigmoid(h)",)
-REMOVED = ("losses.py:smoothed",)
+REMOVED = ("losses.py:smoothed", "losses.py:*")
