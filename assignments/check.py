@@ -89,7 +89,7 @@ def main(argv=None):
                 problems += check_submissions(grader, exercise, work)
                 shutil.rmtree(work, ignore_errors=True)
                 print(f"{exercise.number:6} {exercise.title[:40]:40} {len(exercise.mistakes):2d} mistakes "
-                      f"{len(exercise.alternatives):2d} alternatives  apart {apart.apart:.0e}  noise {apart.noise:.0e}  "
+                      f"{len(exercise.alternatives)} alternatives  apart {apart.apart:.0e}  noise {apart.noise:.0e}  "
                       f"{seconds:4.1f} s  {'FAILS' if problems else 'holds'}")
                 print("".join(f"       {problem}\n" for problem in problems), end="")
                 if args.matrix:

@@ -84,7 +84,7 @@ class Exercise:
         return graft.edited(text, self.names, self.variants[self.variant]) if self.variant else text
 
     def varied(self, name):
-        """The exercise with a variant: the project's own body is a mistake, and mistakes that do not apply are left out."""
+        """The exercise with a variant: the project's own body is a mistake now, and mistakes that do not apply go."""
         other = replace(self, variant=name)
         text = other.source()
         mistakes = {key: m for key, m in self.mistakes.items() if graft.applies(text, self.names, m.edits)}

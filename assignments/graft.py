@@ -53,7 +53,7 @@ def put(text, qualname, function, before=""):
     node = find(tree, qualname)
     lines[node.lineno - 1:node.end_lineno] = function.splitlines()
     if before:
-        outermost = next(statement for statement in tree.body if statement.lineno <= node.lineno <= statement.end_lineno)
+        outermost = next(x for x in tree.body if x.lineno <= node.lineno <= x.end_lineno)
         at = first_line(outermost) - 1
         lines[at:at] = [*before.splitlines(), ""]
     return "\n".join(lines) + "\n"
@@ -108,12 +108,16 @@ def additions(text, original):
     parts = [lines[first_line(node) - 1:node.end_lineno] for node in new]
     return "\n".join("\n".join(part) for part in parts)
 
+def is_docstring(body):
+    """Whether a list of statements begins with a string."""
+    return bool(body) and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
+
 def stripped(node):
     """The structure of a statement without docstrings, to compare two files."""
     node = ast.parse(ast.unparse(node))
     for inner in ast.walk(node):
         body = getattr(inner, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if isinstance(body, list) and is_docstring(body):
             inner.body = body[1:] or [ast.Pass()]
     return ast.dump(node)
 

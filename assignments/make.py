@@ -79,7 +79,7 @@ def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("homework", choices=HOMEWORKS, help="the homework")
     p.add_argument("--out", required=True, help="the folder to make")
-    p.add_argument("--variant", type=int, help="a seed: specify some functions otherwise, so that public answers are wrong")
+    p.add_argument("--variant", type=int, help="a seed: specify some functions otherwise than the public code")
     return p.parse_args(argv)
 
 def main(argv=None):

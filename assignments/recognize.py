@@ -155,8 +155,9 @@ def error_fact(student, titles):
     if not errors:
         return None
     title, error = errors[0]
-    where = f"{len(errors)} of {len(student)} probes, first on {title!r}" if len(errors) < len(student) else "every probe"
-    return f"{error} (on {where})"
+    if len(errors) == len(student):
+        return f"{error} (on every probe)"
+    return f"{error} (on {len(errors)} of {len(student)} probes, first on {title!r})"
 
 def form_facts(student, reference):
     """Facts about inputs changed in place, missing arrays, shapes, dtypes and values that are not finite."""

@@ -21,6 +21,7 @@ import ctypes
 import importlib
 import os
 import resource
+import select
 import signal
 import struct
 import sys
@@ -31,7 +32,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import torch
-import torch._dynamo    # noqa: F401 - imported by the first optimizer, which takes seconds: here once
+import torch._dynamo    # imported by the first optimizer, which takes seconds: here once
 import wire
 
 SECONDS, CPU_SECONDS, BYTES, PROCESSES, FILE_BYTES = 30, 20, 3 << 30, 16, 1 << 20
@@ -184,18 +185,16 @@ def kill_all():
 def watch(pipe, seconds):
     """The bytes that the job writes, or a line that says which limit it broke."""
     end, data = time.monotonic() + seconds, bytearray()
-    os.set_blocking(pipe, False)
     while True:
-        try:
+        if select.select([pipe], [], [], 0.1)[0]:
             part = os.read(pipe, 1 << 20)
             if not part:
                 return bytes(data), None
             data += part
             if len(data) > wire.LIMIT:
                 return None, f"returned more than {wire.LIMIT >> 20} MB"
-            continue
-        except BlockingIOError:
-            time.sleep(0.005)
+            if time.monotonic() < end:
+                continue
         alive = descendants()
         if time.monotonic() > end:
             return None, f"did not end within {seconds} s"
