@@ -27,11 +27,13 @@ class Mistake:
     hint     what the student should look at. It never contains the answer.
     section  the heading of the handout that explains it
     test     a test of the project that fails with this mistake: "test_losses.py::test_x", or "" if there is none
+    symptom  what somebody would see who uses the faulty code, for a bug hunt; "" keeps the mistake out of hunts
     """
     edits: tuple
     hint: str
     section: str
     test: str = ""
+    symptom: str = ""
 
 @dataclass(frozen=True)
 class Exercise:

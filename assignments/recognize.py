@@ -118,15 +118,17 @@ def offset(pairs):
     c = float(np.median(differences))
     return c if np.allclose(differences, c, rtol=0, atol=1e-10) else None
 
-def relation(name, pairs, tolerance):
-    """One fact about how an array is related to the right one over all probes."""
-    if all(gap(f, w) <= tolerance for f, w in pairs):
-        return []
+def relation(pairs):
+    """How an array is related to the right one over all probes: "times c", "plus c" or ""."""
     if (c := ratio(pairs)) is not None:
-        return [f"`{name}` is the right answer times {c:.6g}, everywhere"]
+        return f"times {c:.6g}"
     if (c := offset(pairs)) is not None:
-        return [f"`{name}` is the right answer plus {c:.6g}, everywhere"]
-    return []
+        return f"plus {c:.6g}"
+    return ""
+
+def listed(names):
+    """The names of arrays as the subject of a sentence, with its verb."""
+    return f"{', '.join(f'`{name}`' for name in names)} {'is' if len(names) == 1 else 'are'}"
 
 def rows_right(name, found, want, notes, tolerance):
     """Which rows of an array are right, with what the probe says of them."""
@@ -173,7 +175,7 @@ def form_facts(student, reference):
 
 def value_facts(student, reference, probes, titles, tolerance):
     """Facts about values: factors and offsets, rows, probes and arrays that are right."""
-    facts, fine, names = [], [], list(reference[0]["arrays"])
+    facts, related, fine, names = [], {}, [], list(reference[0]["arrays"])
     for name in names:
         both = [(e["arrays"].get(name), w["arrays"].get(name)) for e, w in zip(student, reference)]
         both = [(found, want) for found, want in both if found is not None and want is not None]
@@ -182,15 +184,18 @@ def value_facts(student, reference, probes, titles, tolerance):
         if all(gap(found, want) <= tolerance for found, want in both):
             fine.append(name)
             continue
-        facts += relation(name, both, tolerance)
+        if known := relation(both):
+            related.setdefault(known, []).append(name)
+            continue
         rows = (rows_right(name, *pair, probe.get("rows", []), tolerance) for pair, probe in zip(both, probes))
         facts += next((found for found in rows if found), [])
+    facts[:0] = [f"{listed(group)} the right answer {known}, everywhere" for known, group in related.items()]
     right = [title for title, e, w in zip(titles, student, reference) if entry_gap(e, w) <= tolerance]
     wrong = [title for title in titles if title not in right]
     if right and wrong:
         facts.append(f"right on {', '.join(map(repr, right[:3]))}; wrong on {', '.join(map(repr, wrong[:3]))}")
     if fine and len(fine) < len(names):
-        facts.append(f"{', '.join(f'`{name}`' for name in fine)} {'is' if len(fine) == 1 else 'are'} right")
+        facts.append(f"{listed(fine)} right")
     return facts
 
 def facts_of(student, reference, probes, tolerance):
