@@ -101,6 +101,7 @@ def load(homework, number, path):
     fields = ("targets", "points", "minutes", "probes", "run", "mistakes", "alternatives", "hidden", "removed",
               "variants")
     given = {key: getattr(module, name) for key in fields for name in (key, key.upper()) if hasattr(module, name)}
+    given["targets"] = tuple(given["targets"])
     title = module.__doc__.strip().splitlines()[0].rstrip(".")
     return Exercise(number=f"{homework}.{number}", title=title, **given)
 

@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 
 from assignments import graft
-from assignments.exercise import HOMEWORKS, ROOT, exercises
+from assignments.exercise import HOMEWORKS, exercises
 from assignments.grade import clean_copy
 
 SECONDS, BYTES = 60, 6 << 30    # of one run of the student's tests
@@ -47,16 +47,22 @@ def write_copy(homework, seed, n, out):
     if Path(out).exists():
         raise SystemExit(f"--out {out} exists already; give another folder")
     folder, drawn = clean_copy(Path(out)), chosen(homework, seed, n)
-    lines = ["# Bug hunt", "", f"{n} functions of this copy are wrong. What somebody saw:", ""]
+    lines = [f"# Bug hunt\n\n{n} functions of this copy are wrong. What somebody saw:\n"]
     for number, (exercise, name) in enumerate(drawn, 1):
         plant(folder, exercise, name)
         lines.append(f"{number}. {exercise.mistakes[name].symptom}")
-    lines += ["", "Hand in `found.json` and `test_hunt.py`, in this folder. found.json has an entry for each number:", "",
-              '    {"1": {"place": "file.py:function", "cause": "one sentence: which line does what instead of what"}}', "",
-              "test_hunt.py holds pytest tests with fixed seeds. They must pass on the right code, however it is written, and",
-              "fail on each fault. `python -m pytest test_hunt.py` runs them here, where some of them should fail."]
-    (folder / "HUNT.md").write_text("\n".join(lines) + "\n")
+    (folder / "HUNT.md").write_text("\n".join(lines) + TASK)
     print(f"{out}: {n} faults planted; students begin with HUNT.md")
+
+TASK = """
+
+Hand in `found.json` and `test_hunt.py`, in this folder. found.json has an entry for each number:
+
+    {"1": {"place": "file.py:function", "cause": "one sentence: what the code does, and what it should do"}}
+
+test_hunt.py holds pytest tests with fixed seeds. They must pass on the right code, however it is written, and fail on
+each fault. `python -m pytest test_hunt.py` runs them here, where some of them should fail.
+"""
 
 def limits():
     """Set in the process that runs the student's tests."""
@@ -90,39 +96,58 @@ def read_found(folder):
     except (OSError, ValueError, AttributeError):
         return {}
 
+class Copies:
+    """Clean copies for the tests of a submission. on(exercise, text): whether they pass with that text of its file."""
+    def __init__(self, tests, work):
+        self.tests, self.work = tests, Path(work)
+        self.base = clean_copy(self.work / "clean")
+
+    def on(self, exercise=None, text=""):
+        folder = Path(tempfile.mkdtemp(dir=self.work)) / "copy"
+        shutil.copytree(self.base, folder)
+        if exercise is not None:
+            (folder / exercise.file).write_text(text)
+        return passes(self.tests, folder)
+
+def fair(copies, drawn):
+    """Whether the tests pass on the right code, and on everything that is right and written otherwise."""
+    if not copies.on():
+        return False
+    for exercise, _ in drawn:
+        for name, source in exercise.alternatives.items():
+            there = [target for target in exercise.names if graft.source_of(source, target)]
+            if not copies.on(exercise, graft.graft(source, exercise.source(), there, name)):
+                return False
+    return True
+
+def catches(copies, drawn):
+    """(planted faults, other mistakes) on which the tests fail."""
+    caught = others = 0
+    planted = {(exercise.number, name) for exercise, name in drawn}
+    for exercise, _ in drawn:
+        for name, mistake in exercise.mistakes.items():
+            seen = not copies.on(exercise, graft.edited(exercise.source(), exercise.names, mistake.edits))
+            caught += seen and (exercise.number, name) in planted
+            others += seen and (exercise.number, name) not in planted
+    return caught, others
+
 def grade(homework, seed, n, submission):
-    """Lines of a report for one submission."""
+    """The report of a submission, line by line."""
     submission, drawn, points, lines = Path(submission), chosen(homework, seed, n), 0, []
     places, tests = read_found(submission), submission / "test_hunt.py"
-    for number, (exercise, name) in enumerate(drawn, 1):
+    for number, (exercise, _) in enumerate(drawn, 1):
         right = places.get(str(number)) in exercise.targets
         points += right
         lines.append(f"fault {number}: the place is {'right' if right else 'not right'}")
     if not tests.is_file() or tests.is_symlink():
         return [*lines, "test_hunt.py is missing", f"total  {points} of {3 * n} points"]
     with tempfile.TemporaryDirectory() as work:
-        base = clean_copy(Path(work) / "clean")
-        def on(*edits):
-            folder = Path(tempfile.mkdtemp(dir=work)) / "copy"
-            shutil.copytree(base, folder)
-            for exercise, text in edits:
-                (folder / exercise.file).write_text(text)
-            return passes(tests, folder)
-        fair = on() and all(on((e, graft.graft(source, e.source(), [x for x in e.names if graft.source_of(source, x)], "")))
-                            for e, _ in drawn for source in e.alternatives.values())
-        if not fair:
+        copies = Copies(tests, work)
+        if not fair(copies, drawn):
             return [*lines, "the tests fail on right code", f"total  {points} of {3 * n} points"]
-        caught, bonus = 0, 0
-        for exercise in {e.number: e for e, _ in drawn}.values():
-            for name, mistake in exercise.mistakes.items():
-                seen = not on((exercise, graft.edited(exercise.source(), exercise.names, mistake.edits)))
-                if any(exercise is e and name == planted for e, planted in drawn):
-                    caught += seen
-                else:
-                    bonus += seen
-    points += 2 * caught
-    return [*lines, f"the tests catch {caught} of {n} planted faults, and {bonus} others",
-            f"total  {points} of {3 * n} points, bonus {bonus / 10:.1f}"]
+        caught, others = catches(copies, drawn)
+    lines.append(f"the tests catch {caught} of {n} planted faults, and {others} other mistakes")
+    return [*lines, f"total  {points + 2 * caught} of {3 * n} points, bonus {others / 10:.1f}"]
 
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

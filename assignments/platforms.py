@@ -82,7 +82,8 @@ def write_csv(grader, submissions, out):
             graded, lines = grade_one(grader, path)
             points = {one.number: one.points for one in graded}
             remarks = [f"{one.number}: {line}" for one in graded for line in one.says] + lines
-            writer.writerow([path.stem, *(points.get(n, 0) for n in numbers), sum(points.values()), " | ".join(remarks)])
+            each = [points.get(number, 0) for number in numbers]
+            writer.writerow([path.stem, *each, sum(each), " | ".join(remarks)])
             f.flush()
             print(f"{path.name}: {sum(points.values())} points")
     print(f"{out}: {len(paths)} submissions")

@@ -227,8 +227,17 @@ def receive(stream):
     head = stream.read(8)
     return stream.read(struct.unpack("<Q", head)[0]) if len(head) == 8 else None
 
+def import_all():
+    """Imports the standard library: a job may not be allowed to read its folder."""
+    skipped = {"antigravity", "this", "idlelib", "turtle", "turtledemo", "tkinter", "lib2to3", "ensurepip", "venv"}
+    for name in [*sorted(sys.stdlib_module_names - skipped), "encodings.idna"]:
+        if name == "__future__" or not name.startswith("_"):
+            with contextlib.suppress(BaseException):    # noqa: B902
+                importlib.import_module(name)
+
 def serve():
     torch.set_num_threads(1)
+    import_all()
     libc.prctl(SUBREAPER, 1, 0, 0, 0)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

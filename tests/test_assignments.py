@@ -1,0 +1,315 @@
+"""The course in a box: making a copy, running a student's code, recognizing mistakes, and attacks on the grader."""
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from assignments import graft, make, platforms, recognize, wire
+from assignments.exercise import HOMEWORKS, ROOT, exercises
+from assignments.grade import Grader, ignored
+
+DPO = next(e for e in exercises("hw2") if e.targets == ("losses.py:dpo",))
+RIGHT = "w, l, h = log_ratios(pairs, beta)\n    return with_rewards(F.softplus(-h), beta, w, l)"
+BLANK = f"raise NotImplementedError({DPO.number!r})"
+
+@pytest.fixture(scope="module")
+def grader():
+    """For dpo alone, so that each test grades one exercise."""
+    with Grader("hw2", seed=5) as grader:
+        grader.exercises = [DPO]
+        yield grader
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """hw2 as a student gets it."""
+    folder = tmp_path_factory.mktemp("hw2") / "copy"
+    make.make("hw2", folder)
+    return folder
+
+@pytest.fixture
+def submit(grader, copy, tmp_path):
+    """submit(body, more): what is graded for a submission whose dpo has this body; more is put at the end of the file."""
+    def graded(body, more=""):
+        text = (copy / "losses.py").read_text()
+        assert BLANK in text
+        (tmp_path / "losses.py").write_text(text.replace(BLANK, body) + more)
+        return grader.grade(tmp_path)[0]
+    return graded
+
+# ---------------------------------------------------------------------------------------------------------------------
+# functions as text, arrays as bytes
+
+SOURCE = '''import math
+
+@cached
+def f(x):
+    """Doc.
+
+    the answer is 2x
+    """
+    y = 2 * x    # twice
+    return y
+
+class A:
+    def g(self): return 1
+
+    def f(self):
+        return 3
+'''
+
+def test_a_body_is_taken_out_and_the_rest_stays():
+    """Decorator, signature and docstring are what the student works from; a method of the same name is another function."""
+    blank = graft.blank(SOURCE, "f", "hw0.1", ("the answer",))
+    assert '@cached\ndef f(x):\n    """Doc.\n\n    """\n    raise NotImplementedError(\'hw0.1\')\n' in blank
+    assert blank.endswith(SOURCE[SOURCE.index("\nclass A"):]) and "2 * x" not in blank and "2x" not in blank
+    method = graft.blank(SOURCE, "A.f", "hw0.2")
+    assert "return 3" not in method and "return y" in method
+    exec(compile(graft.blank(SOURCE, "A.g", "x").replace("@cached", ""), "", "exec"), {})
+
+def test_a_function_is_grafted_with_its_helpers_and_imports_only():
+    """A helper that stays behind is a NameError; an edit elsewhere would give points for another exercise."""
+    student = SOURCE.replace("2 * x", "twice(x)").replace("return 3", "return 4").replace("import math", "import math\nimport cmath")
+    student += "\ndef twice(x):\n    return x + x + 0 * len(cmath.__name__)\n"
+    text = graft.graft(student, SOURCE, ["f"], "f.py")
+    space = {"cached": lambda f: f}
+    exec(compile(text, "", "exec"), space)
+    assert space["f"](4) == 8 and space["A"]().f() == 3
+    assert graft.other_edits(student, SOURCE, ["f"]) == ["A"] and graft.other_edits(SOURCE, SOURCE, ["f"]) == []
+
+def test_what_cannot_be_grafted_is_one_line():
+    """A traceback of the grader's tells a student nothing."""
+    for text, words in (("def f(x:\n", "line 1: not Python"), ("def g(): pass", "there is no function f"), ("\0", "not Python")):
+        with pytest.raises(graft.Unreadable) as error:
+            graft.graft(text, SOURCE, ["f"], "f.py")
+        assert words in str(error.value) and "\n" not in str(error.value)
+
+def test_messages_come_back_as_they_were():
+    """Shapes, dtypes, infinities and empty arrays."""
+    value = dict(a=[np.arange(6.0).reshape(2, 3), np.zeros((0, 2), "int64"), None, "x", 1.5, True],
+                 b=dict(c=np.array([np.inf, np.nan]), array=np.array(True)))
+    back = wire.unpack(wire.pack(value))
+    for left, right in ((value["a"][0], back["a"][0]), (value["a"][1], back["a"][1]), (value["b"]["c"], back["b"]["c"])):
+        assert left.dtype == right.dtype and left.shape == right.shape and np.array_equal(left, right, equal_nan=True)
+    assert back["a"][2:] == [None, "x", 1.5, True] and back["b"]["array"].shape == ()
+
+def test_bytes_that_are_no_message_are_refused():
+    """They come from hostile code: nothing but ValueError may leave unpack, and no memory may be taken for a false length."""
+    good, rng = wire.pack(dict(a=np.arange(4.0))), np.random.default_rng(0)
+    for bad in (b"", b"x", good[:-1], wire.frame(b"[") , wire.frame(b'{"array": 0}'), wire.frame(b'{"dict": 3}'), b"\xff" * 40,
+                wire.frame(b'{"array": 0}') + wire.frame(b'["float64", [1000000000000]]') + wire.frame(b""),
+                wire.frame(b'{"array": 0}') + wire.frame(b'["object", [1]]') + wire.frame(b"12345678"), wire.frame(b"[" * 100_000)):
+        with pytest.raises(ValueError):
+            wire.unpack(bad)
+    for _ in range(300):
+        damaged = bytearray(good)
+        damaged[rng.integers(len(good))] = rng.integers(256)
+        try:
+            wire.unpack(bytes(damaged))
+        except ValueError:
+            pass
+
+# ---------------------------------------------------------------------------------------------------------------------
+# recognition
+
+def results(*arrays):
+    return [{"arrays": {"y": np.asarray(a, "float64")}, "changed": []} for a in arrays]
+
+WANT = results([[1.0, 2.0], [3.0, 5.0], [7.0, 1.0]], [[2.0, 4.0]])
+PROBES = [dict(title="first", rows=["short", "long", "no padding"]), dict(title="second")]
+
+@pytest.mark.parametrize("found, fact", [
+    (results([[-1.0, -2.0], [-3.0, -5.0], [-7.0, -1.0]], [[-2.0, -4.0]]), "`y` is the right answer times -1, everywhere"),
+    (results([[1.5, 2.5], [3.5, 5.5], [7.5, 1.5]], [[2.5, 4.5]]), "`y` is the right answer plus 0.5, everywhere"),
+    (results([[9.0, 2.0], [3.1, 5.0], [7.0, 1.0]], [[2.0, 4.0]]), "`y`: of 3 rows only row 2 (no padding) is right"),
+    (results([[1.0, 2.0], [3.0, 5.0], [7.0, 1.0]], [[2.0, 9.0]]), "right on 'first'; wrong on 'second'"),
+    (results([1.0, 2.0, 3.0], [2.0]), "`y` has the shape (3,), not (3, 2)"),
+    (results([[np.nan, 2.0], [3.0, 5.0], [7.0, 1.0]], [[2.0, 4.0]]), "`y` has 1 values of 6 that are nan or infinite"),
+    ([WANT[0] | {"changed": ["x"]}, WANT[1]], "changes its input `x` in place"),
+    ([{"arrays": {}, "changed": []}, WANT[1]], "`y` is missing from the result"),
+    ([{"error": "ValueError: no"}, WANT[1]], "ValueError: no (on 1 of 2 probes, first on 'first')")])
+def test_facts_are_true_of_the_result(found, fact):
+    """A hint that is guessed sends a student in a wrong direction; a fact cannot."""
+    judged = recognize.judge({}, found, WANT, {}, {}, PROBES)
+    assert not judged.right and not judged.mistake and fact in judged.facts
+
+def test_an_invariance_that_does_not_hold_is_told():
+    """What stands behind EOS is padding: the likeliest place of a mask that is shifted."""
+    probes = [PROBES[1], dict(same_as=0, differs_in="what stands behind EOS")]
+    want = results([1.0, 2.0], [1.0, 2.0])
+    judged = recognize.judge({}, results([1.0, 3.0], [1.0, 4.0]), want, {}, {}, probes)
+    assert "the result changes with what stands behind EOS, and should not" in judged.facts
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a student's copy
+
+@pytest.mark.parametrize("homework", HOMEWORKS)
+def test_no_copy_holds_an_answer(homework, tmp_path):
+    """Each expression that a mistake breaks is an answer: it must stand nowhere in the copy, in code or in prose."""
+    make.make(homework, tmp_path / "copy")
+    text = {path: "".join(path.read_text().split()) for path in (tmp_path / "copy").rglob("*") if path.suffix in (".py", ".md")}
+    for exercise in exercises(homework):
+        for name, mistake in exercise.mistakes.items():
+            for right, _ in mistake.edits:
+                answer = "".join(right.split())
+                places = [str(path) for path, whole in text.items() if answer in whole]
+                assert not places or len(answer) < 12, f"{exercise.number}, {name}: {right} stands in {places}"
+    assert not [p for p in (tmp_path / "copy").rglob("*") if p.name in ("tests", "docs", ".git", "oracle")]
+
+@pytest.mark.parametrize("homework", HOMEWORKS)
+def test_every_hint_leads_to_a_section_of_the_handout(homework):
+    """A hint that names a section which does not exist is a dead end."""
+    handout = (ROOT / "assignments" / homework / "README.md").read_text()
+    headings = {line.lstrip("# ").strip() for line in handout.splitlines() if line.startswith("#")}
+    for exercise in exercises(homework):
+        assert exercise.number in handout, exercise.number
+        for name, mistake in exercise.mistakes.items():
+            assert mistake.section in headings, (exercise.number, name, mistake.section)
+
+def test_a_right_solution_has_full_points_and_a_blank_one_none(submit):
+    """Written otherwise than the project has it, with a helper of its own."""
+    assert submit(RIGHT).points == DPO.points
+    assert submit("return helper(pairs, beta)", f"\ndef helper(pairs, beta):\n    {RIGHT}\n").points == DPO.points
+    blank = submit(BLANK)
+    assert blank.points == 0 and blank.says == ["not written yet"]
+
+def test_a_mistake_has_its_hint(submit):
+    """And only that: no value of the right answer."""
+    one = submit("w, l, h = log_ratios(pairs, beta)\n    return with_rewards(-F.logsigmoid(-h), beta, w, l)")
+    assert one.points == 0 and one.mistake == "chosen and rejected swapped" and len(one.says) == 1
+    assert DPO.mistakes[one.mistake].hint in one.says[0]
+
+def test_an_unknown_mistake_has_facts(submit):
+    """No hint is nearer to the truth than a wrong one."""
+    one = submit("w, l, h = log_ratios(pairs, beta)\n    return with_rewards(1.5 * F.softplus(-h), beta, w, l)")
+    assert not one.mistake and "the right answer times 1.5" in one.says[0]
+
+def test_edits_outside_are_reported_and_have_no_effect(submit, tmp_path, copy):
+    """Changing log_ratios would make dpo right by another exercise's function."""
+    one = submit("return dpo_of(pairs, beta)", "\ndef log_ratios(pairs, beta):\n    return 1, 2, 3\n"
+                 "\ndef dpo_of(pairs, beta):\n    " + RIGHT + "\n")
+    assert one.points == DPO.points
+    assert "log_ratios" in ignored([DPO], tmp_path)[0]
+
+def test_a_variant_makes_the_public_answer_wrong():
+    """The sources are public: another specification needs another body, and the original is recognized."""
+    seen = 0
+    for homework in HOMEWORKS:
+        for exercise in exercises(homework):
+            for name in exercise.variants:
+                varied = exercise.varied(name)
+                seen += 1
+                assert varied.source() != exercise.source() and "the original" in varied.mistakes
+                assert graft.edited(varied.source(), varied.names, varied.mistakes["the original"].edits) == exercise.source()
+    assert seen or HOMEWORKS == ["hw2"]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# attacks: each costs its exercise and nothing else
+
+HOSTILE = [
+    ("def", "not Python"), ("exit(0)", "SystemExit"), ("import os\n    os._exit(0)", "ended without a result"),
+    ("import os\n    os.kill(os.getppid(), 9)\n    os._exit(0)", ""),
+    ("import ctypes\n    ctypes.string_at(0)", "ended without a result"),
+    ("return dpo(pairs, beta=beta)", "RecursionError"),
+    ("import os\n    while True:\n        os.fork()", ""),
+    ("x = []\n    while True:\n        x.append(torch.ones(1 << 27))", ""),
+    ("print('x' * (1 << 30))\n    return pairs", ""),
+    ("import urllib.request\n    urllib.request.urlopen('http://127.0.0.1:9')", "URLError"),
+    ("open('/etc/nanopref-was-here', 'w')", "Error"),
+    ("open('results.json', 'w')", "Error"),
+    ("import os\n    os.write(1, b'x' * 100)\n    os.write(3, b'x' * 100)\n    return pairs", "Error"),
+]
+
+@pytest.mark.parametrize("body, words", [pytest.param(*case, marks=[] if i < 3 else pytest.mark.slow) for i, case in enumerate(HOSTILE)],
+                         ids=lambda x: " ".join(x.split())[:40])
+def test_code_that_misbehaves_costs_its_exercise(submit, body, words):
+    """An endless loop, a crash, a fork bomb or a full disk must not end the grading of the rest."""
+    one = submit(body)
+    assert one.points == 0 and len(one.says) == 1 and words in one.says[0], one.says
+    assert submit(RIGHT).points == DPO.points and not Path("/etc/nanopref-was-here").exists()
+
+@pytest.mark.slow
+def test_an_endless_loop_ends(submit):
+    """And the child that it has left behind, in a session of its own."""
+    one = submit("import os\n    if not os.fork():\n        os.setsid()\n    while True: pass")
+    assert one.points == 0 and ("did not end" in one.says[0] or "ended without" in one.says[0])
+
+
+@pytest.mark.parametrize("body", [
+    # an object whose comparisons are always true
+    "class Yes(torch.Tensor):\n        __eq__ = __le__ = __lt__ = lambda *_: True\n"
+    "    x = torch.zeros(len(pairs.chosen_lens), dtype=torch.float64, requires_grad=True).as_subclass(Yes)\n    return x, x, x",
+    # torch and the driver's helpers patched
+    "import sys\n    torch.autograd.grad = lambda *a, **k: [torch.zeros(1)] * 2\n    torch.equal = lambda *a: True\n"
+    "    import numpy\n    numpy.array_equal = lambda *a, **k: True\n    x = pairs.policy_chosen_logps\n    return x, x.detach(), x.detach()",
+    # the frames of the caller, where a grader in the same process would have what is right
+    "import sys\n    f = sys._getframe()\n    found = {}\n    while f:\n        found.update(f.f_locals)\n        f = f.f_back\n"
+    "    assert 'key' not in found and 'reference' not in found and 'mistakes' not in found\n    raise ValueError(sorted(found))",
+    # what the grader imports
+    "import gc\n    assert not any(type(x).__name__ in ('Exercise', 'Mistake', 'Key') for x in gc.get_objects())\n    raise ValueError",
+    # another process' memory
+    "import os\n    open(f'/proc/{os.getppid()}/mem', 'rb').read(1)",
+], ids=["comparisons", "patches", "frames", "objects", "memory"])
+def test_code_that_cheats_gains_nothing(submit, body):
+    """Expected values, points and hints exist only in the parent, which compares plain arrays."""
+    one = submit(body)
+    assert one.points == 0 and "AssertionError" not in one.says[0], one.says
+
+def test_a_link_is_not_followed(grader, copy, tmp_path):
+    """It would show the student any file that the grader can read."""
+    (tmp_path / "losses.py").symlink_to(ROOT / "losses.py")
+    assert "links are not followed" in grader.grade(tmp_path)[0].says[0]
+    (tmp_path / "losses.py").unlink()
+    assert "is missing" in grader.grade(tmp_path)[0].says[0]
+
+def test_zips_are_unpacked_with_care(tmp_path):
+    """A zip bomb, a path that climbs out, and a file that is no zip: one line each."""
+    def packed(name, members):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member, data in members:
+                archive.writestr(member, data)
+        return tmp_path / name
+    (tmp_path / "text.zip").write_text("hello")
+    for path, words in ((packed("bomb.zip", [("a", b"0" * (50 << 20))]), "more than 20 MB"),
+                        (packed("many.zip", [(f"{i}", b"") for i in range(3000)]), "more than 2000 files"),
+                        (packed("out.zip", [("../../x.py", b"")]), "outside of the folder"), (tmp_path / "text.zip", "not a zip")):
+        (tmp_path / "to").mkdir(exist_ok=True)
+        with pytest.raises(SystemExit, match=words):
+            platforms.unpack(path, tmp_path / "to")
+    assert not (tmp_path.parent / "x.py").exists()
+
+# ---------------------------------------------------------------------------------------------------------------------
+# platforms
+
+def test_a_class_is_one_csv(grader, copy, tmp_path, capsys):
+    """A submission that cannot be read has its row too."""
+    folder = tmp_path / "in"
+    (folder / "anna").mkdir(parents=True)
+    (folder / "anna" / "losses.py").write_text((copy / "losses.py").read_text().replace(BLANK, RIGHT))
+    with zipfile.ZipFile(folder / "bert.zip", "w") as archive:
+        archive.write(folder / "anna" / "losses.py", "hw2/losses.py")
+    (folder / "carl.zip").write_text("nothing")
+    platforms.write_csv(grader, folder, tmp_path / "grades.csv")
+    rows = [line.split(",") for line in (tmp_path / "grades.csv").read_text().splitlines()]
+    assert [row[0] for row in rows] == ["submission", "anna", "bert", "carl"]
+    assert [row[-2] for row in rows[1:]] == [str(DPO.points)] * 2 + ["0"] and "not a zip" in rows[3][-1]
+
+def test_files_for_platforms(tmp_path):
+    """Gradescope's zip has what the grader imports and no test; the notebook is valid JSON with a graded cell an exercise."""
+    platforms.main(["gradescope", "hw2", "--out", str(tmp_path / "a.zip")])
+    names = zipfile.ZipFile(tmp_path / "a.zip").namelist()
+    assert {"setup.sh", "run_autograder", "losses.py", "assignments/worker.py", "assignments/hw2/e5_dpo.py"} <= set(names)
+    assert not [name for name in names if name.startswith("tests/") or name.endswith("answers.md")]
+    platforms.main(["nbgrader", "hw2", "--out", str(tmp_path / "a.ipynb")])
+    cells = json.loads((tmp_path / "a.ipynb").read_text())["cells"]
+    graded = [c["metadata"]["nbgrader"]["points"] for c in cells if "nbgrader" in c["metadata"]]
+    assert graded == [e.points for e in exercises("hw2")]
+    platforms.main(["classroom", "hw2", "--out", str(tmp_path / "a.yml"), "--commit", "abc"])
+    assert "ref: abc" in (tmp_path / "a.yml").read_text()
+
+def test_the_report_of_gradescope_shows_everything(submit):
+    """A hidden test that fails beside "all tests passed" is what students complain of."""
+    found = platforms.gradescope_results([submit(RIGHT), submit(BLANK)], ["a line"])
+    assert found["score"] == DPO.points and {t["visibility"] for t in found["tests"]} == {"visible"}
+    assert found["tests"][1]["output"] == "not written yet"
