@@ -18,7 +18,7 @@ from assignments.exercise import HOMEWORKS
 from assignments.grade import Grader, grade_exercise
 
 def check_exercise(grader, exercise):
-    """(problems, Separation, seconds) of one exercise."""
+    """(problems, Separation, seconds, name of a mistake -> what was seen) of one exercise."""
     begin = time.perf_counter()
     key = grader.key(exercise)
     apart = recognize.separation(exercise.mistakes, key.reference, key.wrong, key.alternatives)
@@ -30,15 +30,14 @@ def check_exercise(grader, exercise):
     for name, result in key.alternatives.items():
         if not judged(result).right:
             problems.append(f"the alternative {name!r} does not pass: {judged(result).facts or result[0].get('error')}")
-    for name, result in key.wrong.items():
-        found = judged(result)
-        if found.right:
-            problems.append(f"the mistake {name!r} is not caught")
-        elif not found.mistake:
-            problems.append(f"the mistake {name!r} is not recognized: {found.facts[0]}")
-        elif exercise.mistakes[found.mistake].hint != exercise.mistakes[name].hint:
-            problems.append(f"the mistake {name!r} is taken for {found.mistake!r}")
-    return problems, apart, time.perf_counter() - begin
+    seen = {name: judged(result) for name, result in key.wrong.items()}
+    says = {}
+    for name, found in seen.items():
+        same = found.mistake and exercise.mistakes[found.mistake].hint == exercise.mistakes[name].hint
+        says[name] = "recognized" if same else "NOT CAUGHT" if found.right else "caught"
+        if not same:
+            problems.append(f"the mistake {name!r} is {says[name]}: {found.mistake or found.facts}")
+    return problems, apart, time.perf_counter() - begin, says
 
 def check_submissions(grader, exercise, folder):
     """Problems of the way through files and worker: the original gets full points, the blank copy none."""
@@ -71,32 +70,61 @@ def print_matrix(exercise, key):
         cells = [" inf" if math.isinf(d) else f"{math.log10(d):4.0f}" if d else "   =" for d in gaps]
         print(f"    {i:2d} {name[:38]:38} {' '.join(cells)}")
 
+HEAD = """# Mistakes that the grader knows
+
+Each line is a usual mistake, which the grader was given as if a student had handed it in. It must get no points and be recognized
+by what it computes. `python -m assignments.check --table docs/mistakes.md` makes this page, so it shows what was seen when that ran.
+"""
+
+def table_of(rows):
+    """The page of docs/ from (exercise, name of a mistake, what was seen)."""
+    lines, number = [HEAD], None
+    for exercise, name, seen in rows:
+        if exercise.number != number:
+            number = exercise.number
+            lines += ["", f"## {number} {exercise.title}", "", f"`{', '.join(exercise.targets)}`", "",
+                      "| mistake | seen | section of the handout |", "|---|---|---|"]
+        lines.append(f"| {name} | {seen} | {exercise.mistakes[name].section} |")
+    return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
+
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("homework", nargs="*", help="which homeworks; all of them if none is given")
     p.add_argument("--matrix", action="store_true", help="print the distances of all mistakes")
-    p.add_argument("--seed", type=int, default=0, help="of the probes")
+    p.add_argument("--seed", type=int, default=0, help="of the inputs")
+    p.add_argument("--table", help="write what was seen for each mistake to this file")
     return p.parse_args(argv)
+
+def check_homework(grader, matrix):
+    """Prints a line for each exercise. Returns (how many fail, rows of the table)."""
+    failed, rows = 0, []
+    for exercise in grader.exercises:
+        problems, apart, seconds, seen = check_exercise(grader, exercise)
+        work = Path(grader.folder) / "check"
+        problems += check_submissions(grader, exercise, work)
+        shutil.rmtree(work, ignore_errors=True)
+        print(f"{exercise.number:6} {exercise.title[:40]:40} {len(exercise.mistakes):2d} mistakes "
+              f"{len(exercise.alternatives)} alternatives  apart {apart.apart:.0e}  noise {apart.noise:.0e}  "
+              f"{seconds:4.1f} s  {'FAILS' if problems else 'holds'}", flush=True)
+        print("".join(f"       {problem}\n" for problem in problems), end="")
+        if matrix:
+            print_matrix(exercise, grader.key(exercise))
+        failed += bool(problems)
+        rows += [(exercise, name, seen[name]) for name in exercise.mistakes]
+    return failed, rows
 
 def main(argv=None):
     args = get_args(argv)
-    failed, mistakes, alternatives = 0, 0, 0
+    failed, rows = 0, []
     for homework in args.homework or HOMEWORKS:
         with Grader(homework, args.seed) as grader:
-            for exercise in grader.exercises:
-                problems, apart, seconds = check_exercise(grader, exercise)
-                work = Path(grader.folder) / "check"
-                problems += check_submissions(grader, exercise, work)
-                shutil.rmtree(work, ignore_errors=True)
-                print(f"{exercise.number:6} {exercise.title[:40]:40} {len(exercise.mistakes):2d} mistakes "
-                      f"{len(exercise.alternatives)} alternatives  apart {apart.apart:.0e}  noise {apart.noise:.0e}  "
-                      f"{seconds:4.1f} s  {'FAILS' if problems else 'holds'}")
-                print("".join(f"       {problem}\n" for problem in problems), end="")
-                if args.matrix:
-                    print_matrix(exercise, grader.key(exercise))
-                failed += bool(problems)
-                mistakes, alternatives = mistakes + len(exercise.mistakes), alternatives + len(exercise.alternatives)
-    print(f"{mistakes} mistakes and {alternatives} alternatives; {failed} exercises fail")
+            more, found = check_homework(grader, args.matrix)
+        failed, rows = failed + more, rows + found
+    known = sum(seen.startswith("recognized") for _, _, seen in rows)
+    alternatives = sum(len(e.alternatives) for e in {e.number: e for e, _, _ in rows}.values())
+    print(f"{len(rows)} mistakes, {known} of them recognized; {alternatives} alternatives; {failed} exercises fail")
+    if args.table:
+        Path(args.table).write_text(table_of(rows))
     sys.exit(bool(failed))
 
 if __name__ == "__main__":
