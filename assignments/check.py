@@ -72,8 +72,9 @@ def print_matrix(exercise, key):
 
 HEAD = """# Mistakes that the grader knows
 
-Each line is a usual mistake, which the grader was given as if a student had handed it in. It must get no points and be recognized
-by what it computes. `python -m assignments.check --table docs/mistakes.md` makes this page, so it shows what was seen when that ran.
+Each line is a usual mistake, which the grader was given as if a student had handed it in. It must get no points and be
+recognized by what it computes. `python -m assignments.check --table docs/mistakes.md` makes this page: it shows what
+was seen when that ran.
 """
 
 def table_of(rows):
