@@ -69,6 +69,8 @@ def number(text):
     """The value of a flag whose default is an integer: an int if it is written as one, else a float."""
     return int(text) if text.strip().lstrip("+-").isdecimal() else float(text)
 
+TYPES = {int: number, type(None): float}    # type of a default -> type of the flag, where they differ
+
 def flag_type(p, where):
     """
     The type of a hyperparameter's flag: its annotation, or else the type of its default. p: an inspect.Parameter.
@@ -77,18 +79,12 @@ def flag_type(p, where):
     """
     is_union = typing.get_origin(p.annotation) in (typing.Union, types.UnionType)    # such as float | None
     annotated = typing.get_args(p.annotation) if is_union else [p.annotation]
-    kinds = list(set(annotated) - {type(None), p.empty}) or [type_of_default(p.default)]
+    kinds = list(set(annotated) - {type(None), p.empty}) or [TYPES.get(type(p.default), type(p.default))]
     fits = p.default is None or type(p.default) is kinds[0] or (type(p.default) is int and kinds[0] in (number, float))
     need(len(kinds) == 1 and kinds[0] in (bool, int, float, str, number) and fits,
          f"{where}: {p.name}, a {type(p.default).__name__}, cannot be a flag; a default is a float, int, bool, str or "
          "None, and an annotation, as in cap: str = None, is one of these types")
     return kinds[0]
-
-def type_of_default(default):
-    """The type of a flag whose hyperparameter has no annotation."""
-    if default is None:
-        return float
-    return number if type(default) is int else type(default)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One call before a run begins
