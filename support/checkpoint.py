@@ -86,10 +86,7 @@ def save_tensors(state, path):
             f.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 def load_tensors(path):
-    """
-    A safetensors file as name -> tensor, on the CPU. Raises ValueError if it is damaged. A file from save_tensors has a
-    checksum, so one changed bit is found.
-    """
+    """name -> tensor, on the CPU. Raises ValueError if the file is damaged: save_tensors stored a checksum in it."""
     try:
         with safe_open(path, "pt") as f:
             state = {name: f.get_tensor(name) for name in f.keys()}
@@ -138,9 +135,7 @@ def newest_state(out_dir):
     Raises SystemExit in one line if all that exist are damaged.
     """
     error = None
-    for path in (out_dir / "state.pt", out_dir / "state.old.pt"):
-        if not path.exists():
-            continue
+    for path in filter(Path.exists, (out_dir / "state.pt", out_dir / "state.old.pt")):
         if error:
             print(f"{error}; resuming from {path}, the state before it")
         try:
@@ -148,7 +143,7 @@ def newest_state(out_dir):
         except ValueError as e:
             error = e
     if error:
-        weights = [p for p in (out_dir / "model.safetensors", out_dir / "adapter.safetensors") if p.exists()]
+        weights = list(filter(Path.exists, (out_dir / "model.safetensors", out_dir / "adapter.safetensors")))
         best = f"The best weights are in {weights[0]}." if weights else ""
         raise SystemExit(f"{error}: there is no intact state to resume from; start a new run. {best}")
     return None

@@ -7,6 +7,7 @@ Read next: sources.py
 import json
 import re
 from collections import Counter
+from contextlib import suppress
 from itertools import chain, takewhile
 
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
@@ -92,19 +93,15 @@ def messages_of_text(text):
     start, *turns = TURN.split(text)
     if not turns or (start and turns[-2:] != ["Assistant", ""]):
         return [("user", text)]
-    found = [("system", start)] if start.strip() else []
-    for name, content in zip(turns[::2], turns[1::2]):
-        found.append((ROLES[name.lower()], content.strip()))
-    return found
+    system = [("system", start)] if start.strip() else []
+    return system + [(ROLES[name.lower()], content.strip()) for name, content in zip(turns[::2], turns[1::2])]
 
 def history_of(record, where):
     """The column history as messages; None if it is missing or empty. It holds [user, assistant] pairs or messages."""
     value = record.get("history")
     if isinstance(value, str):
-        try:
+        with suppress(ValueError, RecursionError):    # text that is not JSON is refused below
             value = json.loads(value) if value.strip() else None
-        except (ValueError, RecursionError):
-            pass
     if value is None:
         return None
     found = []

@@ -100,9 +100,8 @@ def try_out(name, hparams, new_pairs):
     Raises ValueError, in one line, for a hyperparameter out of its range and for outputs that are not a loss's.
     """
     loss = LOSSES[name]
-    pairs = trial_pairs(new_pairs, loss.needs_ref, loss.needs_kl)
     try:
-        outputs = loss.fn(pairs, **hparams)
+        outputs = loss.fn(trial_pairs(new_pairs, loss), **hparams)
     except (TypeError, AttributeError) as e:
         # Any other bug keeps its traceback. An operation on None most often means that a field was not asked for
         need("NoneType" not in str(e),
@@ -111,16 +110,13 @@ def try_out(name, hparams, new_pairs):
         raise
     check_outputs(name, outputs)
 
-def trial_pairs(new_pairs, needs_ref, needs_kl):
+def trial_pairs(new_pairs, loss):
     """Two pairs with log-probs of -1 and completions of one token. A field that the loss does not need is None."""
-    policy_chosen, policy_rejected, ref_chosen, ref_rejected = (-torch.ones(2) for _ in range(4))    # (2,) nats
-    policy_chosen.requires_grad_()
-    policy_rejected.requires_grad_()
-    if not needs_ref:
-        ref_chosen = ref_rejected = None
-    lens = torch.ones(2)                                                                             # (2,) tokens
-    kl_logratios = torch.zeros(2) if needs_kl else None                                              # (2,)
-    return new_pairs(policy_chosen, policy_rejected, ref_chosen, ref_rejected, lens, lens, kl_logratios)
+    policy = torch.full((2, 2), -1.0, requires_grad=True)                    # (2, B) nats: chosen, rejected
+    ref = torch.full((2, 2), -1.0) if loss.needs_ref else (None, None)       # (2, B) nats
+    lens = torch.ones(2)                                                     # (B,) tokens
+    kl_logratios = torch.zeros(2) if loss.needs_kl else None                 # (B,) nats
+    return new_pairs(*policy, *ref, lens, lens, kl_logratios)
 
 def check_outputs(name, outputs):
     """Raises ValueError unless outputs are three tensors (2,): losses with a gradient, and two rewards without one."""

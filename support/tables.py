@@ -42,9 +42,9 @@ def more_tables(result):
     for row in result.get("temperatures", ()):
         for name in ("before", "after"):
             if name in row:
-                cells = "".join(f"  {key} {cell(row[name][key], form)}" for key, form in
-                                (("reward", ".3f"), ("win", ".3f"), ("kl", ".2f")) if key in row[name])
-                lines.append(f"temperature {row['temperature']:<5} {name:7}{cells}")
+                shown = (("reward", ".3f"), ("win", ".3f"), ("kl", ".2f"))
+                cells = [f"  {key} {cell(row[name][key], form)}" for key, form in shown if key in row[name]]
+                lines.append(f"temperature {row['temperature']:<5} {name:7}{''.join(cells)}")
     for row in result.get("best_of", ()):
         lines.append(f"best of {row['n']:<3} of the reference, KL at most {row['kl']:.2f}   "
                      f"reward {cell(row['reward'], '.3f')}")
