@@ -203,7 +203,7 @@ def add_loss_flags(p, losses, taken):
                    help="adds this times the NLL per token of the chosen completion to the loss, as RPO (default: 0)")
     for name in hparam_names(losses):
         takers = {k: loss.hparams[name] for k, loss in losses.items() if name in loss.hparams}
-        kind = flag_type(p, name, {k: losses[k].flag_types[name] for k in takers})
+        kind = common_type(p, name, {k: losses[k].flag_types[name] for k in takers})
         about = "for " + ", ".join(f"{k} (default: {v})" for k, v in takers.items())
         action = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
         try:
@@ -218,7 +218,7 @@ def hparam_names(losses):
     """The hyperparameters of all losses, each once."""
     return list(dict.fromkeys(chain.from_iterable(loss.hparams for loss in losses.values())))
 
-def flag_type(p, name, kinds):
+def common_type(p, name, kinds):
     """The type of a hyperparameter that several losses take: float if one of them takes floats. kinds: loss -> type."""
     if len(found := set(kinds.values())) == 1:
         return found.pop()

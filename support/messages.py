@@ -146,20 +146,21 @@ def joined(first, second, where, names):
     end, leave out its system message, or have more before it. names: their columns. Raises Conflict if they do not fit.
     """
     (system, turns), (other, more) = split_system(first), split_system(second)
-    n, k = len(turns), overlap(turns, more)
     fits = not (system and other) or same(system, other)
-    if fits and any(same(more[i:i + n], turns) for i in range(len(more) - n + 1)):
+    windows = [more[i:i + len(turns)] for i in range(len(more) - len(turns) + 1)]
+    if fits and any(same(window, turns) for window in windows):
         return (other or system) + more    # the second holds all of the first
-    if fits and more and not k:
+    repeated = overlap(turns, more)
+    if fits and more and not repeated:
         # Nothing is repeated, so the roles must alternate. A question may come again after a history. But a column that
         # begins with an earlier turn of the prompt is ambiguous: it repeats this turn, or it comes after all of them
-        again = names[0] != "history" and any(same([turn], more[:1]) for turn in turns)
-        fits = turns[-1][0] != more[0][0] and not again
+        ambiguous = names[0] != "history" and any(same([turn], more[:1]) for turn in turns)
+        fits = turns[-1][0] != more[0][0] and not ambiguous
     if not fits:
         a, b = (short([text for _, text in part]) for part in (first, second))
         raise Conflict(f"{where}: {names[0]} ({a}) and {names[1]} ({b}) contradict each other: the messages of the "
                        "second must continue those of the first, or repeat all of them or their end")
-    return (other or system) + turns[:n - k] + more
+    return (other or system) + turns[:len(turns) - repeated] + more
 
 def conversation(given, before, names, record, where):
     """All messages before an answer: system, history, the prompt's (given), those in its own column (before)."""
