@@ -107,9 +107,7 @@ def kept(model):
 def save_state(out_dir, model, optimizer, scaler, counters, log_bytes):
     """
     Writes state.pt: everything that the next updates depend on. The state before it becomes state.old.pt.
-
-    counters     a dict of plain numbers, strings and lists
-    log_bytes    the size of log.csv now. Rows after it belong to updates that a resumed run makes again
+    counters: a dict of plain numbers, strings and lists; log_bytes: the size of log.csv now.
     """
     state = {"model": kept(model), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
              "counters": counters, "log_bytes": log_bytes, "rng": torch.get_rng_state(),

@@ -38,9 +38,8 @@ LOSSES = {}    # name -> Loss, in the order of losses.py
 def register(fn=None, *, needs_ref=None, start="", limit="", trl="none", per_token=False, has_nll=False, needs_kl=False,
              whole_batch=False, flat=False):
     """
-    Decorator that adds a loss to LOSSES and returns the function unchanged.
-
-    Raises ValueError for a function that cannot be a loss, in one line that says how to write it.
+    Decorator that adds a loss to LOSSES and returns the function unchanged. Raises ValueError for a function that
+    cannot be a loss, in one line that says how to write it.
     """
     def add(fn):
         code = fn.__code__
@@ -74,8 +73,7 @@ TYPES = {int: number, type(None): float}    # type of a default -> type of the f
 def flag_type(p, where):
     """
     The type of a hyperparameter's flag: its annotation, or else the type of its default. p: an inspect.Parameter.
-
-    A default of None means float, and an integer means `number`. Raises ValueError for a type that no flag can have.
+    Raises ValueError for a type that no flag can have.
     """
     is_union = typing.get_origin(p.annotation) in (typing.Union, types.UnionType)    # such as float | None
     annotated = typing.get_args(p.annotation) if is_union else [p.annotation]
@@ -91,12 +89,8 @@ def flag_type(p, where):
 
 def try_out(name, hparams, new_pairs):
     """
-    Call a loss on two made-up pairs, so that an error shows before a run begins and not after an hour.
-
-    name       of an entry of LOSSES
-    hparams    its hyperparameters
-    new_pairs  losses.Pairs, passed in because support/ imports nothing of the root
-
+    Calls a loss of LOSSES on two made-up pairs, so that an error shows before a run begins and not after an hour.
+    new_pairs is losses.Pairs. It is passed in because support/ imports nothing of the root.
     Raises ValueError, in one line, for a hyperparameter out of its range and for outputs that are not a loss's.
     """
     loss = LOSSES[name]

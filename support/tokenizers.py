@@ -106,9 +106,8 @@ def gpt2_ids(tokenizer):
 
 def encode(tokenizer, texts, where):
     """
-    Texts -> lists of tokens. The characters "<|endoftext|>" in a text do not become EOS.
-
-    where names the texts in messages. Raises ValueError in one line for a text that the tokenizer cannot handle.
+    Texts -> lists of tokens. The characters "<|endoftext|>" in a text do not become EOS. where: the texts' name, for
+    messages. Raises ValueError in one line for a text that the tokenizer cannot handle.
     """
     for text in texts:
         check_text(text, where)
