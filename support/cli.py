@@ -27,8 +27,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=summary, epilog="The file begins with example commands.", allow_abbrev=False)
 
     def add_argument(self, *names, **options):
-        """The help of a flag that has a default ends with it. A flag that says "(default" itself is left as it is."""
-        if options.get("default") not in (None, argparse.SUPPRESS) and "(default" not in options["help"]:
+        """Also adds "(default: ...)" to the help of a flag that has a default, unless the help says it already."""
+        has_default = options.get("default") not in (None, argparse.SUPPRESS)
+        if has_default and "(default" not in options.setdefault("help", ""):
             options["help"] += " (default: %(default)s)"
         return super().add_argument(*names, **options)
 
@@ -138,7 +139,7 @@ def add_device_flags(p):
                    "numbers on every machine; PyTorch's choice on other data)")
 
 def add_common_flags(p):
-    """Flags of every script that trains. The scripts set the defaults of those with "(default: %(default)s)"."""
+    """Flags of every script that trains. Each script sets the defaults of those whose help says %(default)s."""
     p.add_argument("--data", default="toy",
                    help="toy, imdb, hh, ultrafeedback, tldr, or the path of a .json, .jsonl, .jsonl.gz, .csv or "
                    ".parquet file")

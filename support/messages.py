@@ -52,12 +52,11 @@ DAMAGED = re.compile(r"""['"](?:role|from)['"]\s*:\s*(?:['"]|$)|^\s*\[\s*\{\s*['
 
 def message_of(value):
     """(role, content) of a dict with role and content, or with from and value; None if it is no message."""
-    if not isinstance(value, dict) or not ("content" in value or "value" in value):
+    if not isinstance(value, dict) or not value.keys() & {"content", "value"}:
         return None
     role, content = value.get("role") or value.get("from"), value.get("content")
-    if not isinstance(role, str):
-        return None
-    return role.lower(), value.get("value") if content is None else content
+    content = value.get("value") if content is None else content
+    return (role.lower(), content) if isinstance(role, str) else None
 
 def parsed(value, field, where):
     """A cell as it is, or a list if it holds messages or JSON for messages. Raises ValueError for damaged JSON."""
@@ -135,10 +134,8 @@ def split_system(messages):
 
 def overlap(turns, more):
     """How many turns at the end of `turns` are repeated at the beginning of `more`."""
-    for k in range(min(len(turns), len(more)), 0, -1):
-        if same(turns[-k:], more[:k]):
-            return k
-    return 0
+    sizes = range(min(len(turns), len(more)), 0, -1)    # the largest first
+    return next((k for k in sizes if same(turns[-k:], more[:k])), 0)
 
 def joined(first, second, where, names):
     """
