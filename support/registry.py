@@ -32,6 +32,11 @@ class Loss:
 
 LOSSES = {}    # name -> Loss, in the order of losses.py
 
+def need(condition, message):
+    """Raises ValueError(message) unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Registration
 
@@ -125,8 +130,3 @@ def check_outputs(name, outputs):
          f"--loss {name}: its losses have no gradient; compute them from the policy's log-probs without .detach()")
     need(not chosen_rewards.requires_grad and not rejected_rewards.requires_grad,
          f"--loss {name}: its rewards have a gradient, but are only logged; return them with .detach()")
-
-def need(condition, message):
-    """Raises ValueError(message) unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
