@@ -397,6 +397,20 @@ def test_an_error_that_is_no_others_is_raised_as_it_is(monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------------
 # what the scripts share
 
+def test_the_help_of_a_flag_says_its_default_once(capsys):
+    """The default may be set after the flag, for one script; a flag whose help explains its default says no other."""
+    p = cli.Parser("A script.")
+    p.add_argument("--steps", type=int, default=3, help="updates")
+    p.add_argument("--rank", type=int, default=0, help="hidden units (default: the script's)")
+    p.add_argument("--name", help="a name")
+    p.add_argument("--fast", action="store_true", help="is fast")
+    p.set_defaults(steps=7)
+    with pytest.raises(SystemExit):
+        p.parse_args(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "updates (default: 7)" in shown and "hidden units (default: the script's)" in shown
+    assert shown.count("(default") == 2
+
 def test_help_opens_with_the_first_line_of_the_script(capsys):
     """The last line of a docstring names the next file to read, and says nothing of the script."""
     assert cli.Parser("What it is.\n\nMore of it.\nRead next: x.py\n").description == "What it is."

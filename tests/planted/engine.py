@@ -68,10 +68,10 @@ FAULTS = {
     "mean of the batches' means": ("loop.py", 'loss * (batch["weight"] / total)', "loss / 2", "test_loop.py::test_accumulated_ragged_batches_give_the_gradient_of_their_union"),
     "last weights kept as the best": ("loop.py", "parallel.rank() == 0 and better:", "parallel.rank() == 0:", "test_loop.py::test_the_best_weights_are_kept_not_the_last"),
     "loss scale not undone before clipping": ("support/precision.py", "    scaler.unscale_(optimizer)\n", "", "test_loop.py::test_a_loss_that_is_not_finite_stops_a_scaled_run_too"),
-    "loss scale lost on resuming": ("support/checkpoint.py", '        scaler.load_state_dict(state["scaler"])\n', "", "test_loop.py::test_a_float16_run_resumed_equals_one_not_stopped"),
+    "loss scale lost on resuming": ("support/checkpoint.py", '            self.scaler.load_state_dict(state["scaler"])\n', "", "test_loop.py::test_a_float16_run_resumed_equals_one_not_stopped"),
     "loss scale never halved": ("support/precision.py", "    scaler.update()\n", "", "test_loop.py::test_an_overflow_leaves_out_the_update_and_halves_the_scale"),
     "a spike taken": ("loop.py", ' or metrics["loss"] > max_loss', "", "test_checkpoint.py::test_an_update_that_would_do_harm_is_skipped_and_counted"),
-    "what is usual forgotten on resuming": ("support/checkpoint.py", 'return state["counters"]', 'return state["counters"] | {"losses": []}',
+    "what is usual forgotten on resuming": ("support/checkpoint.py", 'update(state["counters"])', 'update(state["counters"] | {"losses": []})',
                                             "test_checkpoint.py::test_a_resumed_run_remembers_what_it_skipped_and_what_is_usual"),
     # files
     "weights' checksum not looked at": ("support/checkpoint.py", "if checksum and checksum != digest(state):", "if False:", "test_checkpoint.py::test_every_bit_of_the_weights_is_checked"),
@@ -88,7 +88,7 @@ FAULTS = {
     "every process the whole batch": ("data.py", "rows[parallel.rank()::parallel.world()]", "rows", "test_parallel.py::test_a_batch_is_shared_out_whole"),
     "the KL of a part of the batch": ("support/parallel.py", "return torch.full_like(x[0], total / n)", "return x",
                                       "test_parallel.py::test_the_log_does_not_depend_on_the_number_of_processes[kto]"),
-    "gradients talked about at every batch": ("support/parallel.py", "            yield from before\n    else", "            yield from batches\n            return\n    else",
+    "gradients talked about at every batch": ("support/parallel.py", "        yield from before\n    yield last", "        yield from batches",
                                               "test_parallel.py::test_the_log_does_not_depend_on_the_number_of_processes"),
     # the model
     "dropout left on in attention": ("model.py", "dropout = self.dropout if self.training else 0.0", "dropout = self.dropout",

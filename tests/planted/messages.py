@@ -4,11 +4,11 @@ WHOLE = "test_layouts.py::test_the_prompt_is_all_that_prompt_and_answers_say_and
 COLUMNS = "test_layouts.py::test_system_and_history_stand_in_the_prompt_of_every_layout"
 
 FAULTS = {
-    "the longer of two lists kept": ("support/messages.py", "return (other or system) + turns[:n - k] + more",
+    "the longer of two lists kept": ("support/messages.py", "return (other or system) + turns[:len(turns) - repeated] + more",
                                      "return max(first, second, key=len)", WHOLE),
-    "overlap of two lists stands twice": ("support/messages.py", "turns[:n - k] + more", "turns + more", WHOLE),
+    "overlap of two lists stands twice": ("support/messages.py", "turns[:len(turns) - repeated] + more", "turns + more", WHOLE),
     "prompts that contradict each other joined": (
-        "support/messages.py", "if fits and more and not k:", "if False:",
+        "support/messages.py", "if fits and more and not repeated:", "if False:",
         "test_layouts.py::test_parts_that_contradict_each_other_are_refused_with_file_and_row"),
     "two system messages, one taken": (
         "support/messages.py", "fits = not (system and other) or same(system, other)", "fits = True",
