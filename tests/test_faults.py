@@ -42,8 +42,8 @@ def write_source(path, text):
     for stale in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
         stale.unlink()
 
-# every fourth is among the slow tests; docs/tests.md has the command for all of them
-OFTEN = {name for i, name in enumerate(FAULTS) if i % 4 == 0}
+# every sixth is among the slow tests; docs/tests.md has the command for all of them
+OFTEN = {name for i, name in enumerate(FAULTS) if i % 6 == 0}
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in OFTEN else pytest.mark.planted) for n in FAULTS])
 def test_a_planted_fault_is_seen(name, copy, warm):

@@ -125,7 +125,7 @@ def two_judges(tmp_path_factory, tokenizer, sft_run):
         rows = [{"text": review(i, what, ("dull", "superb")[k]), "label": k} for i, k in enumerate(labels)]
         write_jsonl(root / "imdb" / f"{split}.jsonl", rows)
     shutil.copytree(sft_run, root / "sft")
-    flags = ["--data", "imdb", "--data_dir", "imdb", "--init_from", "sft", "--max_steps", "160", "--eval_every", "80", "--batch_size",
+    flags = ["--data", "imdb", "--data_dir", "imdb", "--init_from", "sft", "--max_steps", "80", "--eval_every", "40", "--batch_size",
              "16", "--lr", "1e-2", "--max_len", "64"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)

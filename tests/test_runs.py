@@ -31,16 +31,20 @@ def fewer(split, n, seed=0, real=toy.examples):
     return real(split, min(n, most[split]), seed)
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, made_once):
     """A folder with out/toy/sft in it: an SFT policy that took a second to train, bad but with varied samples."""
     root = tmp_path_factory.mktemp("world")
+    shutil.copytree(made_once("world", train_world), root, dirs_exist_ok=True)
+    return root
+
+def train_world(root):
+    root.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setattr(toy, "examples", fewer)
         patch.setattr(loop, "plot_curves", lambda folder: None)
-        train_sft.main(["--n_layer", "1", "--n_head", "2", "--n_embd", "32", "--max_steps", "60", "--batch_size", "32", "--lr", "1e-2",
-                        "--warmup_steps", "20", "--weight_decay", "0.1", "--eval_every", "60"])
-    return root
+        train_sft.main(["--n_layer", "1", "--n_head", "2", "--n_embd", "32", "--max_steps", "60", "--batch_size", "32",
+                        "--lr", "1e-2", "--warmup_steps", "20", "--weight_decay", "0.1", "--eval_every", "60"])
 
 @pytest.fixture
 def here(world, monkeypatch):
@@ -256,7 +260,6 @@ def test_an_adapter_whose_base_has_changed_is_refused(here, tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 # run directories
 
-@pytest.mark.usefixtures("painted")
 def test_the_same_command_twice_takes_the_next_free_name(here, monkeypatch):
     """Nothing is written over: out/toy/hinge, out/toy/hinge-2, each with a picture of its own."""
     monkeypatch.setattr(eval, "main", lambda *args, **more: {})
@@ -264,7 +267,7 @@ def test_the_same_command_twice_takes_the_next_free_name(here, monkeypatch):
         train_pref.main(["--loss", "hinge", *QUICK])
     weights = [Path("out/toy") / d / "model.safetensors" for d in ("hinge", "hinge-2")]
     assert weights[0].read_bytes() == weights[1].read_bytes()    # and the same seed gives the same bits
-    assert all((w.parent / "curves.png").stat().st_size > 10_000 for w in weights)
+    assert all((w.parent / "curves.png").is_file() for w in weights)    # test_loop.py looks into one
     args = [json.loads((w.parent / "args.json").read_text()) for w in weights]
     assert args[0]["args"]["out_dir"] != args[1]["args"]["out_dir"] and args[0]["versions"]["torch"]
     assert args[0]["hparams"] == {"beta": 0.2} and args[0]["args"]["init_from"] == "out/toy/sft"
