@@ -150,7 +150,8 @@ def encoding():
 
 def split_of(prompt):
     """"train", "val" or "test" (8 : 1 : 1). A hash of the prompt decides: no prompt is in two splits."""
-    return ("val", "test", *["train"] * 8)[zlib.crc32(prompt.encode()) % 10]
+    bucket = zlib.crc32(prompt.encode()) % 10
+    return {0: "val", 1: "test"}.get(bucket, "train")
 
 def examples(split, n, seed=0):
     """n reviews of a split: dicts of prompt (12 words), chosen (the rest, with its leading space), positive."""
