@@ -121,7 +121,9 @@ def divide(rows, eot):
     """
     if not rows.get("train"):    # a sample of a data set may hold its test files alone
         rows = {"train": sum(rows.values(), [])}
-    train, val = (rows["train"], rows["val"]) if rows.get("val") else hold_out(rows["train"], eot)
+    train, val = rows["train"], rows.get("val")
+    if not val:
+        train, val = hold_out(train, eot)
     known = {prompt_key(row, eot) for row in train}
     kept = [row for row in val if prompt_key(row, eot) not in known]
     return {"train": train, "val": kept}, len(val) - len(kept)
@@ -340,15 +342,14 @@ def get_args(argv=None):
 def print_rows(split, examples, tokenizer, max_len, max_prompt_len, n_shown):
     """Prints how many examples of a split are kept, cut and dropped, how long they are, and n_shown rows."""
     rows, dropped = make_rows(examples, tokenizer, max_len, max_prompt_len)
-    sides = [side for side in SIDES if rows and side in rows[0]]
-    n_cut = sum(any(row[side][-1] != tokenizer.eot_token for side in sides) for row in rows)
+    n_cut = sum(any(row[side][-1] != tokenizer.eot_token for side in SIDES if side in row) for row in rows)
     print(f"\n{split}: {len(rows):,} of {len(examples):,} rows kept, {n_cut:,} of them cut at {max_len} tokens; "
           f"dropped: {listed(dropped)}")
     print("tokens of prompt and longest completion:", *histogram([width_of(row) for row in rows]), sep="\n")
     for row in rows[:n_shown]:
         print()
-        for field in ("prompt", *sides):
-            print(f"{field:8} ({len(row[field])} tokens)  {decode(tokenizer, row[field])!r}")
+        for field, tokens in row.items():
+            print(f"{field:8} ({len(tokens)} tokens)  {decode(tokenizer, tokens)!r}")
 
 def main(argv=None):
     args = get_args(argv)

@@ -258,9 +258,6 @@ class GPT(nn.Module):
         """idx (B, T) -> logits (B, T, V). logits[:, t] predicts idx[:, t + 1]."""
         return self.lm_head(self.features(idx))
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # generation
-
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None, eos=None, lens=None,
                  generator=None):
@@ -331,9 +328,6 @@ class GPT(nn.Module):
                 rows, lens, done = rows[left], lens[left], done[left]
                 cache.keep(left)
         return new
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # weights in and out
 
     @classmethod
     def from_pretrained(cls, name_or_dir, dropout=0.0):
