@@ -204,11 +204,10 @@ def one_row_a_completion(rows, sides):
         prompt 1 | rejected 1
         prompt 2 | rejected 2
     """
-    texts, starts = [], []
+    texts, starts = [], []    # starts: where each completion begins
     for side in sides:
-        for row in rows:
-            texts.append(row["prompt"] + row[side])
-            starts.append(len(row["prompt"]))
+        texts += [row["prompt"] + row[side] for row in rows]
+        starts += [len(row["prompt"]) for row in rows]
     idx, ends = pad(texts)                                          # (N, T), (N,)
     starts = torch.tensor(starts)                                   # (N,)
     position = torch.arange(idx.shape[1])                           # (T,)
@@ -230,7 +229,7 @@ def one_row_a_pair(rows):
     return {"idx": pad(texts)[0], "segments": pad(numbers, value=3)[0]}
 
 def weight_of(row):
-    """What a row counts in a mean: 1 for a pair or a labelled text; for other texts the tokens of the completion."""
+    """How much a row counts in a mean: 1 for a pair or a labelled text, else the number of its completion's tokens."""
     return 1 if "rejected" in row or "label" in row else len(row["chosen"])
 
 def collate(rows, share_prefix=False):
@@ -239,7 +238,7 @@ def collate(rows, share_prefix=False):
 
         idx, completion_mask   (N, T)  one_row_a_completion: N = 2B for pairs, B for texts
         idx, segments          (B, T)  one_row_a_pair, if share_prefix
-        weight                         a number: the pairs or the tokens that a mean over the batch is taken over
+        weight                         a number: the sum of weight_of, by which the batch's loss is divided
         label, ref_..._logps   (B,)    where the rows have them
         kl_idx, kl_mask        (B, T') the mismatched completions, where the rows have them
     """
@@ -266,8 +265,8 @@ def pieces(items, size):
 class Batches:
     """
     batches[i] is batch i of an endless shuffled stream. It depends on (seed, i) alone, so a run can resume at any i. An
-    epoch of len(batches) batches holds every row once; its last batch may be smaller. `for b in batches` is one pass in
-    a fixed order, for validation. Rows of similar length go together, so that a batch has little padding.
+    epoch of len(batches) batches holds every row once. `for batch in batches` is one pass in a fixed order, for
+    validation. Rows of similar length go together, so that a batch has little padding.
     """
     def __init__(self, rows, batch_size, seed=0, share_prefix=False):
         self.rows, self.batch_size, self.seed = rows, batch_size, seed

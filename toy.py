@@ -60,7 +60,8 @@ def opening(rng):
 
 def opinion(rng, positive):
     """A sentence that agrees with the label three times out of four: "the plot was not very dull ." """
-    good = (rng.random() < OPINION_AGREES) == positive
+    agrees = rng.random() < OPINION_AGREES
+    good = agrees == positive    # good if it agrees with a positive label or disagrees with a negative one
     negated = rng.random() < NEGATION
     words = [rng.choice(FRAME).format(rng.choice(ASPECT))]
     if negated:
@@ -73,7 +74,8 @@ def opinion(rng, positive):
 
 def verdict(rng, positive):
     """The last sentence, which agrees with the label nine times out of ten: "in short , a gem ." """
-    good = (rng.random() < VERDICT_AGREES) == positive
+    agrees = rng.random() < VERDICT_AGREES
+    good = agrees == positive
     return f"{rng.choice(VERDICT)} {rng.choice(GEM if good else BORE)} ."
 
 def review(rng):

@@ -150,7 +150,7 @@ FAULTS = {
                                 'if key != "reference_fingerprint" and before.get(key, value) != value:', MATERIAL + "[reference of PPO]"),
     "another reward model taken": ("support/rundir.py", "if before.get(key, value) != value:",
                                    'if key != "reward" and before.get(key, value) != value:', MATERIAL + "[reward of PPO]"),
-    "pairs of another reward taken": ("sampling.py", '{"weights": weights, "reward": reward.name}', '{"weights": weights}',
+    "pairs of another reward taken": ("sampling.py", '{"weights": model_fingerprint, "reward": reward.name}', '{"weights": model_fingerprint}',
                                       MATERIAL + "[reward that ranked]"),
     "validation rows not in the fingerprint": ("data.py", 'for row in rows["train"] + rows["val"]:',
                                                'for row in rows["train"]:',
