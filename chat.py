@@ -103,17 +103,17 @@ def encode(text, form, tokenizer, where="the prompt"):
 
 def answers(policy, reference, tokenizer, prompts, max_new_tokens, temperature, seed):
     """
-    One completion of each prompt (token lists): {"before": by the reference, "after": by the policy}. A run without a
-    reference has "after" alone.
+    One completion of each prompt (token lists): {"before": by the reference, "after": by the policy}; without a
+    reference only "after".
     """
     def complete(model):
         return sampling.sample_completions(model, tokenizer, prompts, max_new_tokens,
                                            temperature=temperature, seed=seed)
-    found = {}
-    if reference is not None:
-        with as_reference(policy, reference) as model:
-            found["before"] = complete(model)
-    return found | {"after": complete(policy)}
+    if reference is None:
+        return {"after": complete(policy)}
+    with as_reference(policy, reference) as model:
+        before = complete(model)
+    return {"before": before, "after": complete(policy)}
 
 def answer(loaded, prompt, autocast, *, n_answers, max_new_tokens, temperature, seed):
     """
@@ -166,11 +166,10 @@ def fit_turns(turns, question, form, tokenizer, max_len, least):
 def chat(policy, tokenizer, facts, max_new_tokens=None, temperature=1.0, seed=0):
     """
     The policy answers questions from the terminal, until an empty line, Ctrl-D or Ctrl-C. A run on dialogues sees the
-    earlier turns. The oldest are dropped when they leave the answer less than max_new_tokens, or than a quarter of the
-    run's max_len.
+    earlier turns. The oldest are dropped when they leave too little room for the answer.
     """
     form, max_len = form_of(facts), facts["args"]["max_len"]
-    least = min(max_new_tokens or max_len // 4, max_len // 2)
+    least = min(max_new_tokens or max_len // 4, max_len // 2)    # tokens of an answer for which earlier turns are kept
     is_dialogue = form["kind"] == "dialogue"
     turns, n_answered = [], 0    # turns stays empty if the run is not on dialogues
     how = "earlier turns are kept" if is_dialogue else f"each prompt stands alone, as {form['kind']}"

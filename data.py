@@ -255,7 +255,7 @@ def collate(rows, share_prefix=False):
 
 def width_of(row, share_prefix=False):
     """The tokens that a row takes in a batch: its longest text, or in one row a pair all of its parts."""
-    chosen, rejected = len(row["chosen"]), len(row.get("rejected", ""))
+    chosen, rejected = len(row["chosen"]), len(row.get("rejected", []))
     return len(row["prompt"]) + (chosen + rejected if share_prefix else max(chosen, rejected))
 
 def pieces(items, size):
