@@ -20,8 +20,8 @@ from support.sources import DIALOGUES
 # A format is a dict: the kind of prompts, and the texts before and after a question
 PLAIN = {"kind": "plain", "before": "", "after": ""}
 DIALOGUE = {"kind": "dialogue", "before": "\n\nHuman: ", "after": "\n\nAssistant:"}
-PREAMBLE = ALPACA[:ALPACA.index("{}")]                        # Alpaca's first words, with and without an input
-INSTRUCTION = ALPACA.format("", "", "\0", "").split("\0")     # the text before and after an instruction
+PREAMBLE = ALPACA[:ALPACA.index("{}")]    # the template's first words, which are the same with and without an input
+BEFORE_INSTRUCTION, AFTER_INSTRUCTION = ALPACA.format("", "", "\0", "").split("\0")    # \0: the instruction's place
 # A text with the mark of its kind is in the format already
 MARKS = {"dialogue": "\n\nHuman:", "instruction": "### Instruction:"}
 
@@ -32,7 +32,7 @@ def kind_of(text):
     """The layout of one prompt: dialogue, instruction (Alpaca's template) or plain."""
     if TURN.findall(text)[-1:] == ["Assistant"]:
         return "dialogue"
-    if PREAMBLE in text and text.endswith(INSTRUCTION[1]):
+    if PREAMBLE in text and text.endswith(AFTER_INSTRUCTION):
         return "instruction"
     return "plain"
 
@@ -56,8 +56,8 @@ def shared_system(texts, mark):
 
 def prompt_format(rows, tokenizer):
     """
-    The format of the prompts of rows (token lists), read off at most 1,000 of them. If rows are of several kinds, it is
-    the most frequent one. A system message, or whole lines, that all its prompts share are part of it.
+    The format of the prompts of rows (token lists), found from at most 1,000 of them. If they are of several kinds, the
+    most frequent kind counts. A system message, or whole lines, that all prompts of this kind share are in the format.
     """
     prompts = [row["prompt"] for row in rows[::len(rows) // 1000 + 1]]
     by_kind = defaultdict(list)
@@ -72,7 +72,7 @@ def prompt_format(rows, tokenizer):
     elif kind == "dialogue":
         before, after = shared_system(texts, MARKS[kind]) + DIALOGUE["before"], DIALOGUE["after"]
     elif kind == "instruction":
-        before, after = shared_system(texts, PREAMBLE) + INSTRUCTION[0], INSTRUCTION[1]
+        before, after = shared_system(texts, PREAMBLE) + BEFORE_INSTRUCTION, AFTER_INSTRUCTION
     return {"kind": kind, "before": before, "after": after}
 
 def form_of(facts):
@@ -156,7 +156,7 @@ def prompt_of(turns, question, form):
     return form["before"] + earlier + question + form["after"]
 
 def fit_turns(turns, question, form, tokenizer, max_len, least):
-    """(the kept turns, the prompt's tokens). The oldest turns are dropped until the answer has `least` tokens."""
+    """Drops the oldest turns until the answer has room for `least` tokens: (the kept turns, the prompt's tokens)."""
     for n_dropped in range(len(turns) + 1):
         tokens = encode(prompt_of(turns[n_dropped:], question, form), form, tokenizer)
         if max_len - len(tokens) >= least:

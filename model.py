@@ -196,7 +196,7 @@ def from_hf(state):
             x = x.t()
         # a tensor that is not copied would keep the whole file mapped
         ours[name] = x.to(torch.float32, copy=True).contiguous()
-    ours["lm_head.weight"] = ours[weights.WTE]
+    ours["lm_head.weight"] = ours["transformer.wte.weight"]
     return ours
 
 def fingerprint(model):
