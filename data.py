@@ -221,12 +221,12 @@ def one_row_a_pair(rows):
 
         prompt 1 | chosen 1 | rejected 1        segments: 0 on the prompt, 1 on chosen, 2 on rejected, 3 on the padding
     """
-    texts, numbers = [], []
+    texts, segments = [], []
     for row in rows:
         prompt, chosen, rejected = row["prompt"], row["chosen"], row.get("rejected", [])
         texts.append(prompt + chosen + rejected)
-        numbers.append([0] * len(prompt) + [1] * len(chosen) + [2] * len(rejected))
-    return {"idx": pad(texts)[0], "segments": pad(numbers, value=3)[0]}
+        segments.append([0] * len(prompt) + [1] * len(chosen) + [2] * len(rejected))
+    return {"idx": pad(texts)[0], "segments": pad(segments, value=3)[0]}
 
 def weight_of(row):
     """How much a row counts in a mean: 1 for a pair or a labelled text, else the number of its completion's tokens."""

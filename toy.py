@@ -127,7 +127,7 @@ def whole_sentences(text):
     *ended, rest = (" ".join(part.split()) for part in text.split("."))
     whole = 0
     for sentence in ended:
-        whole += any(kind.fullmatch(sentence) is not None for kind in (OPENING, OPINION, SUMMARY))
+        whole += any(kind.fullmatch(sentence) for kind in (OPENING, OPINION, SUMMARY))
     n_sentences = len(ended) + bool(rest)
     return whole / max(1, n_sentences)
 
