@@ -143,7 +143,7 @@ MOMENTS = {
                                 "python -m rlhf.train_ppo --n_prompts 512"),
     "ppo, it samples": (train_ppo.main, PPO, (sampling, "sample_completions"), "python -m rlhf.train_ppo --resume --out_dir out/toy/ppo"),
     "ppo, its reward judges": (train_ppo.main, PPO, (toy, "reward"), "python -m rlhf.train_ppo --resume --out_dir out/toy/ppo"),
-    "data": (data.main, ["--data", "good.jsonl"], (data, "make_rows"), "the same command"),
+    "data": (data.main, ["--data", "good.jsonl"], (data, "make_rows"), "python data.py --data good.jsonl"),
     "bandit": (bandit.main, ["--seed", "3"], (bandit, "train"), "python -m study.bandit --seed 3"),
     "bag": (bag.main, ["--half", "first"], (bag, "load_labeled_reviews"), "python -m study.bag --half first"),
     "real": (real.main, REAL, (data, "load_rows"), "python -m study.real --data imdb --data_dir x"),
