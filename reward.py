@@ -44,7 +44,11 @@ class Reward:
         if self.model is None:
             return np.array([toy.reward(data.decode(self.tokenizer, tokens)) for tokens in texts])
         values = scores(self.model, texts, self.batch_size, self.autocast)
-        return 1 / (1 + np.exp(-values)) if self.labels else values
+        return sigmoid(values) if self.labels else values
+
+def sigmoid(x):
+    """P of log-odds x in nats: 1 / (1 + e^-x), for arrays of any shape."""
+    return 1 / (1 + np.exp(-x))
 
 def load_rewards(name, ranked, gold, tokenizer, max_len, device, batch_size, autocast):
     """
