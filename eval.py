@@ -163,6 +163,22 @@ def held_out(facts, tokenizer, rewards, *, name, folder, n_prompts, max_new_toke
     kept = lambda column: column and [column[i] for i in fit]    # None stays None
     return HeldOut(tokenizer, kept(prompts), kept(labels), pairs, rewards, max_new_tokens, kept(chosen), name == "toy")
 
+def load_held_out(args, facts, policy, ranked, device, autocast, say):
+    """The HeldOut that the flags ask for, of the first run's data unless --data names others."""
+    run_args = facts["args"]
+    name, folder = run_args["data"], args.data_dir or run_args["data_dir"]
+    if args.data:
+        name, folder = args.data, args.data_dir
+    tokenizer = data.get_tokenizer(name, policy.config.vocab_size)
+    cli.check_fits(policy, tokenizer, run_args["max_len"], args.run[0])
+    rewards = load_rewards(name, ranked, args.gold, tokenizer, run_args["max_len"], device, args.batch_size, autocast)
+    held = held_out(facts, tokenizer, rewards, name=name, folder=folder, n_prompts=args.n_prompts,
+                    max_new_tokens=args.max_new_tokens, seed=args.seed, say=say)
+    if (args.best_of or args.against) and "reward" not in rewards:
+        raise ValueError(f"--{'best_of' if args.best_of else 'against'} needs a reward, and {run_args['data']} has "
+                         "none: give a reward model with --reward")
+    return held
+
 # ---------------------------------------------------------------------------------------------------------------------
 # One run
 
@@ -196,8 +212,9 @@ def sample_records(found, held):
     for i, prompt in enumerate(held.prompts):
         record = {"prompt": data.decode(held.tokenizer, prompt)} | {name: t[i] for name, t in texts.items()}
         if held.rewards:
-            record["rewards"] = {name: {key: round(float(r[i, 0]), 3) for key, r in measured.rewards.items()}
-                                 for name, measured in found.items()}
+            record["rewards"] = {}
+            for name, measured in found.items():
+                record["rewards"][name] = {key: round(float(r[i, 0]), 3) for key, r in measured.rewards.items()}
         records.append(record)
     return records
 
@@ -276,9 +293,7 @@ def print_results(results, columns, n_show, may_end, n_vocab):
 def main(argv=None, say=print):
     """
     Returns what eval.json holds, without the samples; for several runs {run: the same}.
-
-    say  prints the lines about device and data. train_pref has printed them already, and passes a function that does
-         not.
+    say: prints the lines about device and data. After training they are known, so the train scripts pass a silent one.
     """
     args = get_args(argv)
     with cli.interruptible("eval.py", args, argv):
@@ -321,22 +336,6 @@ def report(args, say):
     for result in results.values():
         del result["samples"]
     return results if len(results) > 1 else results[first]
-
-def load_held_out(args, facts, policy, ranked, device, autocast, say):
-    """The HeldOut that the flags ask for, of the first run's data unless --data names others."""
-    run_args = facts["args"]
-    name, folder = run_args["data"], args.data_dir or run_args["data_dir"]
-    if args.data:
-        name, folder = args.data, args.data_dir
-    tokenizer = data.get_tokenizer(name, policy.config.vocab_size)
-    cli.check_fits(policy, tokenizer, run_args["max_len"], args.run[0])
-    rewards = load_rewards(name, ranked, args.gold, tokenizer, run_args["max_len"], device, args.batch_size, autocast)
-    held = held_out(facts, tokenizer, rewards, name=name, folder=folder, n_prompts=args.n_prompts,
-                    max_new_tokens=args.max_new_tokens, seed=args.seed, say=say)
-    if (args.best_of or args.against) and "reward" not in rewards:
-        raise ValueError(f"--{'best_of' if args.best_of else 'against'} needs a reward, and {run_args['data']} has "
-                         "none: give a reward model with --reward")
-    return held
 
 if __name__ == "__main__":
     main()

@@ -21,7 +21,7 @@ from support.log import Log, plot_curves
 from support.signals import interrupts, one_line_errors
 
 # ---------------------------------------------------------------------------------------------------------------------
-# schedules and stopping
+# Schedules and stopping
 
 def cosine_lr(step, lr, min_lr, warmup_steps, max_steps):
     """The learning rate of update `step`, from 0: linear warmup to lr in warmup_steps, then half a cosine to min_lr."""
@@ -64,7 +64,7 @@ def spike_limit(losses):
     return max(losses) + 10 * max(1.0, max(losses) - min(losses))
 
 # ---------------------------------------------------------------------------------------------------------------------
-# one update, one evaluation
+# One update, one evaluation
 
 def to_device(batch, device):
     """The batch with its tensors on a device."""
@@ -141,7 +141,7 @@ def evaluate(model, compute_loss, batches, autocast=None, check=lambda: None):
     return parallel.averaged(parts)
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the steps of the loop
+# The steps of the loop
 
 def next_batches(stream, numbers, step, check):
     """The batches of one update, which is number `step`, from 1. check() is called before each."""
@@ -225,7 +225,7 @@ def finish(state, out_dir, go_on):
     return result
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the loop
+# The loop
 
 def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_steps, eval_every, lr, min_lr=0.0,
         warmup_steps=0, grad_accum=1, grad_clip=1.0, weight_decay=0.0, adam_epsilon=1e-8, patience=0,

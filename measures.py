@@ -253,10 +253,8 @@ def model_measures(model, reference, answers, held, temperature, batch_size, aut
 @torch.no_grad()
 def pair_measures(policy, reference, rows, batch_size, autocast):
     """
-    {accuracy, margin} on held-out pairs, (pairs,) each, of the gap between the log-ratios of chosen and rejected.
-
-    accuracy is 1 where the gap is positive, 0.5 for a tie, else 0. margin is the gap in nats. reference: as for
-    model_measures.
+    {accuracy, margin} on held-out pairs, (pairs,) each. margin is the log-ratio of chosen minus that of rejected, nats.
+    accuracy is 1 where the margin is positive, 0.5 for a tie, else 0. reference: as for model_measures.
     """
     device, margins = next(policy.parameters()).device, []
     for batch in data.Batches(rows, batch_size):
@@ -328,15 +326,8 @@ def best_of_rows(rewards):
 
 def notes(*, val_loss=None, n_vocab=None, entropy=None, pairs=None, accuracy=None, same=None, whole=None):
     """
-    Sentences about a run whose numbers mean little, from the facts that are given.
-
-    val_loss  best validation loss of SFT, nats per token
-    n_vocab   size of the vocabulary, for val_loss and entropy
-    entropy   of the policy's own samples, nats per token
-    pairs     number of validation pairs that chose the best weights
-    accuracy  on held-out pairs
-    same      share of samples that are identical to the reference's
-    whole     share of sentences that the toy grammar can make
+    Sentences about a run whose numbers mean little, from the facts that are given. val_loss and entropy need n_vocab.
+    Each sentence says what its fact is; same and whole are shares from 0 to 1.
     """
     found = []
     uniform = f"about that of guessing among {n_vocab:,} tokens ({math.log(n_vocab):.2f})" if n_vocab else ""
@@ -360,11 +351,8 @@ def notes(*, val_loss=None, n_vocab=None, entropy=None, pairs=None, accuracy=Non
 
 def notes_on(result, n_vocab, may_end=True):
     """
-    The notes on an evaluation.
-
-    result   what eval.json holds
-    n_vocab  size of the vocabulary
-    may_end  whether samples had room to end. If not, cut sentences say nothing about the policy.
+    The notes on an evaluation. result: what eval.json holds.
+    may_end: whether samples had room to end. If not, cut sentences say nothing about the policy.
     """
     samples, after = result["samples"], result["measures"]["after"]
     same = np.mean([s["before"] == s["after"] for s in samples]) if "before" in samples[0] else None

@@ -38,9 +38,8 @@ def get_args(argv=None):
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "train_sft.py", "sft")
-    sizes = [f for f in ("n_layer", "n_head", "n_embd", "bpe_vocab", "bpe") if getattr(args, f)]
-    if args.init_from and sizes:
-        p.error(f"--{sizes[0]} has no effect with --init_from, which has its own sizes")
+    for size in ("n_layer", "n_head", "n_embd", "bpe_vocab", "bpe"):
+        cli.refuse(p, args, ((size, not args.init_from, "with --init_from, which has its own sizes"),))
     cli.refuse(p, args, (("bpe_vocab", args.data != "toy", "on --data toy, which has its own words"),
                          ("bpe", args.data != "toy", "on --data toy, which has its own words"),
                          ("bpe_vocab", not args.bpe, "with --bpe bytes, which has a vocabulary of 256")))
