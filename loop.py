@@ -143,14 +143,6 @@ def evaluate(model, compute_loss, batches, autocast=None, check=lambda: None):
 # ---------------------------------------------------------------------------------------------------------------------
 # The steps of the loop
 
-def next_batches(stream, numbers, step, check):
-    """The batches of one update, which is number `step`, from 1. check() is called before each."""
-    batches = []
-    for i in numbers:
-        check()
-        batches.append({**stream[i], "step": step})
-    return batches
-
 def keep_best(state, log, metrics, *, out_dir, save, keep_all, show):
     """Logs an evaluation, saves the weights if they are the best so far (with keep_all always), and writes state.pt."""
     log.write(state.step, "val", metrics)
@@ -250,7 +242,7 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
     stop = lambda: save_and_exit(state, log, out_dir, go_on)
     with one_line_errors(go_on), log, interrupts(stop) as check:
         while True:
-            # Evaluate before the first update, then every eval_every updates, and after the last one.
+            # Evaluate before the first update, every eval_every updates, and after the last. A resumed run may have it.
             if (state.step % eval_every == 0 or state.step == max_steps) and not state.evaluated:
                 batches = ({**batch, "step": state.step} for batch in val_batches)
                 metrics = evaluate(model, compute_loss, batches, autocast, check)
@@ -261,9 +253,10 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
             # The learning rate rises during warmup and then follows a cosine.
             for group in optimizer.param_groups:
                 group["lr"] = cosine_lr(state.step, lr, min_lr, warmup_steps, max_steps)
-            # Each update takes the next grad_accum batches of the stream.
+            # Each update takes the next grad_accum batches of the stream. An interrupted run ends before it takes them.
+            check()
             numbers = range(state.step * grad_accum, (state.step + 1) * grad_accum)
-            batches = next_batches(train_batches, numbers, state.step + 1, check)
+            batches = [{**train_batches[i], "step": state.step + 1} for i in numbers]
             # Forward, backward, optimizer. A loss that is a spike is treated as one that is not finite.
             max_loss = spike_limit(state.losses)
             try:
