@@ -77,6 +77,7 @@ def load_policy(run, device):
     source = facts["args"]["init_from"]
     policy, about = adapters.load_model(run)
     policy = policy.to(device).eval()
+    # The fingerprint of the model that training started from. It is the adapter's base if training added the adapter.
     want = facts.get("reference_fingerprint", facts.get("init_fingerprint") if about else None)
     if about and want in (None, about["base_fingerprint"]):
         return facts, policy, policy
@@ -131,7 +132,6 @@ def held_out(facts, tokenizer, rewards, *, name, folder, n_prompts, max_new_toke
     facts           the run's args.json
     rewards         {name: Reward}
     name, folder    of the data set; folder is None for the hub
-    n_prompts       prompts at most
     max_new_tokens  tokens per completion at most. None: what three of four prompts leave room for, up to 128
 
     Prompts that leave less room in the run's max_len are dropped, and counted. Raises ValueError if none is left.
@@ -150,8 +150,8 @@ def held_out(facts, tokenizer, rewards, *, name, folder, n_prompts, max_new_toke
         rows, pairs = held_out_rows(name, folder, facts, tokenizer, say)
         rows = {tuple(r["prompt"]): r for r in rows}.values()    # each prompt once
         prompts, chosen = [r["prompt"] for r in rows], [r["chosen"] for r in rows]
-    longest = int(np.percentile([len(p) for p in prompts], 75, method="higher"))
-    max_new_tokens = max_new_tokens or min(128, max_len - longest)
+    usual = int(np.percentile([len(p) for p in prompts], 75, method="higher"))    # three of four are not longer
+    max_new_tokens = max_new_tokens or min(128, max_len - usual)
     fit = [i for i, p in enumerate(prompts) if len(p) + max_new_tokens <= max_len]
     if not fit:
         raise ValueError(f"--max_new_tokens {max_new_tokens}: no held-out prompt leaves so much room in the run's "

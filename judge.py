@@ -153,15 +153,18 @@ def show(rows):
         cells = "".join(f"{rate(r):22}" for r in row["rates"].values())
         print(f"{row['temperature']:<12g}{cells}{', '.join(f'{w:.1f}' for w in row['words'].values()) or '-'}")
 
-def check_answers(failures, n_skipped, unread, n_asked, path):
+def check_answers(asked, known, failures, path):
     """Exits with status 1 if questions got no answer, or if more than half of the answers have no readable verdict."""
     if failures:
         reason, n = Counter(failures).most_common(1)[0]
+        n_skipped = len({q["key"] for q in asked} - known.keys()) - len(failures)
         skipped = f" and {n_skipped} were not asked" if n_skipped else ""
         raise SystemExit(f"error: {len(failures)} questions got no answer{skipped} ({n} times: {reason}); the same "
                          "command asks them again")
-    if len(unread) > n_asked / 2:
-        raise SystemExit(f"error: {len(unread)} of {n_asked} answers have no verdict that can be read, such as "
+    answers = [known[q["key"]] for q in asked if q["key"] in known]
+    unread = [answer for answer in answers if read_verdict(answer) is None]
+    if len(unread) > len(asked) / 2:
+        raise SystemExit(f"error: {len(unread)} of {len(asked)} answers have no verdict that can be read, such as "
                          f"{unread[0][-80:]!r} (all are in {path}): choose another --judge_model")
 
 def main(argv=None):
@@ -178,9 +181,10 @@ def judge(args):
         found = read_json(Path(args.run) / "eval.json")
         if not isinstance(found, dict) or not {"temperature", "samples"} <= found.keys():
             raise ValueError(f"{args.run}: eval.json is not as eval.py writes it: run eval.py again")
-        at = {t: samples_at(found, t, against=args.against, limit=args.judge_limit, run=args.run)
-              for t in args.temperature or [found["temperature"]]}
-        asked = [q for samples in at.values() for q in questions(samples, **how)]
+        at, asked = {}, []    # temperature -> samples; the questions about all of them
+        for t in dict.fromkeys(args.temperature or [found["temperature"]]):    # each once
+            at[t] = samples_at(found, t, against=args.against, limit=args.judge_limit, run=args.run)
+            asked += questions(at[t], **how)
         known = known_answers(path)
         todo = list({q["key"]: q for q in asked if q["key"] not in known}.values())    # each once
         waits = f"; each waits {args.judge_timeout:g} s at most" if todo else ""
@@ -196,10 +200,7 @@ def judge(args):
     result = rows[0] | {"temperatures": rows}
     show(rows)
     write_json(Path(args.run) / "judge.json", result)
-    answers = [known[q["key"]] for q in asked if q["key"] in known]
-    unread = [answer for answer in answers if read_verdict(answer) is None]
-    n_skipped = sum(q["key"] not in known for q in todo) - len(failures)
-    check_answers(failures, n_skipped, unread, len(asked), path)
+    check_answers(asked, known, failures, path)
     return result
 
 if __name__ == "__main__":

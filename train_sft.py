@@ -124,6 +124,7 @@ def policy_for(data, *, device="auto", threads=None, max_len=None, dtype=None):
     run = run_dir(data)
     finished, begun = (run / "result.json").exists(), (run / "args.json").exists()
     parallel.wait()    # until every process has looked
+    # Files of the same name in two folders share a run directory, so the run's args.json is asked for its data.
     if data != "toy" and not (finished and rundir.read_args(run)["args"]["data"] == data):
         raise ValueError(f"there is no finished SFT run on {data} at {run}: train one with train_sft.py, or name a "
                          "model with --init_from")
