@@ -283,6 +283,7 @@ def sample(model, held, k, temperature, seed, batch_size, autocast):
 
 def measure(model, reference, held, temperature, k, seed, batch_size, autocast):
     """The Measured of k samples of each prompt at a temperature. reference: as for model_measures."""
+    # Generation keeps no graph for a gradient, so its batches can be larger
     answers, rewards = sample(model, held, k, temperature, seed, max(256, batch_size), autocast)
     values, curves = model_measures(model, reference, answers, held, temperature, batch_size, autocast)
     return Measured(values | text_measures(answers, rewards, held), curves, answers, rewards)

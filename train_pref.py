@@ -96,7 +96,7 @@ def prepare(args, hparams):
     model = model.to(device).eval()
     tokenizer = data.get_tokenizer(args.data, model.config.vocab_size)
     cli.check_fits(model, tokenizer, args.max_len, args.init_from)
-    base, sampled = fingerprint(model), {}
+    base, sampled = fingerprint(model), {}    # sampled: the file of the pairs, for args.json
     if args.data in ("toy", "imdb"):
         ranked_by = reward.Reward(args.reward, tokenizer, args.max_len, device, args.batch_size, autocast)
         sampled["pairs"], rows = sampling.sampled_pairs(
