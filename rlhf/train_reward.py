@@ -157,9 +157,6 @@ def calibration(p, correct, bins=10):
     error = sum(abs(predicted - share) * n for predicted, share, n in table) / len(p)
     return error, table
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
 def evaluate_pairs(model, rows, batch_size, autocast):
     """
     What reward.json holds for pairs: accuracy with its 95% interval, calibration of P(chosen is better), and n.
@@ -171,7 +168,7 @@ def evaluate_pairs(model, rows, batch_size, autocast):
     # Predict "the first one is better". The chosen one must be second in half of the pairs: if it were always first,
     # the answer would always be yes, and an overconfident model would look calibrated.
     swapped = np.arange(len(rows)) % 2 == 1
-    error, table = calibration(sigmoid(np.where(swapped, -margins, margins)), ~swapped)
+    error, table = calibration(reward.sigmoid(np.where(swapped, -margins, margins)), ~swapped)
     found = {"accuracy": measures.bootstrap(measures.ties_half(margins)), "calibration_error": error,
              "calibration": table, "n": len(rows)}
     if "rewards" in rows[0]:
@@ -186,7 +183,7 @@ def evaluate_labels(model, rows, batch_size, autocast):
 
 def evaluate_log_odds(log_odds, rows):
     """The same as evaluate_labels for any model, from its log-odds of a positive text (n,), in nats."""
-    error, table = calibration(sigmoid(log_odds), np.array([r["label"] == 1 for r in rows]))
+    error, table = calibration(reward.sigmoid(log_odds), np.array([r["label"] == 1 for r in rows]))
     return {"accuracy": measures.bootstrap(label_is_predicted(log_odds, rows)), "calibration_error": error,
             "calibration": table, "n": len(rows)}
 

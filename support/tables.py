@@ -1,7 +1,7 @@
 """
 Tables and pictures of an evaluation: what eval.py prints, and its eval.png.
 
-A column is a policy. {name: {measure: [mean, low, high]}} is printed, {name: Measured} is drawn. eval.py's docstring
+A column is a policy. {name: {measure: [mean, low, high]}} is printed, {name: Measured} is drawn. docs/metrics.md
 defines the measures.
 """
 from itertools import cycle

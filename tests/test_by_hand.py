@@ -83,7 +83,7 @@ def flags_of(name):
         "--weight_decay", t["decay"], "--adam_epsilon", "1e-3", "--keep_all", "--eval_every", "1", "--patience", "0")]
 
 def about(prompts, max_new_tokens, **more):
-    """What by_hand.evaluation needs to know of a measurement: rows and flags, as eval.py's docstring has them."""
+    """What by_hand.evaluation needs to know of a measurement: rows and flags, as docs/metrics.md has them."""
     rest = dict(reference="sft", labels=None, rewards={}, pairs=[], n_samples=4, temperatures=[1], against=None,
                 best_of=None, chosen=None, toy=False)
     return SimpleNamespace(prompts=prompts, max_new_tokens=max_new_tokens, **(rest | more))

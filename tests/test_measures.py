@@ -66,7 +66,7 @@ def test_the_kl_on_samples_is_the_exact_one_within_its_error(worlds):
         found = measures.measure(p, lambda: nullcontext(q), held, temperature, 40, 0, 64, nullcontext())
         values = found.values["kl"]
         assert values.min() >= 0 and abs(values.mean() - kl) < 4 * values.std() / 50 ** 0.5
-        assert found.values["logratio"].std() > values.std()    # less noisy than the mean of log-ratios, as eval.py says
+        assert found.values["logratio"].std() > values.std()    # less noisy than the mean of log-ratios, as docs/metrics.md says
 
 def test_at_temperature_0_there_is_no_entropy_and_the_kl_is_the_references_surprise(worlds):
     """All mass is on the likeliest token: 1e-6 in place of 0 must neither overflow nor give NaN."""
@@ -179,7 +179,7 @@ def test_diversity_is_that_of_the_words_without_the_end_token():
 def test_without_a_reference_only_the_entropy_is_measured(worlds):
     """A run of SFT has none: a KL of such a run would be to whatever stands in for it."""
     p, q, batch = worlds
-    alone = measures.token_measures(p, None, batch, torch.device("cpu"))
+    alone = measures.token_measures(p, nullcontext(None), batch, torch.device("cpu"))
     both = measures.token_measures(p, nullcontext(q), batch, torch.device("cpu"))
     assert set(alone) == {"entropy"} and set(both) == {"entropy", "kl", "logratio"}
     assert alone["entropy"].tolist() == both["entropy"].tolist()

@@ -44,6 +44,10 @@ def test_the_label_loss_by_hand():
     nll = lambda x: math.log(1 + math.exp(-x))
     assert loss.item() == pytest.approx(((nll(1) + nll(-2)) / 2 + nll(1)) / 2) and logged["accuracy"] == 0.5
 
+def test_the_sigmoid_by_hand():
+    """Log-odds of log 3 are 3 : 1. With the other sign every reward of reviews would be P(negative)."""
+    assert reward.sigmoid(np.array([math.log(3), 0.0, -math.log(3)])) == pytest.approx([0.75, 0.5, 0.25])
+
 def test_a_fresh_head_says_log_2_for_all(tokenizer):
     """It starts at zero: no pair is preferred."""
     model = ScalarGPT(GPTConfig(block_size=16, vocab_size=tokenizer.n_vocab, n_layer=1, n_head=1, n_embd=8))
