@@ -56,10 +56,7 @@ def get_args(argv=None):
     p.add_argument("--batch_size", type=cli.positive, default=8, help="pairs in GPT-2's update (default: %(default)s)")
     p.add_argument("--updates", type=cli.positive, default=6, help="timed updates of a job (default: %(default)s)")
     p.add_argument("--rounds", type=cli.positive, default=3, help="rounds of a comparison (default: %(default)s)")
-    places.add_flags(p)
-    args = p.parse_args(argv)
-    places.check_flags(p, args)
-    return args
+    return places.parse(p, argv)
 
 def in_process(kind, job):
     """What a fresh process returns for a job. Raises SystemExit with the end of its stderr if it fails."""

@@ -50,15 +50,18 @@ def figure(rows, columns, width, height):
         ax.grid(alpha=0.3)
     return fig, axes
 
+def points(ax, method, x, ys, line="-", x_ranges=None):
+    """Points of a method: x are numbers, ys an array (seeds,) each. Bars are the ranges over seeds."""
+    y, y_ranges = zip(*map(middle, ys))
+    ax.errorbar(x, y, xerr=x_ranges, yerr=np.hstack(y_ranges), fmt="o" + line, color=COLORS[method],
+                label=name_of(method), **THIN)
+
 def trace(ax, s, method, x, y, line="-"):
-    """The settings of a method as points, joined in the order of x, with the range over seeds both ways."""
-    names = [r for r in s.points(method) if not np.isnan(s(r, y)).all()]
-    names.sort(key=lambda r: np.nanmean(s(r, x)))
+    """The settings of a method as points, joined in the order of x, with bars both ways."""
+    names = sorted((r for r in s.points(method) if not np.isnan(s(r, y)).all()), key=lambda r: np.nanmean(s(r, x)))
     if names:
-        mx, ex = zip(*(middle(s(r, x)) for r in names))
-        my, ey = zip(*(middle(s(r, y)) for r in names))
-        ax.errorbar(mx, my, xerr=np.hstack(ex), yerr=np.hstack(ey), fmt="o" + line, color=COLORS[method],
-                    label=name_of(method), **THIN)
+        x_ranges = np.hstack([middle(s(r, x))[1] for r in names])
+        points(ax, method, means(s, names, x), [s(r, y) for r in names], line, x_ranges)
 
 def best_of(ax, s, label):
     """The best of n samples of the reference, without n = 1, as a dashed line."""
@@ -73,13 +76,19 @@ def root_axis(ax, high):
     ax.set(xlim=(0, high), xticks=[k for k in ticks if k <= high])
     ax.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
 
-def envelope(points):
+ENVELOPE = "upper envelope of the losses (concave hull)"
+
+def slope(a, b):
+    """Reward per root of KL from one (KL, reward) to another."""
+    return (b[1] - a[1]) / (b[0] ** 0.5 - a[0] ** 0.5)
+
+def envelope(pairs):
     """
-    The upper envelope of (KL, reward) points, as a list of its corners. It is the concave hull over the root of the KL
+    The upper envelope of (KL, reward) pairs, as a list of its corners. It is the concave hull over the root of the KL
     up to the highest reward, and constant from there on. No point and no line between two points lies above it.
     """
     corners = []
-    for kl, reward in sorted(points):
+    for kl, reward in sorted(pairs):
         while corners and corners[-1][0] == kl:
             corners.pop()    # the higher of two points at one KL comes later
         # a corner below the line from the one before it to the new point is no corner
@@ -88,12 +97,6 @@ def envelope(points):
         corners.append((kl, reward))
     top = max(range(len(corners)), key=lambda i: corners[i][1])
     return [*corners[:top + 1], (corners[-1][0], corners[top][1])]
-
-ENVELOPE = "upper envelope of the losses (concave hull)"
-
-def slope(a, b):
-    """Reward per root of KL from one (KL, reward) to another."""
-    return (b[1] - a[1]) / (b[0] ** 0.5 - a[0] ** 0.5)
 
 def frontier(s):
     """Reward against KL: all methods over their settings, their envelope, best of n, and SFT at lower temperatures."""
@@ -206,11 +209,10 @@ def by_temperature(ax, s, methods):
     for method in methods:
         names = [r for r in s.recipes if r.split()[0] == method and " T=" in r]
         if names:
-            at = {float(r.split("T=")[1]): middle(s(r, "win")) for r in names}
-            at[1.0] = middle(s(names[0].split(" T=")[0], "win"))
-            heat = sorted(at)
-            ax.errorbar(heat, [at[t][0] for t in heat], yerr=np.hstack([at[t][1] for t in heat]), fmt="o-",
-                        color=COLORS[method], label=name_of(method), **THIN)
+            wins = {float(r.split("T=")[1]): s(r, "win") for r in names}
+            wins[1.0] = s(names[0].split(" T=")[0], "win")
+            heat = sorted(wins)
+            points(ax, method, heat, [wins[t] for t in heat])
     ax.axhline(0.5, color="0.4", lw=1, ls=":", label="as good as SFT at temperature 1")
     ax.set(xlabel="sampling temperature", ylabel="win rate against SFT at temperature 1", ylim=(0, 1.05))
 
@@ -226,9 +228,7 @@ def adapters(s):
             trace(ax, s, method, "trainable", y)
         names = sorted(s.points(method), key=lambda r: np.nanmean(s(r, "trainable")))
         if names:
-            values, error = zip(*(middle(gain(s, r)) for r in names))
-            axes[2].errorbar(means(s, names, "trainable"), values, yerr=np.hstack(error), fmt="o-",
-                             color=COLORS[method], label=name_of(method), **THIN)
+            points(axes[2], method, means(s, names, "trainable"), [gain(s, r) for r in names])
     full = "default dpop"
     if s.points("sequential"):
         for ax, values in zip(axes, (s(full, "reward"), s(full, "kl"), gain(s, full))):
