@@ -20,9 +20,6 @@ from study import places
 from support import cli
 from train_pref import LOSSES, Pairs    # not from losses: train_pref reports an error in a new loss in one line
 
-# losses of a whole batch of samples have no expectation over single pairs
-LEFT_OUT = tuple(name for name, loss in LOSSES.items() if loss.whole_batch)
-
 # ---------------------------------------------------------------------------------------------------------------------
 # the world and its optimal policies
 
@@ -93,16 +90,12 @@ def expected_loss(logits, ref, preference, weights, name, **hparams):
     logits, ref (X, A); preference, weights (X, A, A). Every answer has one token.
     """
     X, A = ref.shape
-    # all ordered pairs of different answers, the same for every prompt
-    i, j = torch.meshgrid(torch.arange(A), torch.arange(A), indexing="ij")
-    i, j = i.reshape(-1), j.reshape(-1)                              # (A * A,)
-    i, j = i[i != j], j[i != j]                                      # (A * (A - 1),)
-
+    i, j = (~torch.eye(A, dtype=torch.bool)).nonzero(as_tuple=True)  # (A * (A - 1),) each: all i != j, for every prompt
     policy = logits.log_softmax(1)                                   # (X, A)
     chosen = lambda table: table[:, i].reshape(-1)                   # (X, A) -> (X * A * (A - 1),)
     rejected = lambda table: table[:, j].reshape(-1)
     ones = torch.ones(X * len(i), dtype=ref.dtype)
-    no_kl = 0 * ones    # the KL estimate that KTO and its like take from other pairs of a batch
+    no_kl = 0 * ones    # the KL estimate that KTO takes from the other pairs of a batch
     pairs = Pairs(chosen(policy), rejected(policy), chosen(ref), rejected(ref), ones, ones, no_kl)
     losses = LOSSES[name].fn(pairs, **hparams)[0]
     p = (weights * preference)[:, i, j].reshape(-1)
@@ -211,10 +204,11 @@ def rows(seed=0, beta=1.0):
     seen = torch.arange(ref.shape[1]) < 3                                    # (A,)
     partial = full * (seen[:, None] & seen[None, :])                         # (X, A, A)
     table = []
-    for name in LOSSES:
-        if name in LEFT_OUT:
+    for name, loss in LOSSES.items():
+        if loss.whole_batch:    # it has no expectation over single pairs
             continue
-        hparams = SETTINGS.get(name, {"beta": beta} if "beta" in LOSSES[name].hparams else {})
+        usual = {"beta": beta} if "beta" in loss.hparams else {}
+        hparams = SETTINGS.get(name, usual)
         policy = train(ref, preference, full, name, 200, **hparams)
         policy_partial = train(ref, preference, partial, name, 200, **hparams)
         got, nats = expected_reward(policy, reward), kl(policy, ref)

@@ -80,6 +80,11 @@ class Sweep:
         """The recipes that have a measure, without the rows at other temperatures."""
         return [r for r in self.recipes if " T=" not in r and not np.isnan(self(r, measure)).all()]
 
+    def checkpoints(self, name):
+        """{step: recipe} of a run that kept its checkpoints, in the order of the steps."""
+        found = {int(r.split(" step-")[1]): r for r in self.recipes if r.startswith(f"{name} step-")}
+        return dict(sorted(found.items()))
+
     def at(self, method, nats, measure="reward"):
         """A measure (seeds,) of a method at a KL in nats, by interpolation. NaN beyond the method's largest KL."""
         names = ["sft", *self.points(method)]
@@ -249,10 +254,10 @@ def above_ppo(s):
 
 def overshoot(s, name):
     """(seeds,): along a run, the true reward at the highest learned reward, minus the highest true reward."""
-    steps = [r for r in s.recipes if r.startswith(f"{name} step-")]
-    true = np.array([s(r, "reward") for r in steps]).reshape(-1, len(s.seeds))      # (steps, seeds)
-    learned = np.array([s(r, "proxy") for r in steps]).reshape(-1, len(s.seeds))    # (steps, seeds)
-    if not steps or np.isnan(learned).any():
+    recipes = s.checkpoints(name).values()
+    true = np.array([s(r, "reward") for r in recipes])      # (steps, seeds)
+    learned = np.array([s(r, "proxy") for r in recipes])    # (steps, seeds)
+    if not recipes or np.isnan(learned).any():
         return np.full(len(s.seeds), math.nan)
     return np.array([t[p.argmax()] - t.max() for t, p in zip(true.T, learned.T)])
 

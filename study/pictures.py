@@ -144,10 +144,10 @@ def rlhf(s):
 
 def long_runs(s, name):
     """Yields (steps, true rewards, learned rewards) of a run that kept its checkpoints, for each seed."""
-    recipes = [r for r in s.recipes if r.startswith(f"{name} step-")]
-    for i in range(len(s.seeds) if recipes else 0):
-        true, learned = (np.array([s(r, m)[i] for r in recipes]) for m in ("reward", "proxy"))
-        yield [int(r.split("step-")[1]) for r in recipes], true, learned
+    if found := s.checkpoints(name):
+        for i in range(len(s.seeds)):
+            true, learned = (np.array([s(r, m)[i] for r in found.values()]) for m in ("reward", "proxy"))
+            yield list(found), true, learned
 
 def diversity(s):
     """Reward against entropy a token, as the reports draw it, and against the entropy of 25 samples."""
@@ -271,8 +271,8 @@ def along(s):
 def long_run(axes, s, name, i, color, label):
     """Draws one seed of a long run into the panels of loss, reward and KL."""
     losses = s.curve(name, "loss", s.seeds[i])    # (2, n): steps and values
-    steps = sorted(int(r.split("step-")[1]) for r in s.recipes if r.startswith(f"{name} step-"))
-    if not losses.size or not steps:
+    found = s.checkpoints(name)
+    if not losses.size or not found:
         return
     relative = losses[1] / losses[1][0]
     lowest = relative.argmin()
@@ -280,10 +280,10 @@ def long_run(axes, s, name, i, color, label):
     axes[0].plot(losses[0][lowest], relative[lowest], "*", color=color, ms=9)
     stop = int(losses[0][lowest])
     for ax, measure in ((axes[1], "reward"), (axes[2], "kl")):
-        values = [s(f"{name} step-{k}", measure)[i] for k in steps]
-        ax.plot(steps, values, color=color, lw=1, label=label)
-        if stop in steps:
-            ax.plot(stop, values[steps.index(stop)], "*", color=color, ms=9)
+        values = {step: s(r, measure)[i] for step, r in found.items()}
+        ax.plot(list(values), list(values.values()), color=color, lw=1, label=label)
+        if stop in values:
+            ax.plot(stop, values[stop], "*", color=color, ms=9)
 
 PICTURES = (frontier, rlhf, diversity, label_bias, training, temperature, adapters, watch, along)
 
@@ -296,6 +296,6 @@ def draw(results, figures):
             fig = picture(s)
         for ax in fig.axes:
             if names := ax.get_legend_handles_labels()[1]:
-                ax.legend(fontsize=7, ncols=1 + (len(names) > 6))
+                ax.legend(fontsize=7, ncols=2 if len(names) > 6 else 1)
         if any(ax.has_data() for ax in fig.axes):
             fig.savefig(figures / f"{picture.__name__}.png", dpi=110)

@@ -177,7 +177,7 @@ def collect(results, figures):
 def main(argv=None):
     args = get_args(argv)
     with cli.interruptible("-m study.real", args, argv):
-        for corpus in args.data if not args.collect else ():
+        for corpus in [] if args.collect else args.data:
             for _, seed, script, flags, folder in runs(corpus):
                 run(corpus, seed, script, flags, folder, dtype=args.dtype, data_dir=args.data_dir)
         collect(*places.folders(args.out, args.update))

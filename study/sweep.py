@@ -215,11 +215,12 @@ def run(root, recipes, seeds, jobs, flags=MEASURE):
 
 def collect(root, recipes, seeds, results):
     """Writes sweep.csv, a row for each recipe, seed and measure, and curves.csv, some of the runs' logs."""
-    rows, curves, (_, first, *_) = [], [], recipes
-    for recipe in (r for r in recipes if r != "sft"):
+    rows, curves = [], []
+    _, first, *_ = recipes
+    for recipe in recipes:
         for seed in seeds:
             folder = place(root, recipe, seed)
-            if (folder / "done").exists():
+            if recipe != "sft" and (folder / "done").exists():
                 rows += run_rows(folder, recipe, seed, recipe == first)
                 if recipe in CURVES:
                     curves += curve_rows(folder, recipe, seed)

@@ -108,7 +108,7 @@ def sweep_table(recipes, measures, first="method"):
         cells = [label]
         for measure in measures:
             found = groups.get((recipe, measure))
-            cells.append(mean(found, "mean", HEADS[measure][1], True) if found else "-")
+            cells.append(mean(found, "mean", HEADS[measure][1], spread=True) if found else "-")
         rows.append(cells)
     return markdown([first, *(HEADS[measure][0] for measure in measures)], rows)
 
@@ -184,7 +184,7 @@ def real_table():
         cells = []
         for measure, (_, form) in heads.items():
             found = groups.get((data, run, measure))
-            cells.append(mean(found, "mean", form, True) if found else "")
+            cells.append(mean(found, "mean", form, spread=True) if found else "")
         rows.setdefault(tuple(cells), [f"{data} `{run}`", *cells])
     return markdown(["run", *(label for label, _ in heads.values())], rows.values())
 
@@ -242,7 +242,7 @@ def trl_table():
         gb = f"{mean(rows, 'peak_gb', '.2f')} / {mean(rows, 'trl_peak_gb', '.2f')}"
         when = reference + (", recomputing" if checkpointing == "True" else "")
         lines.append([f"{data.split('-')[0]}, {dtype}", when, {"plain": "twice", "shared": "once"}[layout], seconds,
-                      mean(rows, "speed_ratio", ".1f", True), f"{gb} = {mean(rows, 'memory_ratio', '.2f')}",
+                      mean(rows, "speed_ratio", ".1f", spread=True), f"{gb} = {mean(rows, 'memory_ratio', '.2f')}",
                       mean(rows, "share", ".0%")])
     return markdown(heads, lines)
 
@@ -264,7 +264,7 @@ def generation_table():
     lines = []
     for (dtype,), rows in grouped(read("bench_transformers.csv"), "dtype").items():
         lines.append([dtype, mean(rows, "tokens_s", ".0f"), mean(rows, "transformers_tokens_s", ".0f"),
-                      mean(rows, "speed_ratio", ".2f", True), mean(rows, "peak_gb", ".2f"),
+                      mean(rows, "speed_ratio", ".2f", spread=True), mean(rows, "peak_gb", ".2f"),
                       mean(rows, "transformers_peak_gb", ".2f")])
     return markdown(heads, lines)
 
