@@ -329,9 +329,7 @@ def train(args):
         rundir.check_out_dir(args.out_dir, args.resume)
         args.init_from = args.init_from or train_sft.policy_for(**cli.flags_of(args, train_sft.policy_for))
         if not args.true_reward:
-            args.reward = args.reward or reward_model_for(
-                args.data, both=cli.pass_on(args, "device", "dtype", "threads"),
-                new=cli.pass_on(args, "max_len", "init_from"))
+            args.reward = args.reward or reward_model_for(**cli.flags_of(args, reward_model_for))
         device, autocast = cli.set_up(**cli.flags_of(args, cli.set_up))
         # the policy starts as a copy of the reference
         policy, reference = (GPT.from_pretrained(args.init_from).to(device).eval() for _ in range(2))
@@ -362,23 +360,20 @@ def train(args):
     look = ["--run", str(out_dir), "--show", str(args.n_show), *cli.pass_on(args, "device", "dtype", "threads")]
     return result | eval.main(look, say=lambda line: None)
 
-def reward_model_for(name, *, both, new):
+def reward_model_for(data, *, device, dtype, threads, max_len, init_from):
     """
-    The folder of the reward model of a data set. On toy it is trained if it is missing, and resumed if unfinished.
-    On other data, a missing one raises ValueError.
-
-    both  flags of rlhf.train_reward for a new run and for a resumed one
-    new   flags for a new run only
+    The folder of the reward model of a data set. On toy it is trained, or resumed, if needed, with these flags.
+    Raises ValueError if there is none on other data.
     """
-    run = Path("out") / rundir.data_name(name) / "reward"
+    run = Path("out") / rundir.data_name(data) / "reward"
     if (run / "result.json").exists():
         return str(run)
-    if name != "toy":
+    if data != "toy":
         raise ValueError(f"there is no finished reward model at {run}: train one with rlhf.train_reward, or use "
                          "--reward")
     print(f"there is no finished reward model at {run}: training it first\n")
-    flags = ["--resume"] if (run / "args.json").exists() else new
-    train_reward.main(["--out_dir", str(run), *both, *flags])
+    more = ["--resume"] if (run / "args.json").exists() else cli.words(max_len=max_len, init_from=init_from)
+    train_reward.main([*cli.words(out_dir=run, device=device, dtype=dtype, threads=threads), *more])
     print()
     return str(run)
 

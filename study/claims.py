@@ -15,6 +15,7 @@ square root of the KL, because reward against that root is nearly a straight lin
 """
 import math
 from collections import defaultdict
+from itertools import product
 
 import numpy as np
 
@@ -103,7 +104,7 @@ class Sweep:
         return np.array(self.curves[recipe, split, metric, seed]).reshape(-1, 2).T
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The comparisons of each claim. A function yields (what is compared, a number a seed, what the claim says of it).
+# The comparisons of each claim. A function yields (what is compared, its value for each seed, what the claim says).
 # A claim says ("<", limit), (">", limit), or ("near", limit): an absolute value of at most limit. NOTHING: only shown.
 
 BELOW_0, ABOVE_0, NOTHING = ("<", 0.0), (">", 0.0), ("", 0.0)
@@ -189,7 +190,7 @@ def chosen_reward_falls(s):
 
 def stopping(s, name):
     """
-    Compares the step of the lowest validation loss with the best steps of a long run. Yields (what, (seeds,), says).
+    Compares the step of the lowest validation loss with the best steps of a long run. Yields comparisons.
 
     The best step is the one with the highest gain, which is (reward - reward of SFT) / sqrt(KL). The reward at the
     lowest loss is compared with the highest reward of the run.
@@ -209,16 +210,15 @@ def stopping(s, name):
         found["gain"].append(gain[stop] / gain[best] - 1)
         found["reward"].append(reward[stop] - reward[top])
         found["kl"].append(kl[stop] - kl[best])
-    yield "step of the lowest loss - of the best gain per root of KL", np.array(found["step"]), ("near", 60)
-    yield "gain per root of KL there, as a share of the best, less 1", np.array(found["gain"]), ("near", 0.1)
-    yield "reward there - the highest of the run", np.array(found["reward"]), ("near", 0.03)
-    yield "KL there - at the best gain per root of KL", np.array(found["kl"]), NOTHING
+    yield f"step of the lowest loss - of the best gain per root of KL, {name}", np.array(found["step"]), ("near", 60)
+    yield f"gain per root of KL there, as a share of the best, less 1, {name}", np.array(found["gain"]), ("near", 0.1)
+    yield f"reward there - the highest of the run, {name}", np.array(found["reward"]), ("near", 0.03)
+    yield f"KL there - at the best gain per root of KL, {name}", np.array(found["kl"]), NOTHING
 
 def early_stopping(s):
     """Claim 9: where early stopping would have stopped two long runs."""
     for name in ("along_dpo", "along_ipo"):
-        for what, values, says in stopping(s, name):
-            yield f"{what}, {name}", values, says
+        yield from stopping(s, name)
 
 def stopping_gap(s):
     """Claim 10: the gap (log-ratio margin in nats) at which the loss stops pushing, against KL and reward."""
@@ -230,13 +230,16 @@ def stopping_gap(s):
         found = trend(s, names, measure)
         yield f"rank correlation of {measure} with that gap, {len(names)} settings", found, (">", 0.5)
 
+def dpo_against(s, others, says):
+    """Compares the reward of DPO with that of each of others, (method, nats), at the same KL in nats."""
+    for other, nats in others:
+        yield f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), says
+
 def above_other_methods(s):
     """Claim 11: DPO against other methods at the same KL."""
     claimed = ("best_of", 1), ("best_of", 1.8), ("preferred_ft", 0.2), ("unlikelihood", 0.2), ("slic", 1.8)
-    for other, nats in claimed:
-        yield f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), ABOVE_0
-    for other, nats in (("ipo", 1), ("cdpo", 1.5)):
-        yield f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), NOTHING
+    yield from dpo_against(s, claimed, ABOVE_0)
+    yield from dpo_against(s, (("ipo", 1), ("cdpo", 1.5)), NOTHING)
 
 def adam_epsilon(s):
     """Claim 12: DPO at four values of AdamW's epsilon."""
@@ -248,9 +251,7 @@ def adam_epsilon(s):
 
 def above_ppo(s):
     """Claim 13: DPO against PPO and RLOO, with the learned and the true reward (_gt), at the same KL."""
-    for other in ("ppo", "rloo", "ppo_gt", "rloo_gt"):
-        for nats in (1, 1.5, 1.9, 2.4):
-            yield f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), ABOVE_0
+    yield from dpo_against(s, product(("ppo", "rloo", "ppo_gt", "rloo_gt"), (1, 1.5, 1.9, 2.4)), ABOVE_0)
 
 def overshoot(s, name):
     """(seeds,): along a run, the true reward at the highest learned reward, minus the highest true reward."""
