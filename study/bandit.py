@@ -90,7 +90,7 @@ def expected_loss(logits, ref, preference, weights, name, **hparams):
     logits, ref (X, A); preference, weights (X, A, A). Every answer has one token.
     """
     X, A = ref.shape
-    i, j = (~torch.eye(A, dtype=torch.bool)).nonzero(as_tuple=True)  # (A * (A - 1),) each: all i != j, for every prompt
+    i, j = (~torch.eye(A, dtype=torch.bool)).nonzero(as_tuple=True)  # all i != j, the same for every prompt
     policy = logits.log_softmax(1)                                   # (X, A)
     chosen = lambda table: table[:, i].reshape(-1)                   # (X, A) -> (X * A * (A - 1),)
     rejected = lambda table: table[:, j].reshape(-1)

@@ -100,17 +100,25 @@ def mean(rows, key, form, spread=False):
         shown += f" ({min(values):{form}} to {max(values):{form}})"
     return shown
 
+def cells_of(groups, run, heads, missing):
+    """
+    A mean over seeds with its range for each measure of a run.
+
+    groups   {(*run, measure): rows}
+    heads    {measure: (head of its column, format)}
+    missing  the cell of a measure that the run does not have
+    """
+    cells = []
+    for measure, (_, form) in heads.items():
+        found = groups.get((*run, measure))
+        cells.append(mean(found, "mean", form, spread=True) if found else missing)
+    return cells
+
 def sweep_table(recipes, measures, first="method"):
-    """A row for each {label: recipe}: means over seeds and their ranges, "-" where a recipe lacks the measure."""
-    groups = grouped(read("sweep.csv"), "recipe", "measure")
-    rows = []
-    for label, recipe in recipes.items():
-        cells = [label]
-        for measure in measures:
-            found = groups.get((recipe, measure))
-            cells.append(mean(found, "mean", HEADS[measure][1], spread=True) if found else "-")
-        rows.append(cells)
-    return markdown([first, *(HEADS[measure][0] for measure in measures)], rows)
+    """A row for each {label: recipe}, with the columns of the measures."""
+    groups, heads = grouped(read("sweep.csv"), "recipe", "measure"), {measure: HEADS[measure] for measure in measures}
+    rows = [[label, *cells_of(groups, (recipe,), heads, "-")] for label, recipe in recipes.items()]
+    return markdown([first, *(label for label, _ in heads.values())], rows)
 
 def quoted(names):
     """{label: recipe}, where the label is the recipe itself, as code."""
@@ -162,11 +170,11 @@ def models_table():
     heads = {"perplexity": ("perplexity a token", ".1f"), "accuracy": ("accuracy", ".3f"),
              "calibration_error": ("calibration error", ".3f"), "seconds": ("minutes of training", ".1f")}
     def cell(data, run, measure, form):
-        row, unit = groups.get((data, run, measure), [None])[0], 60 if measure == "seconds" else 1
-        if row is None:
+        if (data, run, measure) not in groups:
             return ""
-        shown = f"{row['mean'] / unit:{form}}"
-        return shown + (f" [{row['low']:{form}}, {row['high']:{form}}]" if row["low"] < row["high"] else "")
+        row, unit = groups[data, run, measure][0], 60 if measure == "seconds" else 1
+        mean, low, high = (f"{row[key] / unit:{form}}" for key in ("mean", "low", "high"))
+        return f"{mean} [{low}, {high}]" if row["low"] < row["high"] else mean
     rows = []
     for data, run, measure in groups:
         if measure == "seconds" and (data, run, "kl") not in groups:    # a run with a KL is a preference run
@@ -181,10 +189,7 @@ def real_table():
              "entropy": ("entropy, nats a token", ".2f"), "accuracy": ("accuracy", ".3f")}
     rows = {}    # by their cells: several runs mostly start from one policy on the same prompts, which is shown once
     for data, run in dict.fromkeys((d, r) for d, r, m in groups if m == "kl"):
-        cells = []
-        for measure, (_, form) in heads.items():
-            found = groups.get((data, run, measure))
-            cells.append(mean(found, "mean", form, spread=True) if found else "")
+        cells = cells_of(groups, (data, run), heads, "")
         rows.setdefault(tuple(cells), [f"{data} `{run}`", *cells])
     return markdown(["run", *(label for label, _ in heads.values())], rows.values())
 
