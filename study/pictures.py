@@ -50,15 +50,18 @@ def figure(rows, columns, width, height):
         ax.grid(alpha=0.3)
     return fig, axes
 
+def points(ax, method, x, ys, line="-", x_ranges=None):
+    """Points of a method: x are numbers, ys an array (seeds,) each. Bars are the ranges over seeds."""
+    y, y_ranges = zip(*map(middle, ys))
+    ax.errorbar(x, y, xerr=x_ranges, yerr=np.hstack(y_ranges), fmt="o" + line, color=COLORS[method],
+                label=name_of(method), **THIN)
+
 def trace(ax, s, method, x, y, line="-"):
-    """The settings of a method as points, joined in the order of x, with the range over seeds both ways."""
-    names = [r for r in s.points(method) if not np.isnan(s(r, y)).all()]
-    names.sort(key=lambda r: np.nanmean(s(r, x)))
+    """The settings of a method as points, joined in the order of x, with bars both ways."""
+    names = sorted((r for r in s.points(method) if not np.isnan(s(r, y)).all()), key=lambda r: np.nanmean(s(r, x)))
     if names:
-        mx, ex = zip(*(middle(s(r, x)) for r in names))
-        my, ey = zip(*(middle(s(r, y)) for r in names))
-        ax.errorbar(mx, my, xerr=np.hstack(ex), yerr=np.hstack(ey), fmt="o" + line, color=COLORS[method],
-                    label=name_of(method), **THIN)
+        x_ranges = np.hstack([middle(s(r, x))[1] for r in names])
+        points(ax, method, means(s, names, x), [s(r, y) for r in names], line, x_ranges)
 
 def best_of(ax, s, label):
     """The best of n samples of the reference, without n = 1, as a dashed line."""
@@ -73,13 +76,19 @@ def root_axis(ax, high):
     ax.set(xlim=(0, high), xticks=[k for k in ticks if k <= high])
     ax.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
 
-def envelope(points):
+ENVELOPE = "upper envelope of the losses (concave hull)"
+
+def slope(a, b):
+    """Reward per root of KL from one (KL, reward) to another."""
+    return (b[1] - a[1]) / (b[0] ** 0.5 - a[0] ** 0.5)
+
+def envelope(pairs):
     """
-    The upper envelope of (KL, reward) points, as a list of its corners. It is the concave hull over the root of the KL
+    The upper envelope of (KL, reward) pairs, as a list of its corners. It is the concave hull over the root of the KL
     up to the highest reward, and constant from there on. No point and no line between two points lies above it.
     """
     corners = []
-    for kl, reward in sorted(points):
+    for kl, reward in sorted(pairs):
         while corners and corners[-1][0] == kl:
             corners.pop()    # the higher of two points at one KL comes later
         # a corner below the line from the one before it to the new point is no corner
@@ -88,12 +97,6 @@ def envelope(points):
         corners.append((kl, reward))
     top = max(range(len(corners)), key=lambda i: corners[i][1])
     return [*corners[:top + 1], (corners[-1][0], corners[top][1])]
-
-ENVELOPE = "upper envelope of the losses (concave hull)"
-
-def slope(a, b):
-    """Reward per root of KL from one (KL, reward) to another."""
-    return (b[1] - a[1]) / (b[0] ** 0.5 - a[0] ** 0.5)
 
 def frontier(s):
     """Reward against KL: all methods over their settings, their envelope, best of n, and SFT at lower temperatures."""
@@ -141,10 +144,10 @@ def rlhf(s):
 
 def long_runs(s, name):
     """Yields (steps, true rewards, learned rewards) of a run that kept its checkpoints, for each seed."""
-    recipes = [r for r in s.recipes if r.startswith(f"{name} step-")]
-    for i in range(len(s.seeds) if recipes else 0):
-        true, learned = (np.array([s(r, m)[i] for r in recipes]) for m in ("reward", "proxy"))
-        yield [int(r.split("step-")[1]) for r in recipes], true, learned
+    if found := s.checkpoints(name):
+        for i in range(len(s.seeds)):
+            true, learned = (np.array([s(r, m)[i] for r in found.values()]) for m in ("reward", "proxy"))
+            yield list(found), true, learned
 
 def diversity(s):
     """Reward against entropy a token, as the reports draw it, and against the entropy of 25 samples."""
@@ -206,11 +209,10 @@ def by_temperature(ax, s, methods):
     for method in methods:
         names = [r for r in s.recipes if r.split()[0] == method and " T=" in r]
         if names:
-            at = {float(r.split("T=")[1]): middle(s(r, "win")) for r in names}
-            at[1.0] = middle(s(names[0].split(" T=")[0], "win"))
-            heat = sorted(at)
-            ax.errorbar(heat, [at[t][0] for t in heat], yerr=np.hstack([at[t][1] for t in heat]), fmt="o-",
-                        color=COLORS[method], label=name_of(method), **THIN)
+            wins = {float(r.split("T=")[1]): s(r, "win") for r in names}
+            wins[1.0] = s(names[0].split(" T=")[0], "win")
+            heat = sorted(wins)
+            points(ax, method, heat, [wins[t] for t in heat])
     ax.axhline(0.5, color="0.4", lw=1, ls=":", label="as good as SFT at temperature 1")
     ax.set(xlabel="sampling temperature", ylabel="win rate against SFT at temperature 1", ylim=(0, 1.05))
 
@@ -226,9 +228,7 @@ def adapters(s):
             trace(ax, s, method, "trainable", y)
         names = sorted(s.points(method), key=lambda r: np.nanmean(s(r, "trainable")))
         if names:
-            values, error = zip(*(middle(gain(s, r)) for r in names))
-            axes[2].errorbar(means(s, names, "trainable"), values, yerr=np.hstack(error), fmt="o-",
-                             color=COLORS[method], label=name_of(method), **THIN)
+            points(axes[2], method, means(s, names, "trainable"), [gain(s, r) for r in names])
     full = "default dpop"
     if s.points("sequential"):
         for ax, values in zip(axes, (s(full, "reward"), s(full, "kl"), gain(s, full))):
@@ -271,8 +271,8 @@ def along(s):
 def long_run(axes, s, name, i, color, label):
     """Draws one seed of a long run into the panels of loss, reward and KL."""
     losses = s.curve(name, "loss", s.seeds[i])    # (2, n): steps and values
-    steps = sorted(int(r.split("step-")[1]) for r in s.recipes if r.startswith(f"{name} step-"))
-    if not losses.size or not steps:
+    found = s.checkpoints(name)
+    if not losses.size or not found:
         return
     relative = losses[1] / losses[1][0]
     lowest = relative.argmin()
@@ -280,10 +280,10 @@ def long_run(axes, s, name, i, color, label):
     axes[0].plot(losses[0][lowest], relative[lowest], "*", color=color, ms=9)
     stop = int(losses[0][lowest])
     for ax, measure in ((axes[1], "reward"), (axes[2], "kl")):
-        values = [s(f"{name} step-{k}", measure)[i] for k in steps]
-        ax.plot(steps, values, color=color, lw=1, label=label)
-        if stop in steps:
-            ax.plot(stop, values[steps.index(stop)], "*", color=color, ms=9)
+        values = {step: s(r, measure)[i] for step, r in found.items()}
+        ax.plot(list(values), list(values.values()), color=color, lw=1, label=label)
+        if stop in values:
+            ax.plot(stop, values[stop], "*", color=color, ms=9)
 
 PICTURES = (frontier, rlhf, diversity, label_bias, training, temperature, adapters, watch, along)
 
@@ -296,6 +296,6 @@ def draw(results, figures):
             fig = picture(s)
         for ax in fig.axes:
             if names := ax.get_legend_handles_labels()[1]:
-                ax.legend(fontsize=7, ncols=1 + (len(names) > 6))
+                ax.legend(fontsize=7, ncols=2 if len(names) > 6 else 1)
         if any(ax.has_data() for ax in fig.axes):
             fig.savefig(figures / f"{picture.__name__}.png", dpi=110)

@@ -146,8 +146,8 @@ def test_best_reward_inverts_the_frontier():
 
 def test_no_point_of_the_picture_is_hidden():
     """kto and apo_zero end at the same point: in one panel the later would cover the earlier. Nor may the axes cut a point off."""
-    plt = pytest.importorskip("matplotlib.pyplot")
-    table = bandit.read_csv(places.RESULTS / "bandit.csv")
+    pytest.importorskip("matplotlib")
+    table = places.read_csv(places.RESULTS / "bandit.csv")
     table.append({"loss": "mine", "settings": "", "reward": "0.9", "kl": "3.5", "below the frontier": "0.3"})
     fig = bandit.picture(table)
     panels = {ax.get_title().split(":")[0]: ax for ax in fig.axes if ax.get_title()}
@@ -157,4 +157,3 @@ def test_no_point_of_the_picture_is_hidden():
         [x], [y] = ax.lines[-1].get_data()    # drawn last, so above the others
         assert (x, y) == (float(row["kl"]), float(row["reward"]))
         assert ax.get_xlim()[0] < x < ax.get_xlim()[1] and ax.get_ylim()[0] < y < ax.get_ylim()[1]
-    plt.close(fig)

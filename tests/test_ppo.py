@@ -99,11 +99,17 @@ def test_advantages_and_returns_by_hand():
     """PPO's return is the advantage plus the old value; RLOO's is the whole completion's, and its baseline the other completion's."""
     rewards, values = torch.tensor([[0.0, 1.0], [0.0, 3.0]]), torch.tensor([[0.5, 0.2], [0.0, 0.0]])
     mask = torch.ones(2, 2, dtype=torch.bool)
-    advantages, returns = formulas.ppo_advantages(rewards, values, mask, gamma=0.5, lam=0.4)
+    def found(algo):
+        batch = {"rewards": rewards, "old_values": values, "mask": mask, "logged": {}}
+        train_ppo.add_advantages([batch], algo=algo, k=2, gamma=0.5, lam=0.4)
+        return batch["advantages"], batch["returns"], batch["logged"]["returns/mean"].item()
+    advantages = formulas.gae(rewards, values, mask, 0.5, 0.4)
+    whitened, returns, mean = found("ppo")
+    assert torch.equal(whitened, formulas.whiten(advantages, mask)) and mean == pytest.approx((0.1 + 0.16 + 1 + 0.6 + 3) / 4)
     assert advantages[0].tolist() == pytest.approx([0.5 * 0.2 - 0.5 + 0.5 * 0.4 * 0.8, 0.8])
     assert returns[0].tolist() == pytest.approx([0.1 + 0.16, 1.0]) and returns[1].tolist() == pytest.approx([0.2 * 3, 3.0])
-    advantages, returns = formulas.rloo_advantages(rewards, k=2)
-    assert advantages.tolist() == [-2, 2] and returns.tolist() == [1, 3]
+    advantages, returns, mean = found("rloo")
+    assert advantages.tolist() == [-2, 2] and returns.tolist() == [1, 3] and mean == 2
 
 def two_completions():
     """(log-probs, old log-probs, mask): ratios 1.5 and 1 in the first completion, 0.5 in the second, which has one token."""

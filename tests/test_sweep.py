@@ -86,7 +86,7 @@ def world(folder, seeds=(0, 1, 2)):
 def test_every_claim_gets_a_verdict(tmp_path):
     """From the two files alone, without the runs."""
     claims.judge(world(tmp_path))
-    text = claims.claims_table(tmp_path)
+    text = table.claims_table(tmp_path)
     assert "highest, ppo beta=0.2 | -0.04 | -0.04 to -0.04 | < -0.01 | holds |" in text and "highest, along_dpo | 0 | 0 to 0 |" in text
     assert len(claims.CLAIMS) == 14 and all(f"**{n}. " in text for n in claims.CLAIMS) and text.count("**") == 28
 
@@ -104,7 +104,7 @@ def test_a_claim_is_judged_by_its_worst_comparison(tmp_path):
     lines = ["claim,what,mean,low,high,says,verdict", "1,a,1,0.5,1.5,> 0,holds", "1,b,1,-1,3,> 0,cannot be told apart",
              "2,a,1,0.5,1.5,> 0,holds", "2,b,-1,-2,-0.5,> 0,does not hold", "3,a,1,0.5,1.5,> 0,holds", "3,b,1,0.5,1.5,,"]
     (tmp_path / "claims.csv").write_text("\n".join(lines) + "\n")
-    verdicts = [line.split("** ")[1] for line in claims.claims_table(tmp_path).split("\n") if line.startswith("**")]
+    verdicts = [line.split("** ")[1] for line in table.claims_table(tmp_path).split("\n") if line.startswith("**")]
     assert verdicts == [claims.SENTENCES[v] for v in ("cannot be told apart", "does not hold", "holds")]
     words = ("undecided", "does not hold: at least one", "holds: every")
     assert all(word in verdict for word, verdict in zip(words, verdicts))
@@ -114,7 +114,7 @@ def test_what_a_small_sweep_does_not_hold_is_left_out(tmp_path):
     rows = [(r, s, m, v + 0.01 * s) for r, v in (("sft", 0), ("dpo beta=0.1", 2)) for s in (0, 1)
             for m, v in (("kl", v), ("reward", 0.5 + v / 5), ("entropy", 1 - v / 10))]
     claims.judge(results(tmp_path, rows))
-    assert "4. cDPO" not in claims.claims_table(tmp_path) and "1. DPO" in claims.claims_table(tmp_path)
+    assert "4. cDPO" not in table.claims_table(tmp_path) and "1. DPO" in table.claims_table(tmp_path)
     pictures.draw(tmp_path, tmp_path)
     assert (tmp_path / "frontier.png").exists() and not (tmp_path / "adapters.png").exists()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from losses import LOSSES
-from study import claims, pictures, sweep
+from study import claims, pictures, sweep, table
 from test_sweep import results
 
 T3 = 4.303    # Student's t for three seeds
@@ -346,11 +346,11 @@ def test_a_claims_whole_verdict(tmp_path, verdicts, want):
     """One comparison that does not hold decides, whatever its place; those that the claim says nothing of decide nothing."""
     lines = [f"7,w{i},1,0.5,1.5,{'> 0' if v else ''},{v}" for i, v in enumerate(verdicts)] + ["8,other,-1,-2,-0.5,> 0,does not hold"]
     (tmp_path / "claims.csv").write_text("\n".join(["claim,what,mean,low,high,says,verdict", *lines]))
-    table = next(part for part in claims.claims_table(tmp_path).split("\n\n**") if "w1" in part)
+    part = next(part for part in table.claims_table(tmp_path).split("\n\n**") if "w1" in part)
     sentence = claims.SENTENCES.get(want, "The claim was not measured.")
-    assert f"7. {claims.CLAIMS['7']}.** {sentence}\n" in table and table.count("**") <= 2
-    assert "| w1 | 1 | 0.5 to 1.5 |" in table and "other" not in table
-    assert table.split("\n")[2:4] == ["| compared | mean | 95% interval | the claim says | verdict |", "|---|---|---|---|---|"]
+    assert f"7. {claims.CLAIMS['7']}.** {sentence}\n" in part and part.count("**") <= 2
+    assert "| w1 | 1 | 0.5 to 1.5 |" in part and "other" not in part
+    assert part.split("\n")[2:4] == ["| compared | mean | 95% interval | the claim says | verdict |", "|---|---|---|---|---|"]
 
 def test_recipes_at_other_temperatures_are_not_among_those_measured(tmp_path):
     """Colder samples of a policy are less diverse: among the methods they would be one more, and a poor one."""

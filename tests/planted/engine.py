@@ -145,7 +145,7 @@ FAULTS = {
     "the baseline of other prompts": ("rlhf/train_ppo.py", "prompts += [prompt] * self.k",
                                       "prompts = distinct * self.k", "test_ppo.py::test_rloo_takes_completions_as_wholes"),
     "the KL praised": ("rlhf/train_ppo.py", "penalized.mean().item() - beta * kl", "penalized.mean().item() + beta * kl", "test_ppo.py::test_a_run_has_what_every_run_has[ppo]"),
-    "beta adapted within the rollout": ("rlhf/train_ppo.py", "and place == self.updates - 1", "and place == 0",
+    "beta adapted within the rollout": ("rlhf/train_ppo.py", "and update == self.updates - 1", "and update == 0",
                                         "test_ppo.py::test_a_run_interrupted_within_a_rollout_adapts_beta_once"),
     "beta forgotten": ("support/checkpoint.py", " | dict(model.named_buffers())", "", "test_ppo.py::test_a_run_goes_on_to_the_same_bytes[ppo]"),
     "test prompts in training": ("sampling.py", "and is_test == (split == \"test\"):", ":", "test_data.py::test_prompts_of_reviews_are_their_beginnings"),

@@ -25,7 +25,7 @@ FAULTS = {
         "test_new_loss.py::test_what_a_loss_returns_is_looked_at_before_a_run_begins"),
     "rewards with a gradient": ("support/registry.py", "need(not chosen_rewards.requires_grad and not rejected_rewards.requires_grad,",
         "need(True,", "test_new_loss.py::test_what_a_loss_returns_is_looked_at_before_a_run_begins"),
-    "results overwritten by a look": ("study/bandit.py", "places.folders(None, update,", "places.folders(None, True,",
+    "results overwritten by a look": ("study/bandit.py", 'places.folders("out/bandit", update)', 'places.folders("out/bandit", True)',
         "test_new_loss.py::test_the_bandit_overwrites_the_results_only_with_update"),
     "no end to a loss without a minimum": ("study/bandit.py", "if logits.isfinite().all():", "if True:",
         "test_new_loss.py::test_a_loss_without_a_minimum_ends_somewhere_in_the_exact_world"),

@@ -45,9 +45,9 @@ FAULTS = {
     "label gap turned": ("study/claims.py", 's(name, "reward_positive") - s(name, "reward_negative")',
                          's(name, "reward_negative") - s(name, "reward_positive")', VERDICTS + "test_the_label_gap_by_hand"),
     "another claim's number": ("study/claims.py", '"12": adam_epsilon', '"11": adam_epsilon', SLOW_WAY),
-    "the mildest verdict for the whole": ("study/claims.py", "for v in SENTENCES if v in found", "for v in reversed(SENTENCES) if v in found",
+    "the mildest verdict for the whole": ("study/table.py", "in claims.SENTENCES.items()", "in reversed(claims.SENTENCES.items())",
                                           VERDICTS + "test_a_claims_whole_verdict"),
-    "holds without a comparison": ("study/claims.py", '"The claim was not measured."', 'SENTENCES["holds"]',
+    "holds without a comparison": ("study/table.py", '"The claim was not measured."', 'claims.SENTENCES["holds"]',
                                    VERDICTS + "test_a_claims_whole_verdict"),
     # the benchmark
     "the smaller matrix rate": ("study/bench.py", '"product_rate": max(before, after)', '"product_rate": min(before, after)',
