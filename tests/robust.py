@@ -86,7 +86,7 @@ def no_room():
     raise OSError(errno.ENOSPC, "No space left on device")
 
 def drawn_trials(n, every, seconds, operations, rng):
-    """The trials (what, where, operation): n kills at random moments, then kills and full disks at operations on files."""
+    """The trials (what, where, operation): n kills at random moments, kills and full disks at operations on files."""
     trials = [("kill", f"after {rng.uniform(0, seconds):.2f} of {seconds:.2f} s", None) for _ in range(n)]
     for k in range(1, operations + 1, every):
         trials += [(what, f"at operation {k} on files", k) for what in ("kill", "full")]
@@ -126,7 +126,7 @@ def after_stop(main, argv, what, printed, whole):
 
 def stops(main, argv, n, every=1, part=0, parts=1, seed=0):
     """
-    Yields (what, where, what happened) for n kills at random moments and for kills and full disks at operations on files.
+    Yields (what, where, what happened) for n kills at random moments, and kills and full disks at operations on files.
 
     every: 1 is each operation, 2 every second one. Of all trials, one part of so many parts is tried.
     """
@@ -165,7 +165,7 @@ def stopped_runs(n, every=1, parts=2):
 # damaged files
 
 def damaged(content, rng):
-    """A valid file's bytes with bits flipped, a part removed, added or doubled, an absurd number, or random throughout."""
+    """A valid file's bytes with bits flipped, a part cut, added or doubled, or an absurd number, or random bytes."""
     content, at = bytearray(content), rng.randrange(max(1, len(content)))
     match rng.randrange(7):
         case 0:
