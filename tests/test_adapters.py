@@ -119,7 +119,7 @@ def test_replace_with_every_neuron_of_the_base_is_the_base():
     torch.testing.assert_close(m(idx), base(idx), atol=2e-5, rtol=0)
 
 def test_neurons_are_those_with_the_largest_product_of_norms():
-    """Unit 0 has the largest input weights and unit 1 the largest output weights, but units 5 and 2 the largest product."""
+    """Unit 0 has the largest input weights, unit 1 the largest output weights, units 5 and 2 the largest product."""
     m = tiny()
     reads, writes = torch.ones(N_INNER) * 0.1, torch.ones(N_INNER) * 0.1
     reads[0], writes[0] = 9.0, 0.01       # product 0.09
@@ -156,7 +156,7 @@ def test_the_trainable_parameters_are_as_many_as_the_formula_says(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_after_optimizer_steps_every_adapter_weight_has_moved_and_no_other(mode):
-    """AdamW's weight decay changes a weight with a gradient of zero. Only a weight without a gradient stays the same."""
+    """AdamW decays even a weight with a gradient of zero. Only one without a gradient stays the same."""
     m, idx = add_adapters(tiny(), mode, RANK).train(), tokens(4, 9)
     before = {name: p.clone() for name, p in m.named_parameters()}
     optimizer = torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.1)
@@ -212,7 +212,7 @@ def test_with_adapters_off_the_model_is_the_base_bit_for_bit_and_then_itself_aga
     assert torch.equal(m(idx), policy)
 
 def test_adapters_come_back_on_after_an_exception():
-    """A batch that does not fit into memory may be caught and skipped. From then on the policy would be the reference."""
+    """A batch that does not fit into memory may be caught and skipped. Then the policy would become the reference."""
     m, idx = moved(add_adapters(tiny(), "sequential", RANK)), tokens(2, 9)
     policy = m(idx)
     with pytest.raises(RuntimeError, match="out of memory"), adapters_off(m):
@@ -220,7 +220,7 @@ def test_adapters_come_back_on_after_an_exception():
     assert torch.equal(m(idx), policy)
 
 def test_inside_nested_adapters_off_they_stay_off_until_the_outermost_ends():
-    """The inner block ends first. If it turned them on, the rest of the outer block would use the policy as reference."""
+    """The inner block ends first. If it turned them on, the outer block would go on with the policy as reference."""
     base, idx = tiny(), tokens(2, 9)
     m = moved(add_adapters(copy.deepcopy(base), "sequential", RANK))
     policy = m(idx)

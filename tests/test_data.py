@@ -1,6 +1,7 @@
 """
-Text -> rows -> batches: what is cut, dropped and counted; every file type and shape; the order of batches; pairs by sampling and
-ranking. Files are small and made here; the last section reads real data and is skipped without it.
+Tests of data.py, support/sources.py and sampling.py: text -> rows -> batches, file types and record shapes, sampled pairs.
+
+Files are small and made here. The last section reads real data and is skipped without it.
 """
 import csv
 import gzip
@@ -34,15 +35,21 @@ def write_jsonl(path, records):
     return str(path)
 
 def load(path, pairs=True):
-    """All the examples of a file, whatever their split, and what was dropped."""
+    """(the examples of all splits of a file, the counts of dropped rows)."""
     splits, dropped = sources.load_examples(str(path), pairs=pairs)
-    return [e for part in splits.values() for e in part], dropped
+    return sum(map(list, splits.values()), []), dropped
 
 def divided(source, data_dir=None, pairs=True):
     """{"train": examples, "val": examples} as load_rows divides them, read back from the tokens."""
     tokenizer = toy.encoding()
     rows = data.load_rows(source, data_dir, tokenizer, 10_000, pairs=pairs)
-    return {split: [{side: data.decode(tokenizer, tokens) for side, tokens in r.items()} for r in part] for split, part in rows.items()}
+    text = lambda row: {side: data.decode(tokenizer, tokens) for side, tokens in row.items()}
+    return {split: [text(row) for row in part] for split, part in rows.items()}
+
+def only(dropped):
+    """(reason, count) of rows dropped for one reason."""
+    [(why, n)] = dropped.items()
+    return why, n
 
 def text_key(example):
     return sorted(example.items())
@@ -54,7 +61,7 @@ def pair(i=0, **other):
 # examples -> rows
 
 def test_prompt_and_completion_are_tokenized_apart(tokenizer):
-    """" act" + "ing" is one token when tokenized together: then the mask begins inside a word, and samples never look like that."""
+    """" act" + "ing" is one token when tokenized together. Then the mask begins inside a word, unlike any sample."""
     rows, _ = data.make_rows([{"prompt": "the act", "chosen": "ing was fine"}], tokenizer, 64)
     assert rows[0]["prompt"] == tokenizer.encode_ordinary("the act")
     assert rows[0]["chosen"][:-1] == tokenizer.encode_ordinary("ing was fine")
@@ -70,13 +77,14 @@ def test_a_completion_ends_in_one_eos_and_the_prompt_has_none(tokenizer):
     assert data.decode(tokenizer, rows[1]["rejected"]) == " bad 1"
 
 def test_a_prompt_is_cut_at_its_beginning(tokenizer):
-    """The question stands at the end of a dialogue."""
-    rows, dropped = data.make_rows([{"prompt": "i saw this film at home .", "chosen": " fine"}], tokenizer, 64, max_prompt_len=3)
+    """The question is at the end of a dialogue, so the end must stay."""
+    example = {"prompt": "i saw this film at home .", "chosen": " fine"}
+    rows, dropped = data.make_rows([example], tokenizer, 64, max_prompt_len=3)
     assert tokenizer.decode(rows[0]["prompt"]) == " at home ." and not dropped
 
 @pytest.mark.parametrize("max_len,words,eos", [(7, 4, True), (6, 4, False), (5, 3, False), (3, 1, False)])
 def test_a_completion_is_cut_at_its_end_and_then_has_no_eos(tokenizer, max_len, words, eos):
-    """An EOS behind a cut teaches the model to stop in the middle of a sentence. At 6 the words fit and the EOS does not."""
+    """An EOS after a cut teaches the model to stop within a sentence. At 6 the words fit but the EOS does not."""
     rows, _ = data.make_rows([{"prompt": "i saw", "chosen": " the plot was fine"}], tokenizer, max_len)
     want = tokenizer.encode_ordinary(" the plot was fine")[:words] + [tokenizer.eot_token] * eos
     assert rows[0]["chosen"] == want
@@ -90,27 +98,33 @@ def test_both_completions_of_a_pair_are_cut_by_the_same_limit(tokenizer):
     assert (len(row["chosen"]), row["rejected"]) == (10, tokenizer.encode_ordinary(" the") + [tokenizer.eot_token])
 
 def test_by_default_prompts_stay_whole_and_those_without_room_are_dropped_and_counted(tokenizer):
-    """Half a prompt answers another question; and a completion of no tokens has a log-prob of 0, the best there is."""
+    """Half a prompt is another question. A completion without tokens has a log-prob of 0, the highest possible."""
     prompts = [" the" * n for n in (5, 9, 10, 30)]
     rows, dropped = data.make_rows([pair(prompt=p) for p in prompts], tokenizer, 10)
     assert sum(dropped.values()) == 3 and len(dropped) == 2    # at 9 both keep one token, and it is the same one
     assert [len(r["prompt"]) for r in rows] == [5]
     rows, dropped = data.make_rows([pair(prompt=p, rejected="x") for p in prompts], tokenizer, 10)
     assert [len(r["prompt"]) for r in rows] == [5, 9] and [len(r["chosen"]) for r in rows] == [5, 1]
-    (why, n), = dropped.items()
+    why, n = only(dropped)
     assert n == 2 and "prompt" in why and "10" in why
 
 def test_rows_are_dropped_for_a_reason_and_counted_by_it(tokenizer):
-    """An empty completion can be the chosen one; a pair that was made equal by the cut carries no preference either."""
-    examples = [pair(0), pair(1, chosen=" "), pair(2, rejected=""), pair(3, chosen="\n\n"), pair(4, rejected=" good 4"),
-                pair(5, chosen=" a" * 99 + " fine", rejected=" a" * 99 + " dull")]
+    """An empty completion may be the chosen one. A pair that the cut makes equal has no preference."""
+    examples = [
+        pair(0),
+        pair(1, chosen=" "),
+        pair(2, rejected=""),
+        pair(3, chosen="\n\n"),
+        pair(4, rejected=" good 4"),
+        pair(5, chosen=" a" * 99 + " fine", rejected=" a" * 99 + " dull"),
+    ]
     rows, dropped = data.make_rows(examples, tokenizer, 40)
     assert len(rows) == 1 and sorted(dropped.values()) == [2, 3]
     assert next(n for why, n in dropped.items() if "empty" in why) == 3
     assert data.make_rows(examples[5:], tokenizer, 140)[1].total() == 0
 
 def test_what_was_dropped_is_printed_once(tmp_path, tokenizer, capsys):
-    """Counted for each split apart and printed twice, nobody adds it up; not printed, nobody knows."""
+    """If each split printed its own counts, nobody would add them. If nothing were printed, nobody would know."""
     path = write_jsonl(tmp_path / "p.jsonl", [pair(i, chosen=" " if i < 10 else " yes") for i in range(40)])
     rows = data.load_rows(path, None, tokenizer, 64)
     out = capsys.readouterr().out
@@ -119,53 +133,66 @@ def test_what_was_dropped_is_printed_once(tmp_path, tokenizer, capsys):
     assert str(len(rows["train"])) in out and path in out
 
 def test_a_literal_end_of_text_in_a_text_stays_text(tokenizer):
-    """Real rows hold it. As the special token it would end the document in the middle, and whoever writes the data could do it."""
+    """Real rows contain it. As the special token it would end the document early, and any author of data could do that."""
     text = " say <|endoftext|> now"
     (row,), _ = data.make_rows([{"prompt": "<|endoftext|>", "chosen": text}], tokenizer, 64)
     assert tokenizer.eot_token not in row["prompt"] + row["chosen"][:-1]
     assert tokenizer.decode(row["prompt"]) == "<|endoftext|>" and data.decode(tokenizer, row["chosen"]) == text
 
 def test_a_text_without_a_prompt_starts_behind_eos(tokenizer):
-    """logits[:, t] predicts idx[:, t + 1]: with nothing before it the first word would never be trained on."""
+    """logits[:, t] predicts idx[:, t + 1]. Without a token before it, the first word would never be trained on."""
     (row,), _ = data.make_rows([{"prompt": "", "chosen": "the plot"}], tokenizer, 64)
     assert row["prompt"] == [tokenizer.eot_token]
     assert row["chosen"] == tokenizer.encode_ordinary("the plot") + [tokenizer.eot_token]
 
 def test_rows_for_supervised_training_have_no_rejected_side(tmp_path, tokenizer):
-    """A pairs file serves SFT by its chosen side; a rejected key left in would make Batches collate pairs."""
+    """SFT reads the chosen side of a file of pairs. With a rejected key, Batches would collate pairs."""
     path = write_jsonl(tmp_path / "p.jsonl", [pair(i) for i in range(5)])
     rows = data.load_rows(path, None, tokenizer, 64, pairs=False)
     assert all(set(r) == {"prompt", "chosen"} for part in rows.values() for r in part)
 
-@pytest.mark.parametrize("tokens, limits, want", [
-    ({"prompt": [1, 2], "chosen": [3], "rejected": [4, 5]}, (9, None), {"prompt": [1, 2], "chosen": [3, 0], "rejected": [4, 5, 0]}),
-    ({"prompt": [1, 2], "chosen": [3], "rejected": [4, 5]}, (4, None), {"prompt": [1, 2], "chosen": [3, 0], "rejected": [4, 5]}),
-    ({"prompt": [1, 2], "chosen": [3]}, (9, 1), {"prompt": [2], "chosen": [3, 0]}),
-    ({"prompt": [], "chosen": [3]}, (9, None), {"prompt": [0], "chosen": [3, 0]}),
-    ({"prompt": [1, 2], "chosen": [3]}, (2, None), "prompt leaves no room in max_len = 2 tokens"),
-    ({"prompt": [1], "chosen": [3, 4], "rejected": [3, 5]}, (2, None), "chosen == rejected")],
-    ids=["whole", "rejected cut", "prompt cut", "no prompt", "no room", "equal after the cut"])
-def test_encode_row_by_hand(tokens, limits, want):
+def sides(prompt, chosen, rejected=None):
+    """The tokens of a row."""
+    row = {"prompt": prompt, "chosen": chosen}
+    return row if rejected is None else row | {"rejected": rejected}
+
+@pytest.mark.parametrize("tokens, max_len, max_prompt_len, want", [
+    pytest.param(sides([1, 2], [3], [4, 5]), 9, None, sides([1, 2], [3, 0], [4, 5, 0]), id="whole"),
+    pytest.param(sides([1, 2], [3], [4, 5]), 4, None, sides([1, 2], [3, 0], [4, 5]), id="rejected cut"),
+    pytest.param(sides([1, 2], [3]), 9, 1, sides([2], [3, 0]), id="prompt cut"),
+    pytest.param(sides([], [3]), 9, None, sides([0], [3, 0]), id="no prompt"),
+    pytest.param(sides([1, 2], [3]), 2, None, "prompt leaves no room in max_len = 2 tokens", id="no room"),
+    pytest.param(sides([1], [3, 4], [3, 5]), 2, None, "chosen == rejected", id="equal after the cut"),
+])
+def test_encode_row_by_hand(tokens, max_len, max_prompt_len, want):
     """A row, or the reason why there is none. EOS is 0."""
-    assert data.encode_row(dict.fromkeys(tokens, "x"), tokens, 0, *limits) == want
+    assert data.encode_row(dict.fromkeys(tokens, "x"), tokens, 0, max_len, max_prompt_len) == want
 
 def test_an_empty_completion_is_a_reason_whatever_its_tokens_are():
-    """White space has tokens too, so it is the text that decides."""
+    """White space has tokens too, so the text decides."""
     example = {"prompt": "p", "chosen": " \n", "rejected": "x"}
     assert data.encode_row(example, {"prompt": [1], "chosen": [2], "rejected": [3]}, 0, 9) == "empty completion"
 
 def test_a_prompt_is_held_out_with_all_its_rows_and_each_side_gets_one():
-    """Split by rows, a prompt of several pairs is on both sides."""
+    """If rows were split, a prompt with several pairs would be in both splits."""
     for n in range(2, 30):
         rows = [{"prompt": [i % n], "chosen": [i, 9]} for i in range(3 * n)]
         train, val = data.hold_out(rows, 99)
-        sides = [{row["prompt"][0] for row in part} for part in (train, val)]
-        assert all(sides) and not sides[0] & sides[1] and len(train) + len(val) == 3 * n
+        train_prompts, val_prompts = ({row["prompt"][0] for row in part} for part in (train, val))
+        assert train_prompts and val_prompts and not train_prompts & val_prompts
+        assert len(train) + len(val) == 3 * n
 
 # ---------------------------------------------------------------------------------------------------------------------
 # files -> records
 
-NASTY = ['he said "yes", then\nleft', "a\x85b\u2028c\u2029d", "\u4f60\u597d \U0001f600", "line\r\nbreak", "tab\t, comma", "back\\slash \\n"]
+NASTY = [
+    'he said "yes", then\nleft',
+    "a\x85b\u2028c\u2029d",
+    "\u4f60\u597d \U0001f600",
+    "line\r\nbreak",
+    "tab\t, comma",
+    "back\\slash \\n",
+]
 
 def in_every_format(folder, records):
     import pyarrow
@@ -180,8 +207,10 @@ def in_every_format(folder, records):
             folder / "r.csv", folder / "r.parquet"]
 
 def test_every_file_type_gives_the_same_examples(tmp_path):
-    """Quoted line breaks in .csv, U+0085 in .jsonl, and newline translation each corrupt one type alone."""
-    records = [{"prompt": f"{i} {text}", "chosen": NASTY[i - 1], "rejected": text + "!"} for i, text in enumerate(NASTY)]
+    """Quoted line breaks in .csv, U+0085 in .jsonl, and newline translation each corrupt one type only."""
+    records = []
+    for i, text in enumerate(NASTY):
+        records.append({"prompt": f"{i} {text}", "chosen": NASTY[i - 1], "rejected": text + "!"})
     for path in in_every_format(tmp_path, records):
         assert [r for _, r in sources.read_records(path)] == records, path
         assert sorted(load(path)[0], key=text_key) == sorted(records, key=text_key), path
@@ -189,44 +218,49 @@ def test_every_file_type_gives_the_same_examples(tmp_path):
 @pytest.mark.parametrize("char", ["\x85", "\u2028", "\u2029", "\x1c", "\x0b", "\x0c"])
 @pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])
 def test_only_a_newline_ends_a_row(tmp_path, name, char):
-    """str.splitlines() also cuts at U+0085, which stands in 350 of IMDB's reviews; JSON escapes what is below U+0020 anyway."""
+    """str.splitlines() also cuts at U+0085, which occurs in 350 reviews of IMDB."""
     records = [{"text": f"one{char}two"}, {"text": char}]
     assert [r for _, r in sources.read_records(write_jsonl(tmp_path / name, records))] == records
 
 def test_rows_are_numbered_as_lines_whatever_is_blank(tmp_path):
-    """The number in a message must lead an editor to the line."""
+    """With the number of a message, an editor must find the line."""
     (tmp_path / "r.jsonl").write_text('\n{"a": 1}\n\n  \n{"a": 2}\n\n')
     got = list(sources.read_records(tmp_path / "r.jsonl"))
     assert [r for _, r in got] == [{"a": 1}, {"a": 2}]
     assert got[0][0].endswith("row 2") and got[1][0].endswith("row 5") and str(tmp_path / "r.jsonl") in got[0][0]
 
 def test_windows_line_ends_and_a_missing_last_one_do_no_harm(tmp_path):
-    """A file that went through an editor on Windows; the last line often has no end."""
+    """Editors on Windows write \\\\r\\\\n. The last line often has no end."""
     (tmp_path / "r.jsonl").write_bytes(b'{"a": 1}\r\n\r\n{"a": 2}')
     assert [(w[-1], r) for w, r in sources.read_records(tmp_path / "r.jsonl")] == [("1", {"a": 1}), ("3", {"a": 2})]
 
 @pytest.mark.parametrize("name", ["r.json", "r.jsonl", "r.csv", "r.jsonl.gz"])
 def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path, name):
-    """Excel writes one: the column is then called U+FEFF + "prompt", and json refuses the file."""
-    text = {"json": '[{"prompt": "a"}]', "jsonl": '{"prompt": "a"}\n', "gz": '{"prompt": "a"}\n', "csv": "prompt\na\n"}[name.split(".")[-1]]
-    raw = b"\xef\xbb\xbf" + text.encode()
+    """Excel writes one. Then the column is called U+FEFF + "prompt", and json refuses the file."""
+    texts = {
+        "r.json": '[{"prompt": "a"}]',
+        "r.jsonl": '{"prompt": "a"}\n',
+        "r.jsonl.gz": '{"prompt": "a"}\n',
+        "r.csv": "prompt\na\n",
+    }
+    raw = b"\xef\xbb\xbf" + texts[name].encode()
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
     assert [r for _, r in sources.read_records(tmp_path / name)] == [{"prompt": "a"}]
 
 def test_a_csv_field_may_be_longer_than_pythons_limit(tmp_path):
-    """csv stops at 131,072 characters unless told otherwise, and articles are longer."""
+    """Python's csv module refuses fields of more than 131,072 characters by default, and articles are longer."""
     (tmp_path / "r.csv").write_text("text\n" + "a" * 200_000 + "\n")
     assert [len(r["text"]) for _, r in sources.read_records(tmp_path / "r.csv")] == [200_000]
 
 def test_a_csv_row_with_a_field_too_many_is_refused(tmp_path):
-    """An unquoted comma shifts the columns: the prompt's second half becomes the chosen answer, and nothing looks wrong."""
+    """An unquoted comma shifts the columns. The second half of the prompt silently becomes the chosen completion."""
     (tmp_path / "r.csv").write_text("prompt,chosen,rejected\nhello,fine,bad\nwell, hello,good,bad\n")
     with pytest.raises(ValueError, match="r.csv, row 2"):
         load(tmp_path / "r.csv")
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.json"])
 def test_half_of_a_surrogate_pair_does_not_stop_the_run(tmp_path, tokenizer, name):
-    """JSON can write one (a cut emoji); it has no UTF-8, so hashing, tokenizing or printing it may raise far from the file."""
+    """JSON can contain one (a cut emoji). It has no UTF-8, so hashing, tokenizing or printing it may raise later."""
     records = [{"prompt": f"{i} \ud83d", "chosen": " a\ud83d", "rejected": "b"} for i in range(3)]
     text = json.dumps(records) if name == "r.json" else "".join(json.dumps(r) + "\n" for r in records)
     (tmp_path / name).write_text(text)
@@ -244,35 +278,39 @@ def assistant(text):
 
 DIALOGUE = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Yes", "rejected": " No"}
 
+YES, NO = [assistant("Yes")], [assistant("No")]
+HI_YES, HI_NO = [user("Hi"), *YES], [user("Hi"), *NO]
+
 @pytest.mark.parametrize("record", [
-    {"chosen": [user("Hi"), assistant("Yes")], "rejected": [user("Hi"), assistant("No")]},
-    {"prompt": "Hi", "chosen": [user("Hi"), assistant("Yes")], "rejected": [user("Hi"), assistant("No")]},
-    {"prompt": [user("Hi")], "chosen": [assistant("Yes")], "rejected": [assistant("No")]},
-    {"prompt": "Hi", "chosen": [assistant("Yes")], "rejected": [assistant("No")]},
-    {"prompt": [user("Hi")], "chosen": "Yes", "rejected": "No"},
-], ids=["shared turn", "shared turn and prompt", "prompt as messages", "prompt as text", "answers as text"])
+    pytest.param({"chosen": HI_YES, "rejected": HI_NO}, id="shared turn"),
+    pytest.param({"prompt": "Hi", "chosen": HI_YES, "rejected": HI_NO}, id="shared turn and prompt"),
+    pytest.param({"prompt": [user("Hi")], "chosen": YES, "rejected": NO}, id="prompt as messages"),
+    pytest.param({"prompt": "Hi", "chosen": YES, "rejected": NO}, id="prompt as text"),
+    pytest.param({"prompt": [user("Hi")], "chosen": "Yes", "rejected": "No"}, id="answers as text"),
+])
 def test_messages_in_every_shape_become_one_dialogue(record):
-    """The hub's sets put the shared turn into the prompt, into both sides, or into all three; it must stand in the prompt once."""
+    """Sets of the hub have the shared turn in the prompt, in both sides, or in all three. The prompt must have it once."""
     assert sources.example_of(record, "here", True) == DIALOGUE
     assert sources.example_of(record, "here", False) == {k: DIALOGUE[k] for k in ("prompt", "chosen")}
 
 def test_earlier_turns_and_the_system_message_stand_in_the_prompt():
-    """The answer is the last message alone: training on the earlier ones counts them on both sides."""
+    """Only the last message is the completion. Earlier ones would be trained on in both sides."""
     before = [{"role": "system", "content": "Be brief."}, user("Hi"), assistant("Hello"), user("And?")]
-    got = sources.example_of({"chosen": [*before, assistant("Yes")], "rejected": [*before, assistant("No")]}, "here", True)
-    assert got == {"prompt": "Be brief.\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant:", "chosen": " Yes", "rejected": " No"}
-    assert sources.example_of({"prompt": before, "chosen": [assistant("Yes")], "rejected": [assistant("No")]}, "here", True) == got
+    got = sources.example_of({"chosen": [*before, *YES], "rejected": [*before, *NO]}, "here", True)
+    prompt = "Be brief.\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant:"
+    assert got == {"prompt": prompt, "chosen": " Yes", "rejected": " No"}
+    assert sources.example_of({"prompt": before, "chosen": YES, "rejected": NO}, "here", True) == got
 
 def test_message_pairs_with_different_prompts_are_dropped_and_counted(tmp_path):
-    """The pair then compares answers to different questions; taking chosen's prompt for both would go unseen."""
-    same = [{"chosen": [user(f"Hi {i}"), assistant("Yes")], "rejected": [user(f"Hi {i}"), assistant("No")]} for i in range(3)]
-    other = {"chosen": [user("Hi"), assistant("Yes")], "rejected": [user("Ho"), assistant("No")]}
+    """The pair compares answers to different questions. Nobody would notice if both got the prompt of chosen."""
+    same = [{"chosen": [user(f"Hi {i}"), *YES], "rejected": [user(f"Hi {i}"), *NO]} for i in range(3)]
+    other = {"chosen": [user("Hi"), *YES], "rejected": [user("Ho"), *NO]}
     examples, dropped = load(write_jsonl(tmp_path / "m.jsonl", [*same, other]))
-    (why, n), = dropped.items()
+    why, n = only(dropped)
     assert len(examples) == 3 and n == 1 and "different prompts" in why
 
 def test_alpacas_template_has_an_input_section_only_if_there_is_an_input():
-    """775 of 1,100 real rows have input "": an empty section, or "None", is not what models were tuned on."""
+    """775 of 1,100 real rows have input "". Models were not tuned on an empty section or on "None"."""
     record = {"instruction": "Add.", "output": "3", "chosen": "3!", "rejected": "4"}
     with_input = sources.example_of(record | {"input": "1 + 2"}, "here", True)
     assert "### Instruction:\nAdd.\n\n### Input:\n1 + 2\n\n### Response:" in with_input["prompt"]
@@ -283,11 +321,12 @@ def test_alpacas_template_has_an_input_section_only_if_there_is_an_input():
 
 @pytest.mark.parametrize("field", ["chosen", "completion", "output", "text"])
 def test_supervised_data_may_call_its_answer_by_any_usual_name(field):
-    """SFT data says completion (OpenAI), output (Alpaca) or text; pairs serve by their chosen side."""
-    assert sources.example_of({"prompt": "p", field: "c", "rejected": "r"}, "here", False) == {"prompt": "p", "chosen": "c"}
+    """SFT data has completion (OpenAI), output (Alpaca) or text. Of pairs, the chosen side is used."""
+    example = sources.example_of({"prompt": "p", field: "c", "rejected": "r"}, "here", False)
+    assert example == {"prompt": "p", "chosen": "c"}
 
 def test_a_text_alone_is_trained_on_as_a_whole_and_does_for_supervised_data_only():
-    """IMDB has no prompt. A pair of plain texts, though, would have nothing that both sides answer."""
+    """IMDB has no prompt, which is fine for SFT. Both sides of a pair must answer one prompt."""
     assert sources.example_of({"text": "a film", "label": 1}, "here", False) == {"prompt": "", "chosen": "a film"}
     with pytest.raises(ValueError, match="here.*chosen"):
         sources.example_of({"text": "a film"}, "here", True)
@@ -296,16 +335,22 @@ def hh(question, answer, more=""):
     return f"\n\nHuman: {question}\n\nAssistant:{answer}{more}"
 
 def test_hh_keeps_the_leading_space_of_the_answer_and_ends_the_prompt_before_it():
-    """ " Yes" is one token of GPT-2's; a prompt that ends in a space, or a stripped answer, is text the model never saw."""
+    """" Yes" is one token. The model has never seen a prompt that ends in a space, or an answer without its space."""
     got = sources.hh_example({"chosen": hh("Hi", " Yes"), "rejected": hh("Hi", " No")}, "here", True)
     assert got == {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Yes", "rejected": " No"}
 
 @pytest.mark.parametrize("dialogue", [
-    hh("Hi", " Yes", hh("And?", " So")), hh("Hi", " Yes", "\n\nHuman: And?"), hh("Hi", " Yes", "\n\nAssistant: So"), "\n\nHuman: Hi",
-    "\n\nHuman: Hi\n\nHuman: Ho\n\nAssistant: Yes", "Hi there" + hh("Hi", " Yes"), "\n\nAssistant: Yes\n\nHuman: Hi", "Yes"],
-    ids=["two rounds", "ends on a Human turn", "two answers", "no answer", "two questions", "text before", "answer first", "no turns"])
+    pytest.param(hh("Hi", " Yes", hh("And?", " So")), id="two rounds"),
+    pytest.param(hh("Hi", " Yes", "\n\nHuman: And?"), id="ends on a Human turn"),
+    pytest.param(hh("Hi", " Yes", "\n\nAssistant: So"), id="two answers"),
+    pytest.param("\n\nHuman: Hi", id="no answer"),
+    pytest.param("\n\nHuman: Hi\n\nHuman: Ho\n\nAssistant: Yes", id="two questions"),
+    pytest.param("Hi there" + hh("Hi", " Yes"), id="text before"),
+    pytest.param("\n\nAssistant: Yes\n\nHuman: Hi", id="answer first"),
+    pytest.param("Yes", id="no turns"),
+])
 def test_hh_takes_single_turn_dialogues_only(dialogue):
-    """Two answers in a row, or a last turn of the human's, occur; parsed loosely they train on the wrong side's words."""
+    """Real rows have two answers in a row, or end with a human turn. A loose parser would train on the human's words."""
     for chosen, rejected in ((dialogue, hh("Hi", " No")), (hh("Hi", " No"), dialogue)):
         why = sources.hh_example({"chosen": chosen, "rejected": rejected}, "here", True)
         assert isinstance(why, str)
@@ -313,27 +358,33 @@ def test_hh_takes_single_turn_dialogues_only(dialogue):
 
 @pytest.mark.parametrize("answer", [" Human: is a word", " so\nHuman: x\nAssistant: y", " the\n\nHuman race", " \n\nAssistants: many"])
 def test_hh_splits_at_whole_markers_only(answer):
-    """The bare words stand inside 87 of the real answers; splitting there calls them multi-turn, or cuts them."""
+    """87 real answers contain the bare words. If they were split there, they would be cut or count as multi-turn."""
     got = sources.hh_example({"chosen": hh("Hi", answer), "rejected": hh("Hi", " No")}, "here", True)
     assert got["chosen"] == answer
 
 @pytest.mark.parametrize("other", ["Ho", "Hi there", "H"])
 def test_hh_drops_pairs_whose_prompts_differ_and_never_slices(other):
-    """rejected[len(prompt):] looks right on 8,545 of 8,552 real rows."""
+    """rejected[len(prompt):] is right on 8,545 of 8,552 real rows."""
     why = sources.hh_example({"chosen": hh("Hi", " Yes"), "rejected": hh(other, " No")}, "here", True)
     assert isinstance(why, str) and "different prompts" in why
 
 def test_hh_counts_every_kind_of_dropped_row_once(tmp_path, tokenizer, capsys):
-    """Each kind occurs in the real files; the counts have to add up to the rows read."""
+    """Each kind occurs in the real files. The counts must add up to the rows read."""
     good = [{"chosen": hh(f"Q{i}", " yes"), "rejected": hh(f"Q{i}", " no")} for i in range(10)]
-    bad = [{"chosen": hh("E", " "), "rejected": hh("E", " no")}, {"chosen": hh("I", " same"), "rejected": hh("I", " same")},
-           {"chosen": hh("D", " yes"), "rejected": hh("d", " no")}, {"chosen": hh("M", " a", hh("N", " b")), "rejected": hh("M", " c")}]
+    bad = [
+        {"chosen": hh("E", " "), "rejected": hh("E", " no")},
+        {"chosen": hh("I", " same"), "rejected": hh("I", " same")},
+        {"chosen": hh("D", " yes"), "rejected": hh("d", " no")},
+        {"chosen": hh("M", " a", hh("N", " b")), "rejected": hh("M", " c")},
+    ]
     write_jsonl(tmp_path / "hh" / "all.jsonl.gz", good + bad)
     rows = data.load_rows("hh", str(tmp_path / "hh"), tokenizer, 200)
     assert len(rows["train"]) + len(rows["val"]) == 10
     out = capsys.readouterr().out
-    for words in ("1 empty completion", "1 chosen == rejected", "1 chosen and rejected have different prompts", "1 not single-turn"):
-        assert words in out
+    assert "1 empty completion" in out
+    assert "1 chosen == rejected" in out
+    assert "1 chosen and rejected have different prompts" in out
+    assert "1 not single-turn" in out
 
 # ---------------------------------------------------------------------------------------------------------------------
 # splits
@@ -344,32 +395,35 @@ def hh_file(folder, name, tag, n=4):
 def tags(examples):
     return Counter(e["prompt"].removeprefix("\n\nHuman: ")[0] for e in examples)
 
-@pytest.mark.parametrize("names", [
-    ("train.jsonl", "validation.jsonl", "test.jsonl.gz"), ("hh.train.jsonl", "hh_dev.jsonl", "hh-eval.jsonl"),
-    ("train/0.jsonl", "val/0.jsonl", "test/0.jsonl"), ("a/part.jsonl", "a/valid-0.jsonl", "test/a/b.jsonl"),
-    ("latest.jsonl", "train/val_prefs.jsonl", "Test_prefs.jsonl")])
+@pytest.mark.parametrize("names", [    # files of training, validation and test
+    ("train.jsonl", "validation.jsonl", "test.jsonl.gz"),
+    ("hh.train.jsonl", "hh_dev.jsonl", "hh-eval.jsonl"),
+    ("train/0.jsonl", "val/0.jsonl", "test/0.jsonl"),
+    ("a/part.jsonl", "a/valid-0.jsonl", "test/a/b.jsonl"),
+    ("latest.jsonl", "train/val_prefs.jsonl", "Test_prefs.jsonl"),
+])
 def test_a_files_split_is_read_off_its_name_or_its_folders(tmp_path, names):
-    """Whole words only: "latest" is no test file. And data_dir's own name ("test") says nothing about what is in it."""
+    """Only whole words count: "latest" is not a test file. The name of data_dir itself ("test") does not count."""
     for name, tag in zip(names, "tve", strict=True):
         hh_file(tmp_path / "test" / "val", name, tag)
     splits = divided("hh", str(tmp_path / "test" / "val"))
     assert (tags(splits["train"]), tags(splits["val"])) == ({"t": 4}, {"v": 4})
 
 def test_without_validation_files_some_training_prompts_are_held_out_and_test_stays_out(tmp_path):
-    """Early stopping on the test set is the usual way to a result that does not repeat."""
+    """A result whose early stopping used the test set will not repeat on new data."""
     hh_file(tmp_path / "d", "helpful/train.jsonl.gz", "t", 30)
     hh_file(tmp_path / "d", "helpful/test.jsonl.gz", "e", 30)
     splits = divided("hh", str(tmp_path / "d"))
     assert tags(splits["train"] + splits["val"]) == {"t": 30} and 1 <= len(splits["val"]) <= 9
 
 def test_test_files_alone_are_split_into_training_and_validation(tmp_path):
-    """A sample of a data set may hold its test files alone; "no training rows" would help nobody."""
+    """A sample of a data set may contain only test files. The error "no training rows" would help nobody."""
     hh_file(tmp_path / "d", "helpful-base.test.jsonl.gz", "e", 30)
     splits = divided("hh", str(tmp_path / "d"))
     assert len(splits["train"]) > len(splits["val"]) > 0 and len(splits["train"]) + len(splits["val"]) == 30
 
 def test_training_and_validation_share_no_prompt_and_lose_no_row(tmp_path):
-    """UltraFeedback-like sets have several pairs a prompt: split by rows, validation measures memory."""
+    """Sets like UltraFeedback have several pairs per prompt. If rows were split, validation would measure memory."""
     records = [pair(i % 20, chosen=f" {i}") for i in range(100)]
     splits = divided(write_jsonl(tmp_path / "p.jsonl", records))
     prompts = {s: {e["prompt"] for e in part} for s, part in splits.items()}
@@ -377,30 +431,33 @@ def test_training_and_validation_share_no_prompt_and_lose_no_row(tmp_path):
     assert sorted(splits["train"] + splits["val"], key=text_key) == sorted(records, key=text_key)
 
 def test_who_is_held_out_does_not_depend_on_the_order_of_the_rows(tmp_path):
-    """A file that was sorted (IMDB: all negative, then all positive) must not be validated on its last label alone."""
+    """Files may be sorted (IMDB: all negative, then all positive). Validation must not get the last label only."""
     records = [pair(i) for i in range(50)]
     held = []
     for rows in (records, records[::-1]):
         splits = divided(write_jsonl(tmp_path / "p.jsonl", rows))
         held.append({e["prompt"] for e in splits["val"]})
-    assert held[0] == held[1] and held[0] != {r["prompt"] for r in records[-5:]} and held[0] != {r["prompt"] for r in records[:5]}
+    assert held[0] == held[1]
+    assert held[0] != {r["prompt"] for r in records[-5:]} and held[0] != {r["prompt"] for r in records[:5]}
 
 def test_pairs_of_a_prompt_of_one_token_stay_together(tmp_path, tokenizer):
-    """A text without a prompt has one token in its place too: taken for such texts, these pairs would be in training and validation."""
+    """A text without a prompt is split by itself and has a prompt of one token too. These pairs must not be mistaken."""
     records = [{"prompt": chr(97 + i % 20), "chosen": f"was fine {i}", "rejected": "no"} for i in range(80)]
     assert all(len(tokenizer.encode_ordinary(r["prompt"])) == 1 for r in records)
-    prompts = {s: {e["prompt"] for e in part} for s, part in divided(write_jsonl(tmp_path / "p.jsonl", records)).items()}
+    splits = divided(write_jsonl(tmp_path / "p.jsonl", records))
+    prompts = {s: {e["prompt"] for e in part} for s, part in splits.items()}
     assert prompts["val"] and not prompts["train"] & prompts["val"]
 
 def test_texts_without_prompts_are_split_by_the_text(tmp_path):
-    """All their prompts are "": split by prompt they would fall into one split. Duplicates (96 in IMDB) stay together."""
+    """All their prompts are "", so by prompt they would all be in one split. Duplicates (96 in IMDB) stay together."""
     records = [{"text": f"film {i % 30}"} for i in range(60)]
     splits = divided(write_jsonl(tmp_path / "t.jsonl", records), pairs=False)
     texts = {s: {e["chosen"] for e in part} for s, part in splits.items()}
-    assert 1 <= len(texts["val"]) <= 6 and len(texts["train"] | texts["val"]) == 30 and not texts["train"] & texts["val"]
+    assert 1 <= len(texts["val"]) <= 6
+    assert len(texts["train"] | texts["val"]) == 30 and not texts["train"] & texts["val"]
 
 def test_own_validation_files_share_no_prompt_with_training(tmp_path):
-    """Validation on what was trained on measures memory; 123 texts of IMDB stand in two of its files."""
+    """Validation on training rows measures memory, and 123 texts of IMDB are in two of its files."""
     hh_file(tmp_path / "d", "train.jsonl", "a", 8)
     hh_file(tmp_path / "d", "val.jsonl", "a", 2)
     hh_file(tmp_path / "d", "val-2.jsonl", "v", 2)
@@ -408,20 +465,21 @@ def test_own_validation_files_share_no_prompt_with_training(tmp_path):
     assert not {e["prompt"] for e in splits["train"]} & {e["prompt"] for e in splits["val"]}
 
 def test_one_unusable_row_never_stops_a_small_file(tmp_path, tokenizer):
-    """If validation rows are set aside before the unusable ones are dropped, it may be the only one set aside."""
+    """If rows are held out before unusable ones are dropped, the only row held out may be unusable."""
     for unusable in range(10):
-        path = write_jsonl(tmp_path / f"{unusable}.jsonl", [pair(i, chosen=" " if i == unusable else " yes") for i in range(10)])
+        records = [pair(i, chosen=" " if i == unusable else " yes") for i in range(10)]
+        path = write_jsonl(tmp_path / f"{unusable}.jsonl", records)
         rows = data.load_rows(path, None, tokenizer, 64)
         assert len(rows["train"]) + len(rows["val"]) == 9 and rows["val"]
 
 @pytest.mark.parametrize("records", [[], [pair()], [pair(), pair(chosen=" other")]])
 def test_fewer_than_two_prompts_are_an_error(tmp_path, records):
-    """Training and validation need one each; an empty validation set would stop the run in the middle, dividing by 0."""
+    """Training and validation need one each. An empty validation set would stop the run later, by a division by 0."""
     with pytest.raises(ValueError, match="prompt"):
         divided(write_jsonl(tmp_path / "p.jsonl", records))
 
 def test_two_prompts_are_enough(tmp_path):
-    """10% of two is none, rounded."""
+    """10% of two rows is rounded to 0, but validation needs one."""
     splits = divided(write_jsonl(tmp_path / "p.jsonl", [pair(1), pair(2)]))
     assert len(splits["train"]) == len(splits["val"]) == 1
 
