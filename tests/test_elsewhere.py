@@ -389,7 +389,7 @@ def test_another_kind_of_tokenizer_is_refused(name, online, tmp_path):
     refused(lambda: check(tmp_path, own), tmp_path / name)
 
 def test_the_first_letters_of_gpt2s_table_are_its_bytes():
-    """Anyone can check these ids in the hub's vocab.json. A space is a capital G with a dot, a newline a C with a dot."""
+    """Anyone can check these ids in the hub's vocab.json. There a space is a G with a dot, a newline a C with a dot."""
     ids = tokenizers.gpt2_ids(tokenizers.byte_encoding())
     known = {"!": 0, "A": 32, "a": 64, "~": 93}
     known |= {"\u00a1": 94, "\u00ff": 187, "\u0100": 188, "\u010a": 198, "\u0120": 220, "\u0143": 255}
@@ -539,7 +539,7 @@ def both(run):
         return after, logits_of(other)
 
 def test_a_run_from_an_adapter_run_starts_as_its_own_reference(chain):
-    """With the bare base as reference, KL and rewards would include the first run. The first loss would not be log 2."""
+    """With the bare base as reference, KL and rewards would include the first run, and the first loss not be log 2."""
     for run in ("one", "two"):
         assert first_loss(run) == pytest.approx(math.log(2), abs=1e-5), run
         assert json.loads(Path(run, "result.json").read_text())["best_step"] > 0, run    # it did move
