@@ -132,7 +132,7 @@ MOMENTS = {
     "dpo, validation": (train_pref.main, PREF, (loop, "evaluate"), RESUME),
     "dpo, the curves": (train_pref.main, PREF, (loop, "plot_curves"), RESUME),
     "dpo, samples at the end": (train_pref.main, PREF, (evaluation, "measure"), RESUME),
-    "dpo, pairs at the end": (train_pref.main, PREF, (measures, "pair_measures"), RESUME),
+    "dpo, pairs at the end": (train_pref.main, PREF, (evaluation, "pair_measures"), RESUME),
     "eval, the model is loaded": (evaluation.main, ["--run", "sft"], (evaluation, "load_policy"), "python eval.py --run sft"),
     "eval, samples": (evaluation.main, ["--run", "sft", "--show", "1"], (evaluation, "measure"), "python eval.py --run sft --show 1"),
     "reward, data are read": (train_reward.main, ["--data", "good.jsonl", "--init_from", "sft"], (data, "load_rows"),
