@@ -26,7 +26,10 @@ STEPS = {"imdb": {
 def test_the_pipeline_of_reviews_runs_skips_what_is_done_and_is_collected(in_tmp, own_tokenizer, monkeypatch):
     """A finished run is not started again. A run that ended before its evaluation is only evaluated."""
     for split, n in (("train", 60), ("test", 20)):
-        rows = [{"text": f"{i:02d} {split} plot was {('dull', 'superb')[i % 2]} . " * 2, "label": i % 2} for i in range(n)]
+        rows = []
+        for i in range(n):
+            word = ("dull", "superb")[i % 2]
+            rows.append({"text": f"{i:02d} {split} plot was {word} . " * 2, "label": i % 2})
         write_jsonl(in_tmp / "reviews" / f"{split}.jsonl", rows)
     monkeypatch.setattr(real, "STEPS", STEPS)
     monkeypatch.setattr(real, "SEEDS", (0, 1))
