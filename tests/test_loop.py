@@ -114,8 +114,8 @@ def test_accumulated_ragged_batches_give_the_gradient_of_their_union():
 
 def test_accumulated_gradients_by_hand():
     """
-    Losses a, 2a and 5a of batches of 1, 1 and 2 pairs: the gradient of their mean is (1 + 2 + 2 * 5) / 4, not (1 +
-    2 + 5) / 3.
+    Batches of 1, 1 and 2 pairs have the losses a, 2a and 5a. The gradient of the mean over pairs is
+    (1 + 2 + 2 * 5) / 4. A mean over batches would give (1 + 2 + 5) / 3.
     """
     a = torch.nn.Parameter(torch.tensor(1.0))
     compute_loss = lambda batch: (batch["slope"] * a, {"slope": batch["slope"]})
