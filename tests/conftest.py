@@ -13,11 +13,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 
-# Nothing else is imported here: pytest-xdist's main process reads this file too before it starts the workers, and torch takes seconds.
+# torch is not imported here: pytest-xdist's main process reads this file before it starts the workers.
 
 @pytest.fixture(scope="session", autouse=True)
 def sketched():
-    """Figures are composed but not painted: painting one takes longer than a small run. Tests about a picture use `painted`."""
+    """Figures are composed but not painted, which takes longer than a small run. Tests of a picture use `painted`."""
     from matplotlib.figure import Figure
     with pytest.MonkeyPatch.context() as patch:
         paint = Figure.savefig
@@ -61,9 +61,7 @@ def own_tokenizer(monkeypatch, tokenizer):
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
-    """
-    made_once(name, make): a folder that make(folder) fills, once for all workers of pytest-xdist. Copy it before changing it.
-    """
+    """made_once(name, make): a folder that make(folder) fills once for all workers. Copy it before changing it."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
@@ -88,11 +86,11 @@ def in_tmp(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
-TINY = ("--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--batch_size", "8", "--max_steps", "2", "--eval_every", "2")
+TINY = "--n_layer 1 --n_head 2 --n_embd 16 --batch_size 8 --max_steps 2 --eval_every 2".split()
 
 @pytest.fixture(scope="session")
 def sft_run(tmp_path_factory, tokenizer):
-    """A finished SFT run of two updates on a local file: the toy world's vocabulary, 64 tokens long. Copy it before changing it."""
+    """An SFT run of two updates on a local file: the toy world's vocabulary, 64 tokens. Copy it before changing it."""
     import train_sft
     root = tmp_path_factory.mktemp("sft")
     texts = [{"prompt": f"the plot {i}", "completion": f" was fine {i} ."} for i in range(20)]

@@ -72,7 +72,8 @@ def test_the_kl_on_samples_is_the_exact_one_within_its_error(worlds):
         found = measures.measure(p, lambda: nullcontext(q), held, temperature, 40, 0, 64, nullcontext())
         values = found.values["kl"]
         assert values.min() >= 0 and abs(values.mean() - kl) < 4 * values.std() / 50 ** 0.5
-        assert found.values["logratio"].std() > values.std()    # the mean of log-ratios is noisier, as docs/metrics.md says
+        # the mean of log-ratios is noisier, as docs/metrics.md says
+        assert found.values["logratio"].std() > values.std()
 
 def test_at_temperature_0_there_is_no_entropy_and_the_kl_is_the_references_surprise(worlds):
     """All mass is on the likeliest token. Using 1e-6 instead of 0 must neither overflow nor give NaN."""
