@@ -159,13 +159,18 @@ def write_names(ax, s, method):
     """Writes a method's name beside its line in the frontier, and explains its points that stand out."""
     names, color = in_order(s, method, "kl"), COLORS[method]
     place, offset, side = SHOWN[method]
-    if len(names) > abs(place):
-        xy = [np.nanmean(s(names[place], measure)) for measure in ("kl", "reward")]
+    if names:
+        beside = names[np.clip(place, -len(names), len(names) - 1)]    # --quick has fewer settings
+        xy = [np.nanmean(s(beside, measure)) for measure in ("kl", "reward")]
         note(ax, name_of(method), xy, offset, ha=side, color=color, weight="bold")
     explain(ax, s, names, color)
 
 def explain(ax, s, recipes, color, up=10):
-    """A note on each point beyond the right end of the axis, and on each with seeds that stayed at the SFT policy."""
+    """
+    A note on each point beyond the right end of the axis, and on each with seeds that stayed at the SFT policy.
+
+    up: where the notes of the first kind start, in points above the line.
+    """
     for recipe in recipes:
         kl, reward = s(recipe, "kl"), s(recipe, "reward")
         mean, still = np.nanmean(kl), np.sum(kl < 0.01)

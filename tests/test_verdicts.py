@@ -437,6 +437,8 @@ def test_the_frontier_explains_the_points_that_stand_out(tmp_path):
     assert "DPO, beta 20: 1 of 2 seeds stayed at KL 0" in texts and "DPO" in texts
     assert "DPO, max_steps 360:\n0.95 at 12.5 nats \N{RIGHTWARDS ARROW}" in texts
     assert f"{pictures.COLDER} (0: 0.30 at 30 nats \N{RIGHTWARDS ARROW})" in texts and len(texts) == 4
+    made(tmp_path, {"sft": {"kl": [0], "reward": [0.5]}, "dpo beta=1": {"kl": [1], "reward": [0.9]}})    # as after --quick
+    assert [t.get_text() for t in pictures.frontier(claims.Sweep(tmp_path)).axes[0].texts] == ["DPO"]
 
 def test_other_pictures_show_the_measures_that_their_axes_name(drawn):
     """Two panels of one loop differ by a column's name; the wrong one draws as well."""

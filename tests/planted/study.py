@@ -76,6 +76,8 @@ FAULTS = {
                                   VERDICTS + "test_no_point_and_no_line_between_two_points_lies_above_the_envelope"),
     "labels of prompts swapped": ("study/pictures.py", '(("negative", "//"), ("positive", ""))', '(("positive", "//"), ("negative", ""))',
                                   VERDICTS + "test_bars_by_label_stand_beside_their_method"),
+    "a seed that stayed at SFT without a word": ("study/pictures.py", "np.sum(kl < 0.01)", "np.sum(kl < 0)",
+                                                 VERDICTS + "test_the_frontier_explains_the_points_that_stand_out"),
     "true and learned reward swapped": ("study/pictures.py", "axes[1][1].plot(step, true,", "axes[1][1].plot(step, learned,",
                                         VERDICTS + "test_long_runs_and_temperatures_are_drawn_from_their_own_rows"),
     "both adapters' panels of one measure": ("study/pictures.py", 'zip(axes, ("reward", "kl")):\n            trace',
