@@ -318,14 +318,14 @@ def draw_growth(path):
     rows, theory = growth_model()
     fig, axes = pictures.figure(2, 3, 10, 5.4)
     labels = {"batch": "pairs in an update", "completion": "tokens of a completion",
-              "vocabulary": "words of the vocabulary"}
+              "vocabulary": "tokens of the vocabulary"}
     for column, (axis, label) in enumerate(labels.items()):
         picks = [i for i, r in enumerate(rows) if r["axis"] == axis]
         x = [rows[i][axis] for i in picks]
         for row, (key, unit) in enumerate((("seconds", "seconds an update"), ("peak_gb", "peak memory (GB)"))):
             ax = axes[row][column]
-            ax.plot(x, [rows[i][key] for i in picks], "o", color="C0", label="measured")
-            ax.plot(x, theory[key][picks], "-", color="C1", label="theory, fitted to all points")
+            ax.plot(x, [rows[i][key] for i in picks], "o", color="#0072B2", label="measured")
+            ax.plot(x, theory[key][picks], "-", color="#D55E00", label="theory, fitted to all points")
             ax.set(xlabel=label, ylabel=unit, ylim=(0, None), xlim=(0, None))
             ax.locator_params(axis="x", nbins=5)
     axes[0][0].legend(fontsize=8)

@@ -213,7 +213,7 @@ def test_a_sweeps_worker_takes_no_other_run_after_an_interruption(tmp_path, monk
     monkeypatch.setattr(os, "_exit", ends.append)
     def job(root, *args):
         raise SystemExit(130)
-    sweep.quietly((job, tmp_path, "dpo", 0))
+    sweep.quietly((job, tmp_path, "dpo", 0, {}))
     assert ends == [130]
 
 @pytest.mark.slow

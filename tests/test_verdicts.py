@@ -536,23 +536,38 @@ def test_the_frontier_shows_the_files_numbers(drawn):
     """KL across and reward up, each method under its own name. The spread is the range over seeds, around the mean."""
     folder, v, _ = drawn
     [ax] = pictures.frontier(claims.Sweep(folder)).axes
-    for method in pictures.METHODS:
+    for method in pictures.SHOWN:
         check_trace(ax, v, method, "kl", "reward")
-    assert {c.get_label() for c in ax.containers} == set(map(pictures.name_of, pictures.METHODS))
-    assert "KL" in ax.get_xlabel() and "reward" in ax.get_ylabel()
+    assert {c.get_label() for c in ax.containers} == set(map(pictures.name_of, pictures.SHOWN))
     mean = lambda r, m: statistics.fmean(v[r, m])
+    others = [r for method in {*pictures.METHODS} - {*pictures.SHOWN} for r in settings(v, method)]
+    want = sorted((mean(r, "kl"), mean(r, "reward")) for r in others)
+    assert sorted(zip(*labelled_line(ax, pictures.OTHERS))) == [pytest.approx(xy) for xy in want]
+    assert "KL" in ax.get_xlabel() and "reward" in ax.get_ylabel()
     x, y = labelled_line(ax, pictures.ENVELOPE)
     points = sorted((mean(r, "kl"), mean(r, "reward")) for method in ("sft", *pictures.METHODS)
                     for r in settings(v, method))
     assert list(zip(x, y)) == [pytest.approx(corner) for corner in slow_envelope(points)]
-    cold = max(mean("sft T=0.5", "kl"), mean("sft T=0", "kl"))
-    lines = {"best of 2 to 64 samples of SFT": ["best_of n=1", "best_of n=2", "best_of n=64"],
-             f"SFT at temperature 0.5 to 0 (up to {cold:.0f} nats)": ["sft T=0.5", "sft T=0"]}
-    for label, names in lines.items():
+    for label, names in (("best of 2 to 64 samples of SFT", ["best_of n=1", "best_of n=2", "best_of n=64"]),
+                         (pictures.COLDER, ["sft", "sft T=0.5", "sft T=0"])):
         x, y = labelled_line(ax, label)
         assert x == pytest.approx([mean(r, "kl") for r in names])
         assert y == pytest.approx([mean(r, "reward") for r in names])
-    assert list(labelled_line(ax, "reward of SFT at temperature 1")[1]) == pytest.approx([mean("sft", "reward")] * 2)
+
+def test_the_frontier_explains_the_points_that_stand_out(tmp_path):
+    """A line that leaves the axis and a bar down to KL 0 look like faults of the picture."""
+    made(tmp_path, {"sft": {"kl": [0, 0], "reward": [0.5, 0.5]},
+                    "sft T=0": {"kl": [20, 40], "reward": [0.3, 0.3]},
+                    "dpo beta=20": {"kl": [0, 0.2], "reward": [0.5, 0.7]},
+                    "dpo beta=1": {"kl": [1, 1], "reward": [0.9, 0.9]},
+                    "dpo max_steps=360": {"kl": [9, 16], "reward": [0.94, 0.96]}})
+    texts = [t.get_text() for t in pictures.frontier(claims.Sweep(tmp_path)).axes[0].texts]
+    assert "DPO, beta 20: 1 of 2 seeds stayed at KL 0" in texts and "DPO" in texts
+    assert "DPO, max_steps 360:\n0.95 at 12.5 nats \N{RIGHTWARDS ARROW}" in texts
+    assert f"{pictures.COLDER} (0: 0.30 at 30 nats \N{RIGHTWARDS ARROW})" in texts and len(texts) == 4
+    # few settings, as after --quick
+    made(tmp_path, {"sft": {"kl": [0], "reward": [0.5]}, "dpo beta=1": {"kl": [1], "reward": [0.9]}})
+    assert [t.get_text() for t in pictures.frontier(claims.Sweep(tmp_path)).axes[0].texts] == ["DPO"]
 
 def test_other_pictures_show_the_measures_that_their_axes_name(drawn):
     """Two panels drawn by one loop differ in a column's name. With the wrong name a panel is drawn too."""
@@ -578,16 +593,18 @@ def test_other_pictures_show_the_measures_that_their_axes_name(drawn):
     [container] = [c for c in by_adapter[2].containers if c.get_label() == "replace"]
     assert container.lines[0].get_ydata() == pytest.approx([statistics.fmean(g) for g in gains])
 
-def test_bars_by_label_stand_under_their_method(drawn):
-    """Each method has two bars: negative prompts on the left, hatched, and positive prompts on the right."""
+def test_bars_by_label_stand_beside_their_method(drawn):
+    """Each method has two bars: negative prompts above, hatched, and positive prompts below."""
     folder, v, _ = drawn
     [ax] = pictures.label_bias(claims.Sweep(folder)).axes
-    names = [t.get_text().replace("\n", " ") for t in ax.get_xticklabels()]
+    recipe = {pictures.label_of(r): r for r, _ in v}
+    names = [recipe[t.get_text()] for t in ax.get_yticklabels()]
     assert names[0] == "sft" and "dpo beta=0.1" in names
+    assert pictures.label_of("jsd beta=0.3") == "fdpo, Jensen-Shannon, beta 0.3"
     for bar in ax.patches:
-        place = round(bar.get_x() + bar.get_width() / 2 + (0.2 if bar.get_hatch() else -0.2))
+        place = round(bar.get_y() + bar.get_height() / 2 + (0.2 if bar.get_hatch() else -0.2))
         side = "negative" if bar.get_hatch() else "positive"
-        assert bar.get_height() == pytest.approx(statistics.fmean(v[names[place], f"reward_{side}"]))
+        assert bar.get_width() == pytest.approx(statistics.fmean(v[names[place], f"reward_{side}"]))
         color = pictures.COLORS[names[place].split()[0]]
         assert bar.get_facecolor() == pytest.approx(matplotlib.colors.to_rgba(color))
     assert len(ax.patches) == 2 * len(names)
@@ -639,8 +656,11 @@ def test_long_runs_and_temperatures_are_drawn_from_their_own_rows(drawn):
         for name in names:
             [container] = [c for c in ax.containers if c.get_label() == pictures.name_of(name.split()[0])]
             x, y = container.lines[0].get_data()
+            middle = (len(ax.containers) - 1) / 2
+            shift = (list(ax.containers).index(container) - middle) * pictures.SHIFT    # centered on the temperature
+            assert abs(shift) < 0.1 and list(x) == pytest.approx([shift, 0.5 + shift, 1 + shift])
             wins = [statistics.fmean(v[r, "win"]) for r in (f"{name} T=0", f"{name} T=0.5", name)]
-            assert list(x) == [0, 0.5, 1] and list(y) == pytest.approx(wins)
+            assert list(y) == pytest.approx(wins)
 
 def test_every_default_has_a_recipe():
     """A misspelled recipe makes its comparisons NaN, and those are left out without an error."""
