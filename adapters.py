@@ -43,7 +43,7 @@ def init_adapter(down, up, mlp, mode, init):
         copy_neurons(down, up, mlp)
 
 def copy_neurons(down, up, mlp):
-    """Copies the most important neurons of mlp, by the product of the norms of their input and output weights."""
+    """Copies the most important neurons of mlp: those whose input and output weights have the largest norms."""
     w_in, w_out = mlp.c_fc.weight, mlp.c_proj.weight                   # (n_inner, C), (C, n_inner)
     importance = w_in.norm(dim=1) * w_out.norm(dim=0)                  # (n_inner,)
     best = importance.topk(down.out_features).indices                  # (rank,)
@@ -105,20 +105,18 @@ def adapters_off(model):
     """Inside this context, the model computes what it computed before add_adapters."""
     modules = adapter_modules(model)
     assert modules, "the model has no adapters to turn off"
-    before = [module.on for module in modules]    # contexts may be nested: the inner one must not turn them on
+    were_on = modules[0].on    # contexts may be nested: the end of the inner one must not turn the adapters on
     for module in modules:
         module.on = False
     try:
         yield model
     finally:
-        for module, on in zip(modules, before):
-            module.on = on
+        for module in modules:
+            module.on = were_on
 
-@contextmanager
 def as_reference(policy, reference):
-    """Yields the reference, ready to compute: another model, or the policy itself with its adapters off."""
-    with adapters_off(policy) if reference is policy else nullcontext():
-        yield reference
+    """A context that gives the reference: another model, or the policy itself with its adapters off."""
+    return adapters_off(policy) if reference is policy else nullcontext(reference)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # files: the adapter alone, and where its base is
@@ -157,15 +155,13 @@ def load_adapter(model, folder, model_fingerprint):
     if about["base_fingerprint"] != model_fingerprint:
         raise ValueError(f"{folder}: the adapter's base, {about['base']}, has fingerprint {about['base_fingerprint']}; "
                          f"this base has {model_fingerprint}: it is another model, or was trained further")
-    add_adapters(model, about["mode"], about["rank"])
     if not path.exists():
         raise ValueError(f"{path}: no such file")
-    state = load_tensors(path)
-    try:
-        model.load_state_dict(model.state_dict() | state)
-        assert state.keys() == adapter_state_dict(model).keys()
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"{path}: damaged, or not this model's adapter ({type(e).__name__})") from None
+    add_adapters(model, about["mode"], about["rank"])
+    state, expected = load_tensors(path), adapter_state_dict(model)
+    if {name: x.shape for name, x in state.items()} != {name: x.shape for name, x in expected.items()}:
+        raise ValueError(f"{path}: damaged, or not this model's adapter")
+    model.load_state_dict(state, strict=False)    # the base has its weights already
     return model
 
 def load_model(name_or_dir, dropout=0.0):

@@ -5,12 +5,10 @@ The prompt format of a run, its answers to one prompt, and a chat with it on the
     python eval.py --run out/hh/dpo --chat
 
 A policy answers best in the format of its training prompts. So the train scripts record this format in args.json, and
-the functions here put a question into it: before + question + after, for a format {"kind", "before", "after"}.
-See docs/data.md. Read first: data.py, sampling.py. Read next: eval.py
+the functions here put a question into it. See docs/data.md. Read first: data.py, sampling.py. Read next: eval.py
 """
 import os
 from collections import defaultdict
-from contextlib import nullcontext
 
 import data
 import sampling
@@ -19,23 +17,24 @@ from support import tokenizers
 from support.messages import ALPACA, TURN, short
 from support.sources import DIALOGUES
 
+# A format is a dict: the kind of prompts, and the texts before and after a question
 PLAIN = {"kind": "plain", "before": "", "after": ""}
 DIALOGUE = {"kind": "dialogue", "before": "\n\nHuman: ", "after": "\n\nAssistant:"}
-PREAMBLE = ALPACA[:ALPACA.index("{}")]                        # its first words, the same with and without an input
-INSTRUCTION = ALPACA.format("", "", "\0", "").split("\0")     # the text before and after an instruction
-# A question with the mark of its kind is in the format already
+PREAMBLE = ALPACA[:ALPACA.index("{}")]    # the template's first words, which are the same with and without an input
+BEFORE_INSTRUCTION, AFTER_INSTRUCTION = ALPACA.format("", "", "\0", "").split("\0")    # \0: the instruction's place
+# A text with the mark of its kind is in the format already
 MARKS = {"dialogue": "\n\nHuman:", "instruction": "### Instruction:"}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the format of prompts
 
 def kind_of(text):
-    """The layout of one prompt: dialogue, instruction (Alpaca's template), text (the prompt is empty) or plain."""
+    """The layout of one prompt: dialogue, instruction (Alpaca's template) or plain."""
     if TURN.findall(text)[-1:] == ["Assistant"]:
         return "dialogue"
-    if PREAMBLE in text and text.endswith(INSTRUCTION[1]):
+    if PREAMBLE in text and text.endswith(AFTER_INSTRUCTION):
         return "instruction"
-    return "plain" if text else "text"
+    return "plain"
 
 def whole_lines(texts):
     """The whole lines that all texts begin with, and those that all end with; ("", "") if all texts are equal."""
@@ -43,9 +42,9 @@ def whole_lines(texts):
         return "", ""
     shared = os.path.commonprefix(texts)
     before = shared[:shared.rfind("\n") + 1]
-    # The end is the beginning of the reversed rest
-    reversed_rests = [text[len(before):][::-1] for text in texts]
-    shared = os.path.commonprefix(reversed_rests)[::-1]
+    # The end that all share is the beginning that all share when the texts are read backward
+    backward = [text[len(before):][::-1] for text in texts]
+    shared = os.path.commonprefix(backward)[::-1]
     after = shared[shared.find("\n"):] if "\n" in shared else ""
     return before, after
 
@@ -57,8 +56,8 @@ def shared_system(texts, mark):
 
 def prompt_format(rows, tokenizer):
     """
-    The format of the prompts of rows (token lists), read off at most 1,000 of them. If rows are of several kinds, it is
-    the most frequent one. A system message, or whole lines, that all its prompts share are part of it.
+    The format of the prompts of rows (token lists), found from at most 1,000 of them. If they are of several kinds, the
+    most frequent kind counts. A system message, or whole lines, that all prompts of this kind share are in the format.
     """
     prompts = [row["prompt"] for row in rows[::len(rows) // 1000 + 1]]
     by_kind = defaultdict(list)
@@ -66,15 +65,14 @@ def prompt_format(rows, tokenizer):
         text = data.decode(tokenizer, prompt)
         kind = "text" if prompt[0] == tokenizer.eot_token else kind_of(text)
         by_kind[kind].append(text)
-    kind = max(by_kind, key=lambda name: len(by_kind[name]))
-    texts = by_kind[kind]
+    kind, texts = max(by_kind.items(), key=lambda item: len(item[1]))
     before, after = "", ""
     if kind == "plain":
         before, after = whole_lines(texts)
     elif kind == "dialogue":
         before, after = shared_system(texts, MARKS[kind]) + DIALOGUE["before"], DIALOGUE["after"]
     elif kind == "instruction":
-        before, after = shared_system(texts, PREAMBLE) + INSTRUCTION[0], INSTRUCTION[1]
+        before, after = shared_system(texts, PREAMBLE) + BEFORE_INSTRUCTION, AFTER_INSTRUCTION
     return {"kind": kind, "before": before, "after": after}
 
 def form_of(facts):
@@ -85,17 +83,13 @@ def form_of(facts):
         raise ValueError(f"args.json: prompt_format is damaged: expected texts {', '.join(PLAIN)}, got {short(form)}")
     return form
 
-def is_wrapped(text, form):
-    """Whether a question is in a format already."""
-    if form["kind"] in MARKS:
-        return MARKS[form["kind"]] in text
-    return text.startswith(form["before"]) and text.endswith(form["after"])
-
 def wrap(text, form):
     """A question in a run's format. A question that is in it already stays as it is."""
-    if is_wrapped(text, form):
-        return text
-    return form["before"] + text + form["after"]
+    if form["kind"] in MARKS:
+        is_wrapped = MARKS[form["kind"]] in text
+    else:
+        is_wrapped = text.startswith(form["before"]) and text.endswith(form["after"])
+    return text if is_wrapped else form["before"] + text + form["after"]
 
 def encode(text, form, tokenizer, where="the prompt"):
     """A prompt's tokens. As in training, an EOS stands in place of an empty prompt, and before a text to continue."""
@@ -109,16 +103,17 @@ def encode(text, form, tokenizer, where="the prompt"):
 
 def answers(policy, reference, tokenizer, prompts, max_new_tokens, temperature, seed):
     """
-    One completion of each prompt (token lists): {"before": by the reference, "after": by the policy}. A run without a
-    reference has "after" alone.
+    One completion of each prompt (token lists): {"before": by the reference, "after": by the policy}; without a
+    reference only "after".
     """
-    found = {}
-    for name, model in (("before", as_reference(policy, reference)), ("after", nullcontext(policy))):
-        with model as m:
-            if m is not None:
-                found[name] = sampling.sample_completions(m, tokenizer, prompts, max_new_tokens,
-                                                          temperature=temperature, seed=seed)
-    return found
+    def complete(model):
+        return sampling.sample_completions(model, tokenizer, prompts, max_new_tokens,
+                                           temperature=temperature, seed=seed)
+    if reference is None:
+        return {"after": complete(policy)}
+    with as_reference(policy, reference) as model:
+        before = complete(model)
+    return {"before": before, "after": complete(policy)}
 
 def answer(loaded, prompt, autocast, *, n_answers, max_new_tokens, temperature, seed):
     """
@@ -153,45 +148,36 @@ def sample_lines(sample):
 # ---------------------------------------------------------------------------------------------------------------------
 # turn by turn
 
-def ask():
-    """A line from the terminal; "" at the end of the input."""
-    try:
-        return input("> ").strip()
-    except EOFError:
-        print()
-        return ""
-
 def prompt_of(turns, question, form):
     """The prompt of a question. turns: earlier pairs of question and answer, which a dialogue's prompt repeats."""
-    if form["kind"] != "dialogue":
+    if not turns:
         return wrap(question, form)
-    earlier = "".join(f"{asked}{form['after']}{answer}{DIALOGUE['before']}" for asked, answer in turns)
+    earlier = "".join(f"{asked}{form['after']}{answered}{DIALOGUE['before']}" for asked, answered in turns)
     return form["before"] + earlier + question + form["after"]
 
 def fit_turns(turns, question, form, tokenizer, max_len, least):
-    """(the kept turns, the prompt's tokens). The oldest turns are dropped until the answer has `least` tokens."""
-    tokens = encode(prompt_of(turns, question, form), form, tokenizer)
-    while turns and max_len - len(tokens) < least:
-        turns = turns[1:]
-        tokens = encode(prompt_of(turns, question, form), form, tokenizer)
-    return turns, tokens
+    """Drops the oldest turns until the answer has room for `least` tokens: (the kept turns, the prompt's tokens)."""
+    for n_dropped in range(len(turns) + 1):
+        tokens = encode(prompt_of(turns[n_dropped:], question, form), form, tokenizer)
+        if max_len - len(tokens) >= least:
+            break
+    return turns[n_dropped:], tokens
 
 def chat(policy, tokenizer, facts, max_new_tokens=None, temperature=1.0, seed=0):
     """
     The policy answers questions from the terminal, until an empty line, Ctrl-D or Ctrl-C. A run on dialogues sees the
-    earlier turns. The oldest are dropped when they leave the answer less than max_new_tokens, or than a quarter of the
-    run's max_len.
+    earlier turns. The oldest are dropped when they leave too little room for the answer.
     """
     form, max_len = form_of(facts), facts["args"]["max_len"]
-    least = min(max_new_tokens or max_len // 4, max_len // 2)
+    least = min(max_new_tokens or max_len // 4, max_len // 2)    # tokens of an answer for which earlier turns are kept
     is_dialogue = form["kind"] == "dialogue"
-    turns, n_answered = [], 0
+    turns, n_answered = [], 0    # turns stays empty if the run is not on dialogues
     how = "earlier turns are kept" if is_dialogue else f"each prompt stands alone, as {form['kind']}"
     print(f"{how}; an empty line or Ctrl-D ends the chat")
     try:
-        while question := ask():
-            kept, tokens = fit_turns(turns if is_dialogue else [], question, form, tokenizer, max_len, least)
-            if is_dialogue and len(kept) < len(turns):
+        while question := input("> ").strip():
+            kept, tokens = fit_turns(turns, question, form, tokenizer, max_len, least)
+            if len(kept) < len(turns):
                 print(f"(the run's models take {max_len} tokens; oldest turns left out: {len(turns) - len(kept)})")
             turns = kept
             room = max_len - len(tokens)
@@ -200,11 +186,11 @@ def chat(policy, tokenizer, facts, max_new_tokens=None, temperature=1.0, seed=0)
                 continue
             [out] = sampling.sample_completions(policy, tokenizer, [tokens], min(room, max_new_tokens or room),
                                                 temperature=temperature, seed=seed + n_answered)
-            answer = data.decode(tokenizer, out)
+            text = data.decode(tokenizer, out)
             if is_dialogue:
-                answer = answer.split(MARKS["dialogue"])[0]    # a policy may write the next question too
-            print(answer.strip() + "\n")
-            turns.append((question, answer))
+                text = text.split(MARKS["dialogue"])[0]    # a policy may write the next question too
+                turns.append((question, text))
+            print(text.strip() + "\n")
             n_answered += 1
-    except KeyboardInterrupt:
+    except (EOFError, KeyboardInterrupt):    # Ctrl-D, Ctrl-C
         print()

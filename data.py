@@ -10,7 +10,6 @@ Examples -> rows -> batches: from the text of a data set to the tensors that a m
 
 The command writes nothing. See docs/data.md. Read first: toy.py. Read next: sampling.py
 """
-import argparse
 import functools
 import hashlib
 import math
@@ -21,7 +20,7 @@ from collections import Counter
 import torch
 
 import toy
-from support import parallel, sources, tokenizers
+from support import cli, parallel, sources, tokenizers
 from support.sources import PAIRLESS, check_source, histogram, listed
 
 SIDES = ("chosen", "rejected")    # the completions of an example; texts for SFT have the first one only
@@ -33,7 +32,7 @@ def get_tokenizer(data, n_vocab=None):
     """
     if data == "toy":
         return toy.encoding()
-    # A model of the toy world does not fit other data. cli.check_fits says so when it sees GPT-2's vocabulary
+    # A toy model does not fit other data. It gets GPT-2's BPE here, and cli.check_fits then reports the mismatch.
     return tokenizers.text_tokenizer(None if n_vocab == toy.encoding().n_vocab else n_vocab)
 
 def load_examples(data, data_dir=None, pairs=True, say=print):
@@ -57,16 +56,16 @@ def encode_row(example, tokens, eot, max_len, max_prompt_len=None):
     sides = [side for side in SIDES if side in tokens]
     if any(not example[side].strip() for side in sides):
         return "empty completion"
-    prompt = tokens["prompt"][-max_prompt_len:] if max_prompt_len else tokens["prompt"]
-    if not prompt:
-        prompt = [eot]    # GPT-2 has no BOS token. Behind an EOS, the first token of a text is predicted too
+    prompt = tokens["prompt"] or [eot]    # GPT-2 has no BOS token. Behind an EOS, a text's first token is predicted too
+    if max_prompt_len:
+        prompt = prompt[-max_prompt_len:]
     room = max_len - len(prompt)
     if room < 1:
         return f"prompt leaves no room in max_len = {max_len} tokens"
     row = {"prompt": prompt}
     for side in sides:
         row[side] = (tokens[side] + [eot])[:room]    # both completions of a pair are cut at the same length
-    if len(sides) == 2 and row["chosen"] == row["rejected"]:
+    if row["chosen"] == row.get("rejected"):
         return "chosen == rejected"
     return row
 
@@ -85,8 +84,10 @@ def make_rows(examples, tokenizer, max_len, max_prompt_len=None, labels=False):
         row = encode_row(example, tokens, tokenizer.eot_token, max_len, max_prompt_len)
         if isinstance(row, str):
             dropped[row] += 1
-        else:
-            rows.append(row | {"label": int(example["positive"])} if labels else row)
+            continue
+        if labels:
+            row["label"] = int(example["positive"])
+        rows.append(row)
     return rows, dropped
 
 def decode(tokenizer, tokens):
@@ -106,15 +107,11 @@ def hold_out(rows, eot):
     A hash of the prompt decides, not its position: SFT and preference training then hold out the same prompts, although
     they drop different rows. Each part gets at least one prompt if there are two.
     """
-    buckets = {}    # prompt -> a number from 0 to 999
-    for row in rows:
-        key = prompt_key(row, eot)
-        buckets[key] = zlib.crc32(str(key).encode()) % 1000
-    lowest, highest = min(buckets.values(), default=0), max(buckets.values(), default=0)
-    n_held_out = max(100, lowest + 1)        # the first 100 of 1,000 buckets, or more of them if no prompt is in these
-    n_held_out = min(n_held_out, highest)    # fewer of them if all prompts are in these: training needs one too
-    train = [row for row in rows if buckets[prompt_key(row, eot)] >= n_held_out]
-    val = [row for row in rows if buckets[prompt_key(row, eot)] < n_held_out]
+    buckets = [zlib.crc32(str(prompt_key(row, eot)).encode()) % 1000 for row in rows]
+    limit = max(100, min(buckets, default=0) + 1)    # the first 100 of 1,000 buckets; more if no prompt is in these
+    limit = min(limit, max(buckets, default=0))      # fewer if all prompts are in these: training needs one too
+    train = [row for row, bucket in zip(rows, buckets) if bucket >= limit]
+    val = [row for row, bucket in zip(rows, buckets) if bucket < limit]
     return train, val
 
 def divide(rows, eot):
@@ -124,12 +121,12 @@ def divide(rows, eot):
     """
     if not rows.get("train"):    # a sample of a data set may hold its test files alone
         rows = {"train": sum(rows.values(), [])}
-    if not rows.get("val"):
-        train, val = hold_out(rows["train"], eot)
-        return {"train": train, "val": val}, 0
-    known = {prompt_key(row, eot) for row in rows["train"]}
-    val = [row for row in rows["val"] if prompt_key(row, eot) not in known]
-    return {"train": rows["train"], "val": val}, len(rows["val"]) - len(val)
+    train, val = rows["train"], rows.get("val")
+    if not val:
+        train, val = hold_out(train, eot)
+    known = {prompt_key(row, eot) for row in train}
+    kept = [row for row in val if prompt_key(row, eot) not in known]
+    return {"train": train, "val": kept}, len(val) - len(kept)
 
 def subsample(rows, n):
     """n of the rows, the same ones in every call; all rows if n is None or there are fewer."""
@@ -161,10 +158,9 @@ def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=Tru
 def fingerprint(rows):
     """16 hex digits of the SHA-256 of {"train": rows, "val": rows}. --resume compares it with the run's own."""
     digest = hashlib.sha256()
-    for split in ("train", "val"):
-        for row in rows[split]:
-            content = [row[field] for field in ("prompt", *SIDES, "label") if field in row]
-            digest.update(repr(content).encode())
+    for row in rows["train"] + rows["val"]:
+        content = [row[field] for field in ("prompt", *SIDES, "label") if field in row]
+        digest.update(repr(content).encode())
     return digest.hexdigest()[:16]
 
 def mismatch(rows, max_len):
@@ -208,11 +204,10 @@ def one_row_a_completion(rows, sides):
         prompt 1 | rejected 1
         prompt 2 | rejected 2
     """
-    texts, starts = [], []
+    texts, starts = [], []    # starts: where each completion begins
     for side in sides:
-        for row in rows:
-            texts.append(row["prompt"] + row[side])
-            starts.append(len(row["prompt"]))
+        texts += [row["prompt"] + row[side] for row in rows]
+        starts += [len(row["prompt"]) for row in rows]
     idx, ends = pad(texts)                                          # (N, T), (N,)
     starts = torch.tensor(starts)                                   # (N,)
     position = torch.arange(idx.shape[1])                           # (T,)
@@ -226,15 +221,15 @@ def one_row_a_pair(rows):
 
         prompt 1 | chosen 1 | rejected 1        segments: 0 on the prompt, 1 on chosen, 2 on rejected, 3 on the padding
     """
-    texts, numbers = [], []
+    texts, segments = [], []
     for row in rows:
         prompt, chosen, rejected = row["prompt"], row["chosen"], row.get("rejected", [])
         texts.append(prompt + chosen + rejected)
-        numbers.append([0] * len(prompt) + [1] * len(chosen) + [2] * len(rejected))
-    return {"idx": pad(texts)[0], "segments": pad(numbers, value=3)[0]}
+        segments.append([0] * len(prompt) + [1] * len(chosen) + [2] * len(rejected))
+    return {"idx": pad(texts)[0], "segments": pad(segments, value=3)[0]}
 
 def weight_of(row):
-    """What a row counts in a mean: 1 for a pair or a labelled text; for other texts the tokens of the completion."""
+    """How much a row counts in a mean: 1 for a pair or a labelled text, else the number of its completion's tokens."""
     return 1 if "rejected" in row or "label" in row else len(row["chosen"])
 
 def collate(rows, share_prefix=False):
@@ -243,7 +238,7 @@ def collate(rows, share_prefix=False):
 
         idx, completion_mask   (N, T)  one_row_a_completion: N = 2B for pairs, B for texts
         idx, segments          (B, T)  one_row_a_pair, if share_prefix
-        weight                         a number: the pairs or the tokens that a mean over the batch is taken over
+        weight                         a number: the sum of weight_of, by which the batch's loss is divided
         label, ref_..._logps   (B,)    where the rows have them
         kl_idx, kl_mask        (B, T') the mismatched completions, where the rows have them
     """
@@ -260,7 +255,7 @@ def collate(rows, share_prefix=False):
 
 def width_of(row, share_prefix=False):
     """The tokens that a row takes in a batch: its longest text, or in one row a pair all of its parts."""
-    chosen, rejected = len(row["chosen"]), len(row.get("rejected", ""))
+    chosen, rejected = len(row["chosen"]), len(row.get("rejected", []))
     return len(row["prompt"]) + (chosen + rejected if share_prefix else max(chosen, rejected))
 
 def pieces(items, size):
@@ -270,8 +265,8 @@ def pieces(items, size):
 class Batches:
     """
     batches[i] is batch i of an endless shuffled stream. It depends on (seed, i) alone, so a run can resume at any i. An
-    epoch of len(batches) batches holds every row once; its last batch may be smaller. `for b in batches` is one pass in
-    a fixed order, for validation. Rows of similar length go together, so that a batch has little padding.
+    epoch of len(batches) batches holds every row once. `for batch in batches` is one pass in a fixed order, for
+    validation. Rows of similar length go together, so that a batch has little padding.
     """
     def __init__(self, rows, batch_size, seed=0, share_prefix=False):
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
@@ -331,36 +326,33 @@ class Batches:
 # a look at a data set
 
 def get_args(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0], allow_abbrev=False)
-    p.error = lambda message: p.exit(2, f"{p.prog}: error: {message} (--help lists the flags)\n")    # in one line
+    p = cli.Parser(__doc__)
     p.add_argument("--data", default="toy", help="a data set or a path, as for train_sft.py (default: %(default)s)")
     p.add_argument("--data_dir", help="folder with the data set's files, instead of the hub")
     p.add_argument("--bpe", choices=("bytes",), help="one token per byte; needs no BPE files (default: GPT-2's BPE)")
     p.add_argument("--texts", action="store_true", help="rows for SFT: one completion each, also of a file of pairs")
-    p.add_argument("--max_prompt_len", type=int, help="tokens; a longer prompt loses its beginning (default: no cut)")
-    p.add_argument("--max_len", type=int, default=1024, help="tokens of prompt and completion (default: %(default)s)")
-    p.add_argument("--show", type=int, default=3, help="rows to print (default: %(default)s)")
-    args = p.parse_args(argv)
-    if args.max_len < 1 or args.show < 0 or (args.max_prompt_len is not None and args.max_prompt_len < 1):
-        p.error("--max_len and --max_prompt_len must be at least 1, --show at least 0")
-    return args
+    p.add_argument("--max_prompt_len", type=cli.positive,
+                   help="tokens; a longer prompt loses its beginning (default: no cut)")
+    p.add_argument("--max_len", type=cli.positive, default=1024,
+                   help="tokens of prompt and completion (default: %(default)s)")
+    p.add_argument("--show", type=cli.count, default=3, help="rows to print (default: %(default)s)")
+    return p.parse_args(argv)
 
 def print_rows(split, examples, tokenizer, max_len, max_prompt_len, n_shown):
     """Prints how many examples of a split are kept, cut and dropped, how long they are, and n_shown rows."""
     rows, dropped = make_rows(examples, tokenizer, max_len, max_prompt_len)
-    sides = [side for side in SIDES if rows and side in rows[0]]
-    n_cut = sum(any(row[side][-1] != tokenizer.eot_token for side in sides) for row in rows)
+    n_cut = sum(any(row[side][-1] != tokenizer.eot_token for side in SIDES if side in row) for row in rows)
     print(f"\n{split}: {len(rows):,} of {len(examples):,} rows kept, {n_cut:,} of them cut at {max_len} tokens; "
           f"dropped: {listed(dropped)}")
     print("tokens of prompt and longest completion:", *histogram([width_of(row) for row in rows]), sep="\n")
     for row in rows[:n_shown]:
         print()
-        for field in ("prompt", *sides):
-            print(f"{field:8} ({len(row[field])} tokens)  {decode(tokenizer, row[field])!r}")
+        for field, tokens in row.items():
+            print(f"{field:8} ({len(tokens)} tokens)  {decode(tokenizer, tokens)!r}")
 
 def main(argv=None):
     args = get_args(argv)
-    try:
+    with cli.interruptible("data.py", args, argv), cli.bad_input():
         check_source(args.data, args.data_dir)
         if args.bpe and args.data == "toy":
             raise ValueError("--bpe has no effect on --data toy, which has a tokenizer of its own")
@@ -370,10 +362,6 @@ def main(argv=None):
         print(f"{args.data}: dropped while reading: {listed(dropped)}")
         for split, examples in splits.items():
             print_rows(split, examples, tokenizer, args.max_len, args.max_prompt_len, args.show)
-    except (ValueError, OSError) as e:
-        argparse.ArgumentParser().exit(2, f"error: {' '.join(str(e).split())}\n")
-    except KeyboardInterrupt:
-        argparse.ArgumentParser().exit(130, "\ninterrupted; nothing was written: type the same command again\n")
 
 if __name__ == "__main__":
     main()

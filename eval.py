@@ -1,6 +1,5 @@
 """
-Evaluate runs against their reference: reward, win rate, KL, entropy, diversity, length and accuracy on held-out
-prompts.
+Evaluate runs on held-out prompts, against their reference: reward, win rate, KL, entropy, diversity, accuracy.
 
     python eval.py --run out/toy/dpo
     python eval.py --run out/toy/dpo out/toy/ipo --n_prompts 512 --n_samples 25 --show 10
@@ -12,33 +11,13 @@ prompts.
 Prints a table and some samples. "before" is the reference, "after" is the run's best weights. A measure is a mean over
 held-out prompts and over their samples, which are drawn without truncation. Its 95% bootstrap interval is over prompts.
 
-    reward     Mean of r(prompt + completion), if the data have a reward. The toy world's is exact. It is also shown by
-               the label of the review that the prompt was cut from, because a policy may follow a label that leaks.
-    gold       The same by another reward model (--gold), which no run was trained on.
-    proxy      The same by the reward model that the run was trained on, on the toy world.
-    win        P(r > r of the reference's samples for the same prompt) over all pairs of samples. Ties count half.
-    kl         KL(policy(. | y<t) || reference(. | y<t)) over the whole vocabulary, summed over a completion's tokens,
-               in nats per completion, on the policy's own samples. It is unbiased, never negative, and less noisy than
-               the mean log-ratio of the sampled tokens, which is printed below it as a check.
-    entropy    Entropy of the next-token distribution on own samples, in nats per token: the mean over a completion's
-               tokens, then the mean over completions. A short completion counts as much as a long one. The second row
-               has the sum over a completion, in nats per completion.
-    pooled     Entropy in nats of the tokens of 4 (or 25) samples of a prompt, pooled. It is estimated from counts, so
-               it grows with the number of samples.
-    distinct   Share of different tokens (or of pairs of neighbors) in 500 tokens of samples for different prompts.
-    length     Mean number of tokens, EOS included. eos: the share of samples that end in EOS.
-    whole      On the toy world: share of sentences that the grammar can make, from the first one that the policy wrote
-               at least a part of.
-    accuracy   Share of held-out pairs whose chosen completion has the larger log-ratio. Ties count half. margin: the
-               mean difference of the two log-ratios, in nats.
-
 A temperature other than 1 defines another policy. Its KL and entropy are those of the distribution that is sampled. The
-reference's distribution in the KL stays at temperature 1. Writes eval.json (all measures and samples) into each run's
-folder, and eval.png, one picture of all runs, into each as well. docs/metrics.md explains the measures. Read next:
-judge.py
+reference's distribution in the KL stays at temperature 1.
+
+Writes eval.json (all measures and samples) into each run's folder, and eval.png, one picture of all runs, into each as
+well. docs/metrics.md defines every measure. Read next: judge.py
 """
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +29,7 @@ import sampling
 import toy
 from adapters import as_reference
 from chat import answer, sample_lines
-from measures import HeldOut, best_of_rows, compared, intervals, measure, notes_on, pair_columns, sample, won
+from measures import HeldOut, best_of_rows, compared, intervals, measure, notes_on, pair_measures, sample, won
 from model import fingerprint
 from reward import load_rewards
 from support import cli, rundir
@@ -98,6 +77,7 @@ def load_policy(run, device):
     source = facts["args"]["init_from"]
     policy, about = adapters.load_model(run)
     policy = policy.to(device).eval()
+    # The fingerprint of the model that training started from. It is the adapter's base if training added the adapter.
     want = facts.get("reference_fingerprint", facts.get("init_fingerprint") if about else None)
     if about and want in (None, about["base_fingerprint"]):
         return facts, policy, policy
@@ -152,7 +132,6 @@ def held_out(facts, tokenizer, rewards, *, name, folder, n_prompts, max_new_toke
     facts           the run's args.json
     rewards         {name: Reward}
     name, folder    of the data set; folder is None for the hub
-    n_prompts       prompts at most
     max_new_tokens  tokens per completion at most. None: what three of four prompts leave room for, up to 128
 
     Prompts that leave less room in the run's max_len are dropped, and counted. Raises ValueError if none is left.
@@ -171,8 +150,8 @@ def held_out(facts, tokenizer, rewards, *, name, folder, n_prompts, max_new_toke
         rows, pairs = held_out_rows(name, folder, facts, tokenizer, say)
         rows = {tuple(r["prompt"]): r for r in rows}.values()    # each prompt once
         prompts, chosen = [r["prompt"] for r in rows], [r["chosen"] for r in rows]
-    longest = int(np.percentile([len(p) for p in prompts], 75, method="higher"))
-    max_new_tokens = max_new_tokens or min(128, max_len - longest)
+    usual = int(np.percentile([len(p) for p in prompts], 75, method="higher"))    # three of four are not longer
+    max_new_tokens = max_new_tokens or min(128, max_len - usual)
     fit = [i for i, p in enumerate(prompts) if len(p) + max_new_tokens <= max_len]
     if not fit:
         raise ValueError(f"--max_new_tokens {max_new_tokens}: no held-out prompt leaves so much room in the run's "
@@ -181,8 +160,24 @@ def held_out(facts, tokenizer, rewards, *, name, folder, n_prompts, max_new_toke
         print(f"{len(prompts) - len(fit)} of {len(prompts)} prompts are dropped: with {max_new_tokens} new tokens "
               f"they are longer than {max_len}")
     fit = fit[:n_prompts]
-    prompts, labels, chosen = (part and [part[i] for i in fit] for part in (prompts, labels, chosen))
-    return HeldOut(tokenizer, prompts, labels, pairs, rewards, max_new_tokens, chosen, toy=name == "toy")
+    kept = lambda column: column and [column[i] for i in fit]    # None stays None
+    return HeldOut(tokenizer, kept(prompts), kept(labels), pairs, rewards, max_new_tokens, kept(chosen), name == "toy")
+
+def load_held_out(args, facts, policy, ranked, device, autocast, say):
+    """The HeldOut that the flags ask for, of the first run's data unless --data names others."""
+    run_args = facts["args"]
+    name, folder = run_args["data"], args.data_dir or run_args["data_dir"]
+    if args.data:
+        name, folder = args.data, args.data_dir
+    tokenizer = data.get_tokenizer(name, policy.config.vocab_size)
+    cli.check_fits(policy, tokenizer, run_args["max_len"], args.run[0])
+    rewards = load_rewards(name, ranked, args.gold, tokenizer, run_args["max_len"], device, args.batch_size, autocast)
+    held = held_out(facts, tokenizer, rewards, name=name, folder=folder, n_prompts=args.n_prompts,
+                    max_new_tokens=args.max_new_tokens, seed=args.seed, say=say)
+    if (args.best_of or args.against) and "reward" not in rewards:
+        raise ValueError(f"--{'best_of' if args.best_of else 'against'} needs a reward, and {run_args['data']} has "
+                         "none: give a reward model with --reward")
+    return held
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One run
@@ -217,8 +212,9 @@ def sample_records(found, held):
     for i, prompt in enumerate(held.prompts):
         record = {"prompt": data.decode(held.tokenizer, prompt)} | {name: t[i] for name, t in texts.items()}
         if held.rewards:
-            record["rewards"] = {name: {key: round(float(r[i, 0]), 3) for key, r in measured.rewards.items()}
-                                 for name, measured in found.items()}
+            record["rewards"] = {}
+            for name, measured in found.items():
+                record["rewards"][name] = {key: round(float(r[i, 0]), 3) for key, r in measured.rewards.items()}
         records.append(record)
     return records
 
@@ -233,9 +229,10 @@ def evaluate(run, loaded, held, others, known, *, temperatures, n_samples, best_
     best_of_n     samples of the reference per prompt, for best-of-n; or None
     """
     facts, policy, reference = loaded
-    before, after = lambda: as_reference(policy, reference), lambda: nullcontext(policy)
-    models = {"after": after} if reference is None else {"before": before, "after": after}
-    other = (lambda: None) if reference is None else before
+    before = lambda: as_reference(policy, reference)    # a context manager: an adapter is off inside it only
+    models = {"before": before, "after": lambda: nullcontext(policy)}
+    if reference is None:
+        del models["before"]
     base = next(iter(models))
 
     def look(name, temperature, k):
@@ -243,15 +240,16 @@ def evaluate(run, loaded, held, others, known, *, temperatures, n_samples, best_
         if name == "before" and key in known:
             return known[key]
         with models[name]() as model:
-            seen = measure(model, other, held, temperature, k, seed, batch_size, autocast)
+            seen = measure(model, before, held, temperature, k, seed, batch_size, autocast)
         if name == "before":
             known[key] = seen
         return seen
 
-    found = compared({name: look(name, temperatures[0], n_samples) for name in models}, others)
+    found = {name: look(name, temperatures[0], n_samples) for name in models}
+    on_pairs = {}
     if held.pairs and reference is not None:
-        on_pairs = pair_columns(policy, before, held.pairs, batch_size, autocast)
-        found = {name: replace(f, values=f.values | on_pairs[name]) for name, f in found.items()}
+        on_pairs = pair_measures(policy, before, held.pairs, batch_size, autocast)
+    found = compared(found, others, on_pairs)
     result = {"prompts": len(held.prompts), "n_samples": n_samples, "pairs": len(held.pairs or []),
               "temperature": temperatures[0], "measures": {name: intervals(f.values) for name, f in found.items()}}
     if temperatures[1:]:
@@ -273,7 +271,7 @@ def print_results(results, columns, n_show, may_end, n_vocab):
     columns  {name: {measure: [mean, low, high]}} of the main table
     may_end  whether samples had room to end
     """
-    first = next(iter(results.values()))
+    first, notes = next(iter(results.values())), {}    # notes: a dict, so that each is printed once
     print(f"{', '.join(results)} on {first['prompts']} held-out prompts, {first['n_samples']} samples each at "
           f"temperature {first['temperature']}; [95% interval]\n\n{table(columns)}\n")
     for run, result in results.items():
@@ -284,9 +282,9 @@ def print_results(results, columns, n_show, may_end, n_vocab):
             print("\n".join(lines) + "\n")
         for one in result["samples"][:n_show]:
             print("\n".join(sample_lines(one)) + "\n")
+        notes |= dict.fromkeys(notes_on(result, n_vocab, may_end))
     print(f"in {', '.join(results)}: eval.json (measures, all samples), eval.png and curves.png (pictures), log.csv")
-    notes = [note for result in results.values() for note in notes_on(result, n_vocab, may_end)]
-    for note in dict.fromkeys(notes):    # each once
+    for note in notes:
         print(f"note: {note}")
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -295,9 +293,7 @@ def print_results(results, columns, n_show, may_end, n_vocab):
 def main(argv=None, say=print):
     """
     Returns what eval.json holds, without the samples; for several runs {run: the same}.
-
-    say  prints the lines about device and data. train_pref has printed them already, and passes a function that does
-         not.
+    say: prints the lines about device and data. After training they are known, so the train scripts pass a silent one.
     """
     args = get_args(argv)
     with cli.interruptible("eval.py", args, argv):
@@ -309,7 +305,8 @@ def report(args, say):
         first = args.run[0]
         trained_on = rundir.read_args(first)["args"].get("data")
         device, autocast = cli.set_up(**cli.flags_of(args, cli.set_up) | {"say": say, "data": trained_on})
-        runs = {run: load_policy(run, device) for run in [*args.run, *filter(None, [args.against])]}
+        wanted = args.run + ([args.against] if args.against else [])
+        runs = {run: load_policy(run, device) for run in wanted}
         if args.prompt is not None:
             return [answer(loaded, args.prompt, autocast, n_answers=args.show, max_new_tokens=args.max_new_tokens,
                            temperature=args.temperature[0], seed=args.seed) for loaded in runs.values()]
@@ -339,22 +336,6 @@ def report(args, say):
     for result in results.values():
         del result["samples"]
     return results if len(results) > 1 else results[first]
-
-def load_held_out(args, facts, policy, ranked, device, autocast, say):
-    """The HeldOut that the flags ask for, of the first run's data unless --data names others."""
-    run_args = facts["args"]
-    name, folder = run_args["data"], args.data_dir or run_args["data_dir"]
-    if args.data:
-        name, folder = args.data, args.data_dir
-    tokenizer = data.get_tokenizer(name, policy.config.vocab_size)
-    cli.check_fits(policy, tokenizer, run_args["max_len"], args.run[0])
-    rewards = load_rewards(name, ranked, args.gold, tokenizer, run_args["max_len"], device, args.batch_size, autocast)
-    held = held_out(facts, tokenizer, rewards, name=name, folder=folder, n_prompts=args.n_prompts,
-                    max_new_tokens=args.max_new_tokens, seed=args.seed, say=say)
-    if (args.best_of or args.against) and "reward" not in rewards:
-        raise ValueError(f"--{'best_of' if args.best_of else 'against'} needs a reward, and {run_args['data']} has "
-                         "none: give a reward model with --reward")
-    return held
 
 if __name__ == "__main__":
     main()

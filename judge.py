@@ -6,11 +6,9 @@ An LLM as the judge: which of two answers is better? It works with any OpenAI-co
     python judge.py --run out/tldr/dpo --task summary --temperature 0 0.25 0.5 0.75 1    # temperatures given to eval.py
 
 Compares the samples in the run's eval.json with the reference's samples, or with the data set's chosen answers. Judges
-prefer the answer that stands first, so every pair is asked in both orders. If the two verdicts disagree, the pair is a
-tie, and is counted as a flip. A pair with an unreadable verdict is counted as invalid.
-
-Writes RUN/judge.json, and each answer to RUN/judge.jsonl as it arrives, so that no question is asked twice. An empty or
-cut answer is not kept. docs/judge.md explains it. Read next: reward.py
+prefer the answer that stands first, so every pair is asked in both orders. docs/judge.md says how verdicts are counted.
+Writes RUN/judge.json, and each answer to RUN/judge.jsonl as it arrives, so that no question is asked twice.
+Read next: reward.py
 """
 import asyncio
 import hashlib
@@ -63,8 +61,7 @@ def get_args(argv=None):
 def samples_at(found, temperature, *, against, limit, run):
     """
     The samples of an eval.json at a temperature, `limit` at most: dicts whose "after" is the run's answer there.
-
-    Raises ValueError if eval.json has none at this temperature, or no answers to judge against.
+    Raises ValueError if there are none at this temperature, or no answers to judge against.
     """
     texts = {found["temperature"]: [s["after"] for s in found["samples"]]}
     texts |= {row["temperature"]: row["samples"] for row in found.get("temperatures", ())}
@@ -78,18 +75,17 @@ def samples_at(found, temperature, *, against, limit, run):
 
 def questions(samples, *, against, task, model):
     """
-    Two questions for each sample, in both orders: dicts of pair (an index), swapped, key and text.
-
+    Two questions for each sample, in both orders: dicts of name, key and text.
     The key identifies the text and the model that is asked, so that the same question is asked once.
     """
     out = []
-    for pair, s in enumerate(samples):
+    for pair, s in enumerate(samples, 1):
         mine, other = s["after"].strip(), s[against].strip()
         for swapped in (False, True):
             a, b = (other, mine) if swapped else (mine, other)
             text = ASK[task].format(prompt=s["prompt"].strip(), a=a, b=b) + VERDICT
             key = hashlib.sha256(f"{model}\n{text}".encode()).hexdigest()[:24]
-            out.append({"pair": pair, "swapped": swapped, "key": key, "text": text})
+            out.append({"name": f"pair {pair}{', swapped' if swapped else ''}", "key": key, "text": text})
     return out
 
 def estimate(todo, max_tokens, price):
@@ -103,23 +99,19 @@ def estimate(todo, max_tokens, price):
         said += f", about ${dollars[0]:.2f}, at most ${dollars[1]:.2f}"
     return said
 
-def ask(todo, path, **endpoint):
+def ask(todo, known, path, **endpoint):
     """
-    Asks questions, and appends each answer to the file at path. Returns ({key: answer}, a reason for each failure).
-
-    endpoint  what support.endpoint.ask_all takes: url, key, model, workers, timeout, max_tokens
+    Asks questions. Adds each answer to the file at path and to known, {key: answer}. Returns a reason for each failure.
+    endpoint: what support.endpoint.ask_all takes: url, key, model, workers, timeout, max_tokens
     """
-    new = {}
-
     def keep(i, answer):
         key = todo[i]["key"]
         with open(path, "a", encoding="utf-8") as f:
             print(json.dumps({"key": key, "answer": answer}), file=f, flush=True)
             os.fsync(f.fileno())
-        new[key] = answer    # it counts once it is on the disk
+        known[key] = answer    # it counts once it is on the disk
 
-    named = [(f"pair {q['pair'] + 1}{', swapped' if q['swapped'] else ''}", q["text"]) for q in todo]
-    return new, asyncio.run(ask_all(named, keep, **endpoint))
+    return asyncio.run(ask_all([(q["name"], q["text"]) for q in todo], keep, **endpoint))
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Results
@@ -134,25 +126,24 @@ def mean_words(pairs, against):
             words["losers"].append(other if result == "win" else mine)
     return {side: sum(counts) / len(counts) for side, counts in words.items() if counts}
 
-def judged(samples, known, **asked):
+def judged(samples, known, *, against, task, model):
     """
     The results for samples: rates with Wilson's intervals, words of winners and losers, and counts.
-
-    known  {key: answer}. A pair with an unanswered question is left out.
-    asked  what `questions` takes: against, task, model
+    known: {key: answer}. A pair with an unanswered question is left out.
     """
-    todo, pairs = questions(samples, **asked), []    # pairs: (sample, outcome)
-    for s, first, second in zip(samples, todo[::2], todo[1::2]):
-        if first["key"] in known and second["key"] in known:
-            pairs.append((s, outcome(read_verdict(known[first["key"]]), read_verdict(known[second["key"]]))))
+    keys = [q["key"] for q in questions(samples, against=against, task=task, model=model)]
+    verdicts = {key: read_verdict(known[key]) for key in keys if key in known}
+    pairs = []    # (sample, outcome)
+    for s, first, second in zip(samples, keys[::2], keys[1::2]):    # the questions in both orders
+        if first in verdicts and second in verdicts:
+            pairs.append((s, outcome(verdicts[first], verdicts[second])))
     counts = Counter(result for _, result in pairs)
     counts["tie"] += counts["flip"]
     readable = len(pairs) - counts["invalid"]
     totals = {"win": readable, "tie": readable, "lose": readable, "flip": readable, "invalid": len(pairs)}
     rates = finite({name: wilson(counts[name], n) for name, n in totals.items()})
-    return {"judge": asked["model"], "against": asked["against"], "pairs": len(pairs),
-            "words": mean_words(pairs, asked["against"]), "unanswered": sum(q["key"] not in known for q in todo),
-            "rates": rates}
+    return {"judge": model, "against": against, "pairs": len(pairs), "words": mean_words(pairs, against),
+            "unanswered": sum(key not in known for key in keys), "rates": rates}
 
 def show(rows):
     """Prints a line of rates and words for each temperature. rows: judged's, with a temperature."""
@@ -162,15 +153,18 @@ def show(rows):
         cells = "".join(f"{rate(r):22}" for r in row["rates"].values())
         print(f"{row['temperature']:<12g}{cells}{', '.join(f'{w:.1f}' for w in row['words'].values()) or '-'}")
 
-def check_answers(failures, n_skipped, unread, n_asked, path):
+def check_answers(asked, known, failures, path):
     """Exits with status 1 if questions got no answer, or if more than half of the answers have no readable verdict."""
     if failures:
         reason, n = Counter(failures).most_common(1)[0]
+        n_skipped = len({q["key"] for q in asked} - known.keys()) - len(failures)
         skipped = f" and {n_skipped} were not asked" if n_skipped else ""
         raise SystemExit(f"error: {len(failures)} questions got no answer{skipped} ({n} times: {reason}); the same "
                          "command asks them again")
-    if len(unread) > n_asked / 2:
-        raise SystemExit(f"error: {len(unread)} of {n_asked} answers have no verdict that can be read, such as "
+    answers = [known[q["key"]] for q in asked if q["key"] in known]
+    unread = [answer for answer in answers if read_verdict(answer) is None]
+    if len(unread) > len(asked) / 2:
+        raise SystemExit(f"error: {len(unread)} of {len(asked)} answers have no verdict that can be read, such as "
                          f"{unread[0][-80:]!r} (all are in {path}): choose another --judge_model")
 
 def main(argv=None):
@@ -187,28 +181,26 @@ def judge(args):
         found = read_json(Path(args.run) / "eval.json")
         if not isinstance(found, dict) or not {"temperature", "samples"} <= found.keys():
             raise ValueError(f"{args.run}: eval.json is not as eval.py writes it: run eval.py again")
-        at = {t: samples_at(found, t, against=args.against, limit=args.judge_limit, run=args.run)
-              for t in args.temperature or [found["temperature"]]}
-        asked = [q for samples in at.values() for q in questions(samples, **how)]
+        at, asked = {}, []    # temperature -> samples; the questions about all of them
+        for t in dict.fromkeys(args.temperature or [found["temperature"]]):    # each once
+            at[t] = samples_at(found, t, against=args.against, limit=args.judge_limit, run=args.run)
+            asked += questions(at[t], **how)
         known = known_answers(path)
         todo = list({q["key"]: q for q in asked if q["key"] not in known}.values())    # each once
         waits = f"; each waits {args.judge_timeout:g} s at most" if todo else ""
         print(f"{len(asked) // 2} pairs in both orders: {sum(q['key'] in known for q in asked)} answers are there, "
               f"{len(todo)} questions to ask {args.judge_model}, "
               f"{estimate(todo, args.judge_max_tokens, args.judge_price)}{waits}")
-        new, failures = {}, []
+        failures = []
         if todo:
-            new, failures = ask(
-                todo, path, url=args.judge_url, key=os.environ.get(args.judge_key) or "none", model=args.judge_model,
-                workers=args.judge_workers, timeout=args.judge_timeout, max_tokens=args.judge_max_tokens)
-    known |= new
+            failures = ask(todo, known, path, url=args.judge_url, key=os.environ.get(args.judge_key) or "none",
+                           model=args.judge_model, workers=args.judge_workers, timeout=args.judge_timeout,
+                           max_tokens=args.judge_max_tokens)
     rows = [{"temperature": t} | judged(samples, known, **how) for t, samples in at.items()]
     result = rows[0] | {"temperatures": rows}
     show(rows)
     write_json(Path(args.run) / "judge.json", result)
-    answers = [known[q["key"]] for q in asked if q["key"] in known]
-    unread = [answer for answer in answers if read_verdict(answer) is None]
-    check_answers(failures, len(todo) - len(new) - len(failures), unread, len(asked), path)
+    check_answers(asked, known, failures, path)
     return result
 
 if __name__ == "__main__":

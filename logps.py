@@ -14,9 +14,6 @@ import torch.nn.functional as F
 from support import fast_logps
 from support.fast_logps import shared_logps
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the definition
-
 def plain_logps(model, idx, completion_mask):
     """
     log pi(completion | prompt), written as on a blackboard. sequence_logps has the same arguments and results.
@@ -58,7 +55,7 @@ def completion_token_logps(model, idx, completion_mask):
     log pi(token | the tokens before it) of each completion token, in nats.
 
     idx              (N, T) prompt, completion, then padding of any kind
-    completion_mask  (N, T) bool, true on the completion's tokens
+    completion_mask  (N, T) bool, true on the completion's tokens, EOS included
     returns          (N, T - 1): column t belongs to token idx[:, t + 1]; 0 outside the mask
 
     Only the states under the mask are multiplied by the head. With 50,257 tokens, this product costs more than all the
@@ -74,22 +71,18 @@ def completion_token_logps(model, idx, completion_mask):
 
 def sequence_logps(model, idx, completion_mask):
     """
-    log pi(completion | prompt): the sum over the tokens under the mask, EOS included.
+    log pi(completion | prompt), EOS included: (logps, lens). The arguments are those of completion_token_logps.
 
-    idx              (N, T) prompt, completion, then padding of any kind
-    completion_mask  (N, T) bool, true on the completion's tokens; column 0 never counts, since nothing predicts it
-    returns          logps (N,) in nats, float32 under autocast; lens (N,), the number of tokens summed
+    logps  (N,) in nats, float32 under autocast: sums over the tokens under the mask
+    lens   (N,) the numbers of tokens summed. Column 0 of the mask never counts, since nothing predicts it
     """
     per_token = completion_token_logps(model, idx, completion_mask)  # (N, T - 1)
     return per_token.sum(1), completion_mask[:, 1:].sum(1)           # (N,), (N,)
 
 def batch_logps(model, batch):
     """
-    (logps, lens) of a batch from data.collate. The batch's layout decides which function is used.
-
-    Pairs with a shared prompt ("segments")     shared_logps: (2B,), all chosen, then all rejected
-    Pairs with a prompt for each completion     sequence_logps: (2B,), in the same order
-    Single completions                          sequence_logps: (N,)
+    (logps, lens) of a batch from data.collate: (N,) each for single completions. For pairs (2B,) each, all chosen, then
+    all rejected. shared_logps computes a prompt once for both completions of a pair, with the same result.
     """
     if "segments" in batch:
         return shared_logps(model, batch["idx"], batch["segments"])

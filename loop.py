@@ -21,7 +21,7 @@ from support.log import Log, plot_curves
 from support.signals import interrupts, one_line_errors
 
 # ---------------------------------------------------------------------------------------------------------------------
-# schedules and stopping
+# Schedules and stopping
 
 def cosine_lr(step, lr, min_lr, warmup_steps, max_steps):
     """The learning rate of update `step`, from 0: linear warmup to lr in warmup_steps, then half a cosine to min_lr."""
@@ -64,7 +64,7 @@ def spike_limit(losses):
     return max(losses) + 10 * max(1.0, max(losses) - min(losses))
 
 # ---------------------------------------------------------------------------------------------------------------------
-# one update, one evaluation
+# One update, one evaluation
 
 def to_device(batch, device):
     """The batch with its tensors on a device."""
@@ -141,15 +141,7 @@ def evaluate(model, compute_loss, batches, autocast=None, check=lambda: None):
     return parallel.averaged(parts)
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the steps of the loop
-
-def next_batches(stream, numbers, step, check):
-    """The batches of one update, which is number `step`, from 1. check() is called before each."""
-    batches = []
-    for i in numbers:
-        check()
-        batches.append({**stream[i], "step": step})
-    return batches
+# The steps of the loop
 
 def keep_best(state, log, metrics, *, out_dir, save, keep_all, show):
     """Logs an evaluation, saves the weights if they are the best so far (with keep_all always), and writes state.pt."""
@@ -225,7 +217,7 @@ def finish(state, out_dir, go_on):
     return result
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the loop
+# The loop
 
 def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_steps, eval_every, lr, min_lr=0.0,
         warmup_steps=0, grad_accum=1, grad_clip=1.0, weight_decay=0.0, adam_epsilon=1e-8, patience=0,
@@ -250,7 +242,7 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
     stop = lambda: save_and_exit(state, log, out_dir, go_on)
     with one_line_errors(go_on), log, interrupts(stop) as check:
         while True:
-            # Evaluate before the first update, then every eval_every updates, and after the last one.
+            # Evaluate before the first update, every eval_every updates, and after the last. A resumed run may have it.
             if (state.step % eval_every == 0 or state.step == max_steps) and not state.evaluated:
                 batches = ({**batch, "step": state.step} for batch in val_batches)
                 metrics = evaluate(model, compute_loss, batches, autocast, check)
@@ -261,9 +253,10 @@ def fit(model, compute_loss, train_batches, val_batches, *, out_dir, save, max_s
             # The learning rate rises during warmup and then follows a cosine.
             for group in optimizer.param_groups:
                 group["lr"] = cosine_lr(state.step, lr, min_lr, warmup_steps, max_steps)
-            # Each update takes the next grad_accum batches of the stream.
+            # Each update takes the next grad_accum batches of the stream. An interrupted run ends before it takes them.
+            check()
             numbers = range(state.step * grad_accum, (state.step + 1) * grad_accum)
-            batches = next_batches(train_batches, numbers, state.step + 1, check)
+            batches = [{**train_batches[i], "step": state.step + 1} for i in numbers]
             # Forward, backward, optimizer. A loss that is a spike is treated as one that is not finite.
             max_loss = spike_limit(state.losses)
             try:

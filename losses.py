@@ -17,6 +17,7 @@ The rewards are only logged, so they carry no gradient. The training loop takes 
     eps                                          label_smoothing
 
 To add a loss, write one function under `@register`. The command line, the documents' tables and the tests read LOSSES.
+Besides needs_ref, the arguments of @register are for them: support/registry.py says what each one means.
 docs/losses.md compares the losses, docs/new-loss.md says how to write one. Read next: loop.py
 """
 import math

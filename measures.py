@@ -5,7 +5,7 @@ A measure is an array with one number for each prompt. Its interval is found by 
 This file has no command and writes nothing. docs/metrics.md explains the measures. Read next: eval.py
 """
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -78,10 +78,8 @@ def rank_correlation(x, y):
 
 def wins(rewards, others):
     """
-    The win rate P(r > r') for each prompt, (n,). Ties count half.
-
-    rewards  (n, k) of one policy's samples
-    others   (n, k') of another policy's samples for the same prompts. Every sample meets every one of these.
+    The win rate P(r > r') for each prompt, (n,), over all pairs of samples. Ties count half.
+    rewards: (n, k) of one policy's samples; others: (n, k') of another policy's samples for the same prompts.
     """
     gap = rewards[:, :, None] - others[:, None, :]    # (n, k, k')
     return ties_half(gap).mean((1, 2))
@@ -90,7 +88,7 @@ def best_of(rewards):
     """
     {n: (prompts,)} for n = 1, 2, 4, ... up to N: the expected reward of the best of n samples. rewards: (prompts, N).
 
-    It is the exact mean over all choices of n out of the N samples. A plain maximum of the first n would be noisier.
+    It is the exact mean over all choices of n out of N samples. The maximum of the first n would be noisier.
     """
     ordered, total = np.sort(rewards, 1), rewards.shape[1]
     found, n = {}, 1
@@ -115,7 +113,7 @@ def distinct(completions, n, budget=500):
     The share of different n-grams in each run of `budget` tokens: (pieces,), empty if there are fewer tokens.
 
     Longer texts repeat more, so policies are compared at an equal number of tokens. An n-gram does not span two
-    completions. A completion at the end of a piece is cut there, and its rest is dropped.
+    completions. A completion that exceeds the budget is cut, and its rest is dropped.
     """
     shares, grams, room = [], [], budget
     for tokens in completions:
@@ -132,8 +130,8 @@ def whole_share(prompt, completion):
     """
     The share of a completion's sentences that the toy grammar can make, 0 to 1. prompt, completion: texts.
 
-    A prompt may end within a sentence, which the completion ends. The prompt's earlier sentences are left out, because
-    the policy did not write them.
+    A prompt may end within a sentence, which the completion ends. Earlier sentences are not the policy's, so they do
+    not count.
     """
     begun = prompt.rpartition(".")[2]
     return toy.whole_sentences(begun + completion)
@@ -201,16 +199,16 @@ def token_measures(model, reference, batch, device, temperature=1.0):
     mask = batch["completion_mask"].to(device)[:, 1:]    # (N, T - 1): logits[:, t] predicts idx[:, t + 1]
     targets = idx[:, 1:][mask]                                                         # (M,)
     states = model.features(idx)[:, :-1][mask]                                         # (M, C)
-    if reference is not None:
-        with reference as other:
+    with reference as other:
+        if other is not None:
             others, head = other.features(idx)[:, :-1][mask], other.lm_head            # (M, C)
-    out = {"entropy": []} if reference is None else {"entropy": [], "kl": [], "logratio": []}
-    for at in range(0, len(states), 2048):    # in pieces: (M, V) of a whole batch would be gigabytes at 50,257 tokens
+    out = defaultdict(list)    # measure -> its values, in pieces
+    for at in range(0, len(states), 2048):    # (M, V) of a whole batch would be gigabytes at 50,257 tokens
         part = slice(at, at + 2048)
         # Temperature 0 puts all mass on one token. Dividing by 1e-6 does that in float32
         log_p = (model.lm_head(states[part]).float() / max(temperature, 1e-6)).log_softmax(-1)    # (<= 2048, V)
         out["entropy"].append(entropy(log_p))
-        if reference is not None:
+        if other is not None:
             log_q = head(others[part]).float().log_softmax(-1)                                    # (<= 2048, V)
             out["kl"].append(kl(log_p, log_q))
             drawn = targets[part, None]                                                           # (<= 2048, 1)
@@ -226,14 +224,16 @@ def model_measures(model, reference, answers, held, temperature, batch_size, aut
         entropy                            means over a completion's tokens, nats, then means over the k completions
 
     answers    n lists of k token lists, drawn at the temperature
-    reference  a function that returns a context manager, which gives the reference; or a function that returns None
+    reference  a function that returns a context manager, which gives the reference or None
     """
     device, k = next(model.parameters()).device, len(answers[0])
     rows = []
     for prompt, several in zip(held.prompts, answers):
         for a in several:
             rows.append({"prompt": prompt, "chosen": a, "at": len(rows)})    # at: batches are in another order
-    lengths, sums, curves = np.array([len(r["chosen"]) for r in rows]), {}, {}
+    lengths = np.array([len(r["chosen"]) for r in rows])              # (n * k,)
+    sums = defaultdict(lambda: np.zeros(len(rows)))                   # measure -> sum over each completion
+    curves = defaultdict(lambda: np.zeros(held.max_new_tokens))       # measure -> sum at each position
     for group in data.Batches(rows, batch_size).groups():
         with autocast:
             tokens = token_measures(model, reference(), data.collate(group), device, temperature)
@@ -242,8 +242,8 @@ def model_measures(model, reference, answers, held, temperature, batch_size, aut
             first, length = len(row["prompt"]) - 1, len(row["chosen"])
             for key, values in tokens.items():
                 values = values[i, first:first + length]
-                sums.setdefault(key, np.zeros(len(rows)))[row["at"]] = values.sum()
-                curves.setdefault(key, np.zeros(held.max_new_tokens))[:length] += values
+                sums[key][row["at"]] = values.sum()
+                curves[key][:length] += values
     sums |= {"completion_entropy": sums["entropy"], "entropy": sums["entropy"] / lengths}
     reached = np.array([(lengths > t).sum() for t in range(held.max_new_tokens)])    # completions with a token at t
     enough = reached >= max(1, len(rows) // 20)    # a mean over two or three completions would be noise
@@ -253,10 +253,8 @@ def model_measures(model, reference, answers, held, temperature, batch_size, aut
 @torch.no_grad()
 def pair_measures(policy, reference, rows, batch_size, autocast):
     """
-    {accuracy, margin} on held-out pairs, (pairs,) each, of the gap between the log-ratios of chosen and rejected.
-
-    accuracy is 1 where the gap is positive, 0.5 for a tie, else 0. margin is the gap in nats. reference: as for
-    model_measures.
+    {accuracy, margin} on held-out pairs, (pairs,) each. margin is the log-ratio of chosen minus that of rejected, nats.
+    accuracy is 1 where the margin is positive, 0.5 for a tie, else 0. reference: as for model_measures.
     """
     device, margins = next(policy.parameters()).device, []
     for batch in data.Batches(rows, batch_size):
@@ -268,12 +266,6 @@ def pair_measures(policy, reference, rows, batch_size, autocast):
         margins += (chosen - rejected).tolist()
     margins = np.array(margins)
     return {"accuracy": ties_half(margins), "margin": margins}
-
-def pair_columns(policy, before, pairs, batch_size, autocast):
-    """{"before", "after": {accuracy, margin}} on held-out pairs. The reference against itself has only ties."""
-    n = len(pairs)
-    ties = {"accuracy": np.full(n, 0.5), "margin": np.zeros(n)}
-    return {"before": ties, "after": pair_measures(policy, before, pairs, batch_size, autocast)}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # All measures of a policy
@@ -287,10 +279,11 @@ def sample(model, held, k, temperature, seed, batch_size, autocast):
     rewards = {}
     for name, reward in held.rewards.items():
         rewards[name] = reward([p + a for p, a in zip(prompts, flat)]).reshape(-1, k)
-    return [flat[at:at + k] for at in range(0, len(flat), k)], rewards
+    return data.pieces(flat, k), rewards
 
 def measure(model, reference, held, temperature, k, seed, batch_size, autocast):
     """The Measured of k samples of each prompt at a temperature. reference: as for model_measures."""
+    # Generation keeps no graph for a gradient, so its batches can be larger
     answers, rewards = sample(model, held, k, temperature, seed, max(256, batch_size), autocast)
     values, curves = model_measures(model, reference, answers, held, temperature, batch_size, autocast)
     return Measured(values | text_measures(answers, rewards, held), curves, answers, rewards)
@@ -306,13 +299,22 @@ def intervals(values):
     """{measure: [mean, low, high]} of {measure: (n,)}."""
     return {key: bootstrap(v) for key, v in values.items()}
 
-def compared(found, others):
-    """found, {"before", "after": Measured}, with wins against the reference, and against others (n, k), if given."""
+def compared(found, others, on_pairs):
+    """
+    found, {"before", "after": Measured}, with wins against the reference and the measures on pairs as further values.
+
+    others    rewards (n, k) of another run's samples, for wins against it; or None
+    on_pairs  the policy's pair_measures, or {}. The reference against itself has only ties
+    """
     out = {}
     for name in found:
         more = won(found[name], found["before"]) if "before" in found else {}
         if others is not None:
             more["win_other"] = wins(found[name].rewards["reward"], others)
+        if on_pairs:
+            n = len(on_pairs["margin"])
+            ties = {"accuracy": np.full(n, 0.5), "margin": np.zeros(n)}
+            more |= ties if name == "before" else on_pairs
         out[name] = replace(found[name], values=found[name].values | more)
     return out
 
@@ -325,15 +327,8 @@ def best_of_rows(rewards):
 
 def notes(*, val_loss=None, n_vocab=None, entropy=None, pairs=None, accuracy=None, same=None, whole=None):
     """
-    Sentences about a run whose numbers mean little, from the facts that are given.
-
-    val_loss  best validation loss of SFT, nats per token
-    n_vocab   size of the vocabulary, for val_loss and entropy
-    entropy   of the policy's own samples, nats per token
-    pairs     number of validation pairs that chose the best weights
-    accuracy  on held-out pairs
-    same      share of samples that are identical to the reference's
-    whole     share of sentences that the toy grammar can make
+    Sentences about a run whose numbers mean little, from the facts that are given. val_loss and entropy need n_vocab.
+    Each sentence says what its fact is; same and whole are shares from 0 to 1.
     """
     found = []
     uniform = f"about that of guessing among {n_vocab:,} tokens ({math.log(n_vocab):.2f})" if n_vocab else ""
@@ -357,11 +352,8 @@ def notes(*, val_loss=None, n_vocab=None, entropy=None, pairs=None, accuracy=Non
 
 def notes_on(result, n_vocab, may_end=True):
     """
-    The notes on an evaluation.
-
-    result   what eval.json holds
-    n_vocab  size of the vocabulary
-    may_end  whether samples had room to end. If not, cut sentences say nothing about the policy.
+    The notes on an evaluation. result: what eval.json holds.
+    may_end: whether samples had room to end. If not, cut sentences say nothing about the policy.
     """
     samples, after = result["samples"], result["measures"]["after"]
     same = np.mean([s["before"] == s["after"] for s in samples]) if "before" in samples[0] else None

@@ -196,7 +196,7 @@ def from_hf(state):
             x = x.t()
         # a tensor that is not copied would keep the whole file mapped
         ours[name] = x.to(torch.float32, copy=True).contiguous()
-    ours["lm_head.weight"] = ours[weights.WTE]
+    ours["lm_head.weight"] = ours["transformer.wte.weight"]
     return ours
 
 def fingerprint(model):
@@ -258,9 +258,6 @@ class GPT(nn.Module):
         """idx (B, T) -> logits (B, T, V). logits[:, t] predicts idx[:, t + 1]."""
         return self.lm_head(self.features(idx))
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # generation
-
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None, eos=None, lens=None,
                  generator=None):
@@ -288,7 +285,7 @@ class GPT(nn.Module):
         if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"need temperature >= 0, top_k >= 1, 0 < top_p <= 1, not {temperature}, {top_k}, {top_p}")
         # All random numbers are drawn at once. So a row's draws do not depend on which other rows have ended.
-        draws = uniform_draws(max_new_tokens, B, temperature, idx.device, generator)
+        draws = uniform_draws(max_new_tokens, B, temperature, idx.device, generator)    # (max_new_tokens, B)
         def choose(states, n, rows):
             return sample(self.lm_head(states).float(), temperature, top_k, top_p, draws[n, rows])
         was_training = self.training
@@ -332,9 +329,6 @@ class GPT(nn.Module):
                 cache.keep(left)
         return new
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # weights in and out
-
     @classmethod
     def from_pretrained(cls, name_or_dir, dropout=0.0):
         """
@@ -350,9 +344,8 @@ class GPT(nn.Module):
             model = cls(config)
         shapes = {name: tuple(x.shape) for name, x in to_hf(model.state_dict()).items()}
         weights.check_shapes(path, state, shapes)
-        if "score.weight" in shapes:      # a new scalar head gives 0 for every text
-            state.setdefault("score.weight", torch.zeros(shapes["score.weight"]))
-        state = {name: x for name, x in state.items() if name in shapes}    # without the score, for a language model
+        # Only a scalar head can be missing, and a new one gives 0 for every text. A language model leaves it out.
+        state = {name: state[name] if name in state else torch.zeros(shape) for name, shape in shapes.items()}
         model.load_state_dict(from_hf(state), assign=True)
         model.lm_head.weight = model.transformer.wte.weight                 # assign=True has made two parameters of one
         return model.requires_grad_()
@@ -360,7 +353,8 @@ class GPT(nn.Module):
     def save_pretrained(self, folder):
         """Writes config.json and model.safetensors in Hugging Face's layout. Each file is replaced atomically."""
         state, folder = to_hf(self.state_dict()), Path(folder)
-        if len(state) != 4 + 12 * self.config.n_layer + ("score.weight" in state):
+        # a plain GPT-2 has 12 tensors in a block, 2 embeddings, and weight and bias of the last LayerNorm
+        if len(state) != 12 * self.config.n_layer + 4 + ("score.weight" in state):
             raise ValueError("this model has adapters, and only a plain GPT-2 can be saved in this layout; "
                              "save adapter_state_dict(model) instead")
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,10 @@ import toy
 from model import ScalarGPT, fingerprint
 from support import cli, rundir
 
+def sigmoid(x):
+    """The probability that belongs to log-odds x in nats, an array of any shape."""
+    return 1 / (1 + np.exp(-x))
+
 class Reward:
     """
     A function from n token lists, prompt and completion together, to their rewards, an array (n,).
@@ -24,8 +28,7 @@ class Reward:
         a reward model, IMDB's labels    P(positive | text), as the model estimates it: the sigmoid of its scalar
         a reward model, pairs            the scalar, in nats: only differences for one prompt count
 
-    name is a fingerprint of the reward, a part of the recipe of sampled pairs. Raises ValueError if `run` is not a
-    reward model, or if the model does not fit the tokenizer or max_len.
+    name: a fingerprint of the reward. Raises ValueError unless `run` is a reward model that fits tokenizer and max_len.
     """
     def __init__(self, run, tokenizer, max_len, device, batch_size, autocast):
         self.tokenizer, self.batch_size, self.autocast = tokenizer, batch_size, autocast
@@ -44,17 +47,14 @@ class Reward:
         if self.model is None:
             return np.array([toy.reward(data.decode(self.tokenizer, tokens)) for tokens in texts])
         values = scores(self.model, texts, self.batch_size, self.autocast)
-        return 1 / (1 + np.exp(-values)) if self.labels else values
+        return sigmoid(values) if self.labels else values
 
 def load_rewards(name, ranked, gold, tokenizer, max_len, device, batch_size, autocast):
     """
-    {"reward", "proxy", "gold": a Reward} of a data set, as far as there is one.
-
-    name    of the data set. The toy world has an exact reward, so the learned one is called proxy there.
-    ranked  the reward model that the runs' pairs were ranked by, or None
-    gold    another reward model, or None
+    {"reward", "proxy", "gold": a Reward} of a data set, as far as there is one. proxy: a learned one beside toy's exact
+    one. ranked: the reward model that the runs' pairs were ranked by, or None; gold: another one, or None.
     """
-    load = lambda place: Reward(place, tokenizer, max_len, device, batch_size, autocast)
+    load = lambda run: Reward(run, tokenizer, max_len, device, batch_size, autocast)
     rewards = {"reward": load(None)} if name == "toy" else {}    # None: the exact one
     if ranked:
         rewards["proxy" if name == "toy" else "reward"] = load(ranked)

@@ -1,7 +1,7 @@
 """
 Preference pairs by sampling: completions of the policy itself, ranked by a reward.
 
-    path, rows = sampled_pairs(model, tokenizer, weights, reward, data="toy", folder=run, n_prompts=4000, max_len=64)
+    path, rows = sampled_pairs(model, tokenizer, fingerprint(model), reward, data="toy", folder=run, ...)
 
 The DPO paper makes its pairs for IMDB in this way (Rafailov 2023, arXiv:2305.18290):
 
@@ -74,7 +74,7 @@ def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tok
 
     prompts  {"train": token lists, "val": token lists}
     reward   a function: n token lists, prompt and completion together -> their rewards (n,)
-    folder   the run that the model comes from. The file stays there
+    folder   the run that the model comes from, where the file is written
     recipe   what else the pairs depend on. A file of the same recipe is used again
     """
     recipe = json.dumps([recipe, prompts, k, max_new_tokens, seed], sort_keys=True)
@@ -120,7 +120,7 @@ def beginnings(data_dir, split, tokenizer, spans, n, seed=0):
     Different reviews may begin with the same words, so a hash of the prompt decides its split: one in ten is for test.
     """
     splits, _ = load_examples("imdb", data_dir, pairs=False)
-    known = {e["chosen"] for e in splits.get("train", ())} if split != "train" else ()    # some are in test too
+    known = {e["chosen"] for e in splits.get("train", ())} if split != "train" else ()    # some reviews are in both
     reviews = [e for e in splits.get(split, ()) if e["chosen"] not in known]
     rng = random.Random(f"{split} {seed}")
     rng.shuffle(reviews)    # the files hold all reviews of one label first
@@ -157,14 +157,14 @@ def prompts_for(data, tokenizer, n_train, n_val=100, *, max_len, seed=0, data_di
         raise ValueError(f"--max_len {max_len} leaves no room for a completion behind the {longest} tokens of a prompt")
     return prompts, max_len - longest
 
-def sampled_pairs(model, tokenizer, weights, reward, *, data, folder, n_prompts, max_len, seed=0, data_dir=None,
-                  prompt_tokens=None):
+def sampled_pairs(model, tokenizer, model_fingerprint, reward, *, data, folder, n_prompts, max_len, seed=0,
+                  data_dir=None, prompt_tokens=None):
     """
-    (path, {"train": rows, "val": rows}) of pairs that a model samples and a Reward ranks, for toy and imdb.
-    weights: the model's fingerprint, a part of the recipe. make_pairs and prompts_for explain the other arguments.
+    (path, {"train": rows, "val": rows}) of pairs that a model samples and a reward.Reward ranks, for toy and imdb.
+    The model's fingerprint is a part of the recipe. make_pairs and prompts_for explain the other arguments.
     """
     prompts, room = prompts_for(data, tokenizer, n_prompts, max_len=max_len, seed=seed, data_dir=data_dir,
                                 prompt_tokens=prompt_tokens)
-    path = make_pairs(model, tokenizer, prompts, reward, folder, {"weights": weights, "reward": reward.name},
-                      max_new_tokens=room, seed=seed)
+    recipe = {"weights": model_fingerprint, "reward": reward.name}
+    path = make_pairs(model, tokenizer, prompts, reward, folder, recipe, max_new_tokens=room, seed=seed)
     return str(path), read_pairs(path, tokenizer.n_vocab)

@@ -60,7 +60,8 @@ def opening(rng):
 
 def opinion(rng, positive):
     """A sentence that agrees with the label three times out of four: "the plot was not very dull ." """
-    good = (rng.random() < OPINION_AGREES) == positive
+    agrees = rng.random() < OPINION_AGREES
+    good = agrees == positive    # good if it agrees with a positive label or disagrees with a negative one
     negated = rng.random() < NEGATION
     words = [rng.choice(FRAME).format(rng.choice(ASPECT))]
     if negated:
@@ -73,7 +74,8 @@ def opinion(rng, positive):
 
 def verdict(rng, positive):
     """The last sentence, which agrees with the label nine times out of ten: "in short , a gem ." """
-    good = (rng.random() < VERDICT_AGREES) == positive
+    agrees = rng.random() < VERDICT_AGREES
+    good = agrees == positive
     return f"{rng.choice(VERDICT)} {rng.choice(GEM if good else BORE)} ."
 
 def review(rng):
@@ -125,7 +127,7 @@ def whole_sentences(text):
     *ended, rest = (" ".join(part.split()) for part in text.split("."))
     whole = 0
     for sentence in ended:
-        whole += any(kind.fullmatch(sentence) is not None for kind in (OPENING, OPINION, SUMMARY))
+        whole += any(kind.fullmatch(sentence) for kind in (OPENING, OPINION, SUMMARY))
     n_sentences = len(ended) + bool(rest)
     return whole / max(1, n_sentences)
 
@@ -150,7 +152,8 @@ def encoding():
 
 def split_of(prompt):
     """"train", "val" or "test" (8 : 1 : 1). A hash of the prompt decides: no prompt is in two splits."""
-    return ("val", "test", *["train"] * 8)[zlib.crc32(prompt.encode()) % 10]
+    bucket = zlib.crc32(prompt.encode()) % 10
+    return {0: "val", 1: "test"}.get(bucket, "train")
 
 def examples(split, n, seed=0):
     """n reviews of a split: dicts of prompt (12 words), chosen (the rest, with its leading space), positive."""

@@ -87,16 +87,16 @@ def kl_logratios(model, batch, mean_logps):
     return parallel.mean((logps - batch["ref_kl_logps"]) / (lens if mean_logps else 1), batch["weight"])
 
 def prepare(args, hparams):
-    """Loads model and pairs and creates the run directory. start: adapter.json of --init_from; base: a fingerprint."""
+    """Loads model and pairs, and creates the run directory. about: adapter.json of --init_from; base: a fingerprint."""
     sources.check_source(args.data, args.data_dir, training=True)
     rundir.check_out_dir(args.out_dir, args.resume)
     args.init_from = args.init_from or train_sft.policy_for(**cli.flags_of(args, train_sft.policy_for))
     device, autocast = cli.set_up(**cli.flags_of(args, cli.set_up))
-    model, start = adapters.load_model(args.init_from, args.dropout)
+    model, about = adapters.load_model(args.init_from, args.dropout)
     model = model.to(device).eval()
     tokenizer = data.get_tokenizer(args.data, model.config.vocab_size)
     cli.check_fits(model, tokenizer, args.max_len, args.init_from)
-    base, sampled = fingerprint(model), {}
+    base, sampled = fingerprint(model), {}    # sampled: the file of the pairs, for args.json
     if args.data in ("toy", "imdb"):
         ranked_by = reward.Reward(args.reward, tokenizer, args.max_len, device, args.batch_size, autocast)
         sampled["pairs"], rows = sampling.sampled_pairs(
@@ -105,7 +105,7 @@ def prepare(args, hparams):
     else:
         rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, n_val=args.n_val)
     swapped = sum(data.flip_labels(part, args.label_noise, args.seed) for part in rows.values())
-    if args.adapter and not start:
+    if args.adapter and not about:
         init = (args.adapter_init or "neurons") if args.adapter == "replace" else "random"
         adapters.add_adapters(model, args.adapter, args.adapter_rank or 16, init)
     out_dir = rundir.claim_run_dir(args, "train_pref.py", args.loss, hparams=hparams, reference_fingerprint=base,
@@ -114,13 +114,14 @@ def prepare(args, hparams):
     print(f"{args.loss} {' '.join(f'{k}={v}' for k, v in hparams.items())}: {len(rows['train']):,} training pairs, "
           f"{len(rows['val']):,} validation pairs{f' ({swapped:,} of both swapped)' if swapped else ''}; "
           f"{cli.parameter_counts(model)}; reference {args.init_from} -> {out_dir}")
-    if args.adapter == "replace" and not start:
+    if args.adapter == "replace" and not about:
         print("adapter replace: policy and reference differ from the start, so the first KL is not 0")
-    return model, start, base, rows, autocast
+    return model, about, base, rows, autocast
 
 def train(args):
     """The work of main, after the flags are parsed."""
-    loss, hparams = LOSSES[args.loss], {name: getattr(args, name) for name in LOSSES[args.loss].hparams}
+    loss = LOSSES[args.loss]
+    hparams = {name: getattr(args, name) for name in loss.hparams}
     def hparams_at(step):    # beta may move from update to update
         beta = loop.anneal(step, args.beta, args.beta_end, args.beta_schedule, args.max_steps)
         return hparams | {"beta": beta} if "beta" in hparams else hparams
@@ -129,7 +130,7 @@ def train(args):
     with cli.bad_input():
         for step in (1, args.max_steps):
             try_out(args.loss, hparams_at(step), Pairs)    # refuses a value out of its range now, not after an hour
-        model, start, base, rows, autocast = prepare(args, hparams)
+        model, about, base, rows, autocast = prepare(args, hparams)
 
     # Batches of pairs. Their rows get the reference's log-probs once, here.
     if loss.needs_kl:
@@ -138,7 +139,7 @@ def train(args):
     batches = {split: data.Batches(part, args.batch_size, args.seed, args.share_prefix) for split, part in rows.items()}
     if loss.needs_ref:
         # The reference is the model without its new adapter. An adapter that training starts from is part of it.
-        off = adapters.adapters_off if adapters.adapter_modules(model) and not start else nullcontext
+        off = adapters.adapters_off if adapters.adapter_modules(model) and not about else nullcontext
         for part in batches.values():
             add_reference(model, part, autocast, off)
     if args.compile:
@@ -151,7 +152,7 @@ def train(args):
 
     save = model.save_pretrained
     if args.adapter:
-        plain = (start["base"], start["base_fingerprint"]) if start else (args.init_from, base)    # without any adapter
+        plain = (about["base"], about["base_fingerprint"]) if about else (args.init_from, base)    # without any adapter
         save = lambda folder: adapters.save_adapter(model, folder, *plain)
     result = loop.fit(model, compute_loss, batches["train"], batches["val"], save=save, autocast=autocast,
                       show=("rewards/accuracies", "rewards/margins"), go_on=cli.go_on(), **cli.flags_of(args, loop.fit))

@@ -38,9 +38,8 @@ def get_args(argv=None):
     args = p.parse_args(argv)
     if args.resume:
         args = cli.resume(p, args, argv, "train_sft.py", "sft")
-    sizes = [f for f in ("n_layer", "n_head", "n_embd", "bpe_vocab", "bpe") if getattr(args, f)]
-    if args.init_from and sizes:
-        p.error(f"--{sizes[0]} has no effect with --init_from, which has its own sizes")
+    for size in ("n_layer", "n_head", "n_embd", "bpe_vocab", "bpe"):
+        cli.refuse(p, args, ((size, not args.init_from, "with --init_from, which has its own sizes"),))
     cli.refuse(p, args, (("bpe_vocab", args.data != "toy", "on --data toy, which has its own words"),
                          ("bpe", args.data != "toy", "on --data toy, which has its own words"),
                          ("bpe_vocab", not args.bpe, "with --bpe bytes, which has a vocabulary of 256")))
@@ -125,6 +124,7 @@ def policy_for(data, *, device="auto", threads=None, max_len=None, dtype=None):
     run = run_dir(data)
     finished, begun = (run / "result.json").exists(), (run / "args.json").exists()
     parallel.wait()    # until every process has looked
+    # Files of the same name in two folders share a run directory, so the run's args.json is asked for its data.
     if data != "toy" and not (finished and rundir.read_args(run)["args"]["data"] == data):
         raise ValueError(f"there is no finished SFT run on {data} at {run}: train one with train_sft.py, or name a "
                          "model with --init_from")

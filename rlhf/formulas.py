@@ -3,9 +3,9 @@ The formulas of PPO and RLOO as pure functions of tensors: rewards, advantages, 
 
 A method is one choice of each kind:
 
-    where the KL penalty stands   token_rewards: in the reward of every token
-    advantages                    ppo_advantages: GAE, from a value head; rloo_advantages: leave-one-out, without values
-    loss                          ppo_loss: clipped ratio of every token; rloo_loss: clipped ratio of whole completions
+    KL penalty    token_rewards: in the reward of every token
+    advantages    gae: of every token, from a value head; leave_one_out: of every completion, without values
+    loss          ppo_loss: clipped ratio of every token; rloo_loss: clipped ratio of whole completions
 
 Symbols and shapes, the same in all functions:
 
@@ -38,8 +38,6 @@ def whiten(x, mask):
         mean     = masked_mean(x, mask)
         variance = masked_mean((x - mean)^2, mask)
         whitened = (x - mean) / sqrt(variance + 1e-8)
-
-    Apply it to the advantages of a whole rollout. The mean of a small minibatch is noisy.
     """
     mean = masked_mean(x, mask)
     return (x - mean) * (masked_mean((x - mean) ** 2, mask) + 1e-8).rsqrt() * mask
@@ -83,7 +81,7 @@ def adaptive_beta(beta, kl, target_kl, samples, horizon=2000):
 
 def gae(rewards, values, mask, gamma, lam):
     """
-    Generalized advantage estimation: Schulman et al. 2016, arXiv:1506.02438.
+    Generalized advantage estimation, not whitened: Schulman et al. 2016, arXiv:1506.02438.
 
         delta_t     = rewards_t + gamma * values_{t+1} - values_t
         advantage_t = delta_t + gamma * lam * advantage_{t+1}  =  sum over l >= 0 of (gamma * lam)^l * delta_{t+l}
@@ -105,7 +103,7 @@ def gae(rewards, values, mask, gamma, lam):
 
 def leave_one_out(returns, k):
     """
-    Return of each completion minus the mean return of the other k - 1 completions of its prompt.
+    The advantages of RLOO: the return of a completion minus the mean return of its prompt's other k - 1 completions.
     Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; Ahmadian et al. 2024, arXiv:2402.14740.
 
         advantage_i = returns_i - (sum over j != i of returns_j) / (k - 1)
@@ -116,25 +114,6 @@ def leave_one_out(returns, k):
     grouped = returns.view(-1, k)                                             # (B / k, k)
     others = (grouped.sum(1, keepdim=True) - grouped) / (k - 1)               # (B / k, k)
     return (grouped - others).view(-1)                                        # (B,)
-
-def ppo_advantages(rewards, values, mask, *, gamma, lam):
-    """
-    (advantages, returns) of every token, (B, T) each, by GAE. rewards, values, mask (B, T). Not whitened.
-
-        returns_t = advantage_t + values_t,   the target that the value head learns
-    """
-    advantages = gae(rewards, values, mask, gamma, lam)
-    return advantages, advantages + values
-
-def rloo_advantages(rewards, *, k):
-    """
-    (advantages, returns) of every completion, (B,) each, by leave-one-out.
-    rewards (B, T), with the k completions of a prompt next to each other.
-
-        returns_i = sum over t of rewards_{i,t} = score_i - beta * log(policy(y_i | x) / reference(y_i | x))
-    """
-    returns = rewards.sum(1)
-    return leave_one_out(returns, k), returns
 
 # ---------------------------------------------------------------------------------------------------------------------
 # losses

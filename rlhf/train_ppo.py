@@ -17,8 +17,8 @@ training repeats five steps:
 
 The policy gradient is E[sum_t A_t grad log policy(y_t | x, y_<t)]. A baseline in A_t leaves it unbiased if it does not
 depend on y_t. The value head is a linear layer on the policy's last hidden states. It starts at zero. A rollout is
-divided into minibatches once, and every epoch visits them in a new order. In the rollout's first update the ratio of
-policy to old policy is therefore exactly 1.
+divided into minibatches once, and every epoch visits them in a new order. A minibatch keeps its padding and so its
+rounding: in the rollout's first update the ratio of policy to old policy is exactly 1.
 
 Writes the run directory out/<data>/<algo>. The validation loss is minus the objective on held-out prompts. A run that
 was interrupted within a rollout samples this rollout again when it is resumed. docs/rlhf.md has the results.
@@ -42,7 +42,7 @@ from model import GPT, fingerprint
 from reward import Reward
 from rlhf import train_reward
 from rlhf.formulas import (
-    adaptive_beta, masked_mean, ppo_advantages, ppo_loss, rloo_advantages, rloo_loss, token_rewards, whiten)
+    adaptive_beta, gae, leave_one_out, masked_mean, ppo_loss, rloo_loss, token_rewards, whiten)
 from support import cli, rundir, sources
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -180,23 +180,23 @@ class Rollouts:
         self.eos_penalty, self.target_kl = eos_penalty, target_kl
         self.per_epoch = rollout // batch_size    # minibatches
         self.updates = self.per_epoch * epochs    # updates from one rollout
-        self.number = None                        # of the rollout in self.minibatches
+        self.number = None                        # which rollout is in self.minibatches; None: none yet
 
     def __getitem__(self, i):
         # Update i belongs to rollout i // updates. Sample this rollout when its first minibatch is asked for.
-        number, place = divmod(i, self.updates)
+        number, update = divmod(i, self.updates)
         if number != self.number:
             self.minibatches, self.objective = self.sample_rollout(number)
             self.number = number
 
         # The last minibatch completes the rollout, whose KL then sets the beta of the next one. Not earlier: a run that
         # is interrupted within a rollout samples it again, and would adapt a saved beta for the second time.
-        if self.target_kl and place == self.updates - 1:
+        if self.target_kl and update == self.updates - 1:
             beta, kl = self.objective["objective/beta"], self.objective["objective/kl"]
             self.agent.beta.fill_(adaptive_beta(beta, kl, self.target_kl, self.rollout))
 
         # Every epoch visits the minibatches in its own order, a function of seed, rollout and epoch.
-        epoch, place = divmod(place, self.per_epoch)
+        epoch, place = divmod(update, self.per_epoch)
         order = random.Random(f"epoch {self.seed} {number} {epoch}").sample(range(self.per_epoch), self.per_epoch)
         return self.minibatches[order[place]]
 
@@ -209,7 +209,7 @@ class Rollouts:
         for prompt in distinct:
             prompts += [prompt] * self.k    # RLOO needs the k completions of a prompt next to each other
 
-        # Sample, score, and put the KL penalty into the rewards of tokens, with the current beta.
+        # Sample and score. The rewards of tokens contain the KL penalty, with the current beta.
         minibatches, objective = self.sample_and_score(prompts, self.agent.beta.item(), seed=rng.randrange(2**31))
 
         # Advantages are computed once, with the values and log-probs of the policy that sampled.
@@ -260,20 +260,24 @@ class Rollouts:
 def add_advantages(minibatches, *, algo, k, gamma, lam):
     """Adds "advantages" and "returns" to each minibatch of a rollout, and the mean return to what is logged."""
     for batch in minibatches:
-        if algo == "rloo":    # one advantage per completion
-            batch["advantages"], batch["returns"] = rloo_advantages(batch["rewards"], k=k)          # (B,) each
-            mean = batch["returns"].mean()
-        else:                 # one advantage per token
-            batch["advantages"], batch["returns"] = ppo_advantages(
-                batch["rewards"], batch["old_values"], batch["mask"], gamma=gamma, lam=lam)         # (B, T) each
-            mean = masked_mean(batch["returns"], batch["mask"])
-        batch["logged"] = batch["logged"] | {"returns/mean": mean}
+        rewards, values, mask = batch["rewards"], batch["old_values"], batch["mask"]           # (B, T) each
+        if algo == "rloo":    # one number per completion: its rewards sum to score - beta * log-ratio
+            returns = rewards.sum(1)                                                           # (B,)
+            advantages = leave_one_out(returns, k)                                             # (B,)
+            mean = returns.mean()
+        else:                 # one number per token; the returns are the targets of the value head
+            advantages = gae(rewards, values, mask, gamma=gamma, lam=lam)                      # (B, T)
+            returns = advantages + values                                                      # (B, T)
+            mean = masked_mean(returns, mask)
+        batch.update(advantages=advantages, returns=returns, logged=batch["logged"] | {"returns/mean": mean})
+
+    # The returns were computed first: they keep the unit of the rewards, and only the advantages are whitened.
     if algo == "ppo":
         whiten_rollout(minibatches)
 
 def whiten_rollout(minibatches):
     """Whitens the advantages over all tokens of a rollout. The mean of one minibatch would be a noisy baseline."""
-    # minibatches are padded to different lengths, so they are joined as flat vectors
+    # Minibatches are padded to different lengths, so join them as flat vectors and split them again.
     advantages = torch.cat([batch["advantages"].flatten() for batch in minibatches])
     mask = torch.cat([batch["mask"].flatten() for batch in minibatches])
     parts = whiten(advantages, mask).split([batch["mask"].numel() for batch in minibatches])
@@ -300,16 +304,16 @@ def compute_loss(agent, batch, *, algo, clip, vf_coef):
     if "idx" not in batch:    # from HeldOut, which has computed the objective already
         return torch.tensor(-batch["logged"]["objective/total"]), batch["logged"]
 
-    # Log-probs by the current policy, of the tokens that were sampled at the start of the rollout.
+    # Log-probs by the current policy, of the tokens that the old policy sampled at the start of the rollout. Their
+    # ratio to the old log-probs says how far the policy has moved since. Advantages and returns are constants.
     mask = batch["mask"]
     logps, values, entropies = agent(batch["idx"], mask)    # (B, T) each
+    shared = {"old_logps": batch["old_logps"], "advantages": batch["advantages"], "mask": mask, "clip": clip}
     if algo == "rloo":
-        loss, metrics = rloo_loss(logps, old_logps=batch["old_logps"], advantages=batch["advantages"], mask=mask,
-                                  clip=clip)
+        loss, metrics = rloo_loss(logps, **shared)
     else:
-        loss, metrics = ppo_loss(logps, values, old_logps=batch["old_logps"], old_values=batch["old_values"],
-                                 advantages=batch["advantages"], returns=batch["returns"], mask=mask, clip=clip,
-                                 vf_coef=vf_coef)
+        loss, metrics = ppo_loss(logps, values, old_values=batch["old_values"], returns=batch["returns"],
+                                 vf_coef=vf_coef, **shared)
     return loss, batch["logged"] | metrics | {"policy/entropy": masked_mean(entropies, mask)}
 
 def main(argv=None):
@@ -325,9 +329,7 @@ def train(args):
         rundir.check_out_dir(args.out_dir, args.resume)
         args.init_from = args.init_from or train_sft.policy_for(**cli.flags_of(args, train_sft.policy_for))
         if not args.true_reward:
-            args.reward = args.reward or reward_model_for(
-                args.data, both=cli.pass_on(args, "device", "dtype", "threads"),
-                new=cli.pass_on(args, "max_len", "init_from"))
+            args.reward = args.reward or reward_model_for(**cli.flags_of(args, reward_model_for))
         device, autocast = cli.set_up(**cli.flags_of(args, cli.set_up))
         # the policy starts as a copy of the reference
         policy, reference = (GPT.from_pretrained(args.init_from).to(device).eval() for _ in range(2))
@@ -358,23 +360,20 @@ def train(args):
     look = ["--run", str(out_dir), "--show", str(args.n_show), *cli.pass_on(args, "device", "dtype", "threads")]
     return result | eval.main(look, say=lambda line: None)
 
-def reward_model_for(name, *, both, new):
+def reward_model_for(data, *, device, dtype, threads, max_len, init_from):
     """
-    The folder of the reward model of a data set. On toy it is trained if it is missing, and resumed if unfinished.
-    On other data, a missing one raises ValueError.
-
-    both  flags of rlhf.train_reward for a new run and for a resumed one
-    new   flags for a new run only
+    The folder of the reward model of a data set. On toy it is trained, or resumed, if needed, with these flags.
+    Raises ValueError if there is none on other data.
     """
-    run = Path("out") / rundir.data_name(name) / "reward"
+    run = Path("out") / rundir.data_name(data) / "reward"
     if (run / "result.json").exists():
         return str(run)
-    if name != "toy":
+    if data != "toy":
         raise ValueError(f"there is no finished reward model at {run}: train one with rlhf.train_reward, or use "
                          "--reward")
     print(f"there is no finished reward model at {run}: training it first\n")
-    flags = ["--resume"] if (run / "args.json").exists() else new
-    train_reward.main(["--out_dir", str(run), *both, *flags])
+    more = ["--resume"] if (run / "args.json").exists() else cli.words(max_len=max_len, init_from=init_from)
+    train_reward.main([*cli.words(out_dir=run, device=device, dtype=dtype, threads=threads), *more])
     print()
     return str(run)
 

@@ -93,20 +93,19 @@ def load_labeled_reviews(data_dir, tokenizer, max_len, half, n_val=None, say=pri
     """
     # keep reviews with a label; drop test reviews that are also training reviews
     splits, dropped = sources.load_examples("imdb", data_dir, pairs=False)
-    labeled = {split: [e for e in part if e["positive"] is not None] for split, part in splits.items()}
-    train, test = labeled.get("train", []), labeled.get("test", [])
-    known = {e["chosen"] for e in train}
-    fresh = [e for e in test if e["chosen"] not in known]
-    dropped["test reviews that are in training too"] = len(test) - len(fresh)
+    labeled = {split: [e for e in splits.get(split, ()) if e["positive"] is not None] for split in ("train", "test")}
+    known = {e["chosen"] for e in labeled["train"]}
+    fresh = [e for e in labeled["test"] if e["chosen"] not in known]
+    dropped["test reviews that are in training too"] = len(labeled["test"]) - len(fresh)
 
-    # tokenize, split validation off training, and take every second training row for a half
-    train_rows, more = data.make_rows(train, tokenizer, max_len, labels=True)
-    dropped += more
-    test_rows, more = data.make_rows(fresh, tokenizer, max_len, labels=True)
-    dropped += more
-    rows = data.divide({"train": train_rows}, tokenizer.eot_token)[0] | {"test": test_rows}
+    # tokenize, and split validation off training
+    made = {}
+    for split, examples in (("train", labeled["train"]), ("test", fresh)):
+        made[split], more = data.make_rows(examples, tokenizer, max_len, labels=True)
+        dropped += more
+    rows = data.divide({"train": made["train"]}, tokenizer.eot_token)[0] | {"test": made["test"]}
     rows["val"] = data.subsample(rows["val"], n_val)
-    if half:    # not a contiguous half: the file is sorted by label
+    if half:    # every second row and not a contiguous half: the file is sorted by label
         start = 1 if half == "second" else 0
         rows["train"] = rows["train"][start::2]
 
@@ -127,13 +126,11 @@ def fresh_pairs(policy, tokenizer, max_len, seed):
     repeated = [prompts[i // 2] for i in range(2 * len(prompts))]    # every prompt twice
     completions = sampling.sample_completions(policy, tokenizer, repeated, max_len - toy.PROMPT_LEN, seed=seed + 1)
     rows = []
-    for i, prompt in enumerate(prompts):
-        a, b = completions[2 * i], completions[2 * i + 1]
-        reward_a, reward_b = (toy.reward(tokenizer.decode(prompt) + data.decode(tokenizer, c)) for c in (a, b))
-        if reward_a > reward_b:
-            rows.append({"prompt": prompt, "chosen": a, "rejected": b, "rewards": (reward_a, reward_b)})
-        elif reward_b > reward_a:
-            rows.append({"prompt": prompt, "chosen": b, "rejected": a, "rewards": (reward_b, reward_a)})
+    for prompt, *both in zip(prompts, completions[::2], completions[1::2]):
+        scored = [(toy.reward(tokenizer.decode(prompt) + data.decode(tokenizer, c)), c) for c in both]
+        (low, rejected), (high, chosen) = sorted(scored)
+        if low < high:
+            rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, "rewards": (high, low)})
     return rows
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -157,13 +154,23 @@ def calibration(p, correct, bins=10):
     error = sum(abs(predicted - share) * n for predicted, share, n in table) / len(p)
     return error, table
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
+def hits(log_odds, happened):
+    """(n,): 1 where the sign of the log-odds (n,) is that of the event (n,) bool, 0 where it is not, 1/2 at 0 nats."""
+    return measures.ties_half(np.where(happened, log_odds, -log_odds))
+
+def evaluate_log_odds(log_odds, happened):
+    """
+    What reward.json holds, for predictions of any model: accuracy with its 95% interval, calibration, and n.
+    log_odds (n,): of an event, in nats; happened (n,) bool: whether it did.
+    """
+    error, table = calibration(reward.sigmoid(log_odds), happened)
+    return {"accuracy": measures.bootstrap(hits(log_odds, happened)), "calibration_error": error,
+            "calibration": table, "n": len(happened)}
 
 def evaluate_pairs(model, rows, batch_size, autocast):
     """
-    What reward.json holds for pairs: accuracy with its 95% interval, calibration of P(chosen is better), and n.
-    If rows have the true rewards: "agreement", the rank correlation of scores and true rewards over all completions.
+    What reward.json holds for pairs. If rows have the true rewards, it also has "agreement": the rank correlation of
+    scores and true rewards over all completions.
     """
     chosen, rejected = (reward.scores(model, [r["prompt"] + r[side] for r in rows], batch_size, autocast)
                         for side in ("chosen", "rejected"))                                    # (n,) each
@@ -171,31 +178,23 @@ def evaluate_pairs(model, rows, batch_size, autocast):
     # Predict "the first one is better". The chosen one must be second in half of the pairs: if it were always first,
     # the answer would always be yes, and an overconfident model would look calibrated.
     swapped = np.arange(len(rows)) % 2 == 1
-    error, table = calibration(sigmoid(np.where(swapped, -margins, margins)), ~swapped)
-    found = {"accuracy": measures.bootstrap(measures.ties_half(margins)), "calibration_error": error,
-             "calibration": table, "n": len(rows)}
+    found = evaluate_log_odds(np.where(swapped, -margins, margins), ~swapped)
     if "rewards" in rows[0]:
         true = np.array([r["rewards"] for r in rows])                                          # (n, 2)
         found["agreement"] = measures.rank_correlation(true.flatten(), np.stack([chosen, rejected], 1).flatten())
     return found
 
 def evaluate_labels(model, rows, batch_size, autocast):
-    """What reward.json holds for labeled texts: accuracy with its 95% interval, calibration of P(positive), and n."""
+    """What reward.json holds for labeled texts: the score of a text is the log-odds that it is positive."""
     texts = [r["prompt"] + r["chosen"] for r in rows]
-    return evaluate_log_odds(reward.scores(model, texts, batch_size, autocast), rows)
+    return evaluate_log_odds(reward.scores(model, texts, batch_size, autocast), positive(rows))
 
-def evaluate_log_odds(log_odds, rows):
-    """The same as evaluate_labels for any model, from its log-odds of a positive text (n,), in nats."""
-    error, table = calibration(sigmoid(log_odds), np.array([r["label"] == 1 for r in rows]))
-    return {"accuracy": measures.bootstrap(label_is_predicted(log_odds, rows)), "calibration_error": error,
-            "calibration": table, "n": len(rows)}
-
-def label_is_predicted(log_odds, rows):
-    """(n,): 1 where the sign of the log-odds (n,) agrees with the label, 0 where it does not, 1/2 where they are 0."""
-    return measures.ties_half(np.where([r["label"] == 1 for r in rows], log_odds, -log_odds))
+def positive(rows):
+    """(n,) bool: whether the label of a row is positive."""
+    return np.array([r["label"] == 1 for r in rows])
 
 def print_evaluation(found, texts):
-    """Prints the content of reward.json; texts: what it was measured on."""
+    """Prints the content of reward.json. texts: what it was measured on, in words."""
     accuracy, low, high = found["accuracy"]
     print(f"accuracy on {found['n']:,} {texts}: {accuracy:.3f} [{low:.3f}, {high:.3f}], calibration error "
           f"{found['calibration_error']:.3f}")

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import data
-from rlhf.train_reward import evaluate_log_odds, label_is_predicted, load_labeled_reviews
+from rlhf.train_reward import evaluate_log_odds, hits, load_labeled_reviews, positive
 from support import cli
 from support.checkpoint import write_json
 
@@ -67,7 +67,7 @@ def fit(model, bags, rows, rng):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        accuracy = label_is_predicted(scores(model, bags["val"]), rows["val"]).mean()
+        accuracy = hits(scores(model, bags["val"]), positive(rows["val"])).mean()
         if accuracy >= best:
             best, weights = accuracy, copy.deepcopy(model.state_dict())
     model.load_state_dict(weights)
@@ -82,7 +82,8 @@ def train(args):
         bags[split] = [sorted(set(r["prompt"] + r["chosen"])) for r in part]
     model = Bag(tokenizer.n_vocab)
     fit(model, bags, rows, np.random.default_rng(args.seed))
-    found, out_dir = evaluate_log_odds(scores(model, bags["test"]), rows["test"]), Path(args.out_dir)
+    found = evaluate_log_odds(scores(model, bags["test"]), positive(rows["test"]))
+    out_dir = Path(args.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     write_json(out_dir / "reward.json", found)
     write_json(out_dir / "result.json", {"seconds": time.time() - begin})

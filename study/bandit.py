@@ -14,16 +14,11 @@ reward at every KL, and the distance of each loss from it. Numbers are float64. 
 
 Policies are log-probs (X, A). docs/losses.md discusses the results. Read first: losses.py
 """
-import csv
-
 import torch
 
 from study import places
 from support import cli
 from train_pref import LOSSES, Pairs    # not from losses: train_pref reports an error in a new loss in one line
-
-# losses of a whole batch of samples have no expectation over single pairs
-LEFT_OUT = tuple(name for name, loss in LOSSES.items() if loss.whole_batch)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the world and its optimal policies
@@ -95,16 +90,12 @@ def expected_loss(logits, ref, preference, weights, name, **hparams):
     logits, ref (X, A); preference, weights (X, A, A). Every answer has one token.
     """
     X, A = ref.shape
-    # all ordered pairs of different answers, the same for every prompt
-    i, j = torch.meshgrid(torch.arange(A), torch.arange(A), indexing="ij")
-    i, j = i.reshape(-1), j.reshape(-1)                              # (A * A,)
-    i, j = i[i != j], j[i != j]                                      # (A * (A - 1),)
-
+    i, j = (~torch.eye(A, dtype=torch.bool)).nonzero(as_tuple=True)  # all i != j, the same for every prompt
     policy = logits.log_softmax(1)                                   # (X, A)
     chosen = lambda table: table[:, i].reshape(-1)                   # (X, A) -> (X * A * (A - 1),)
     rejected = lambda table: table[:, j].reshape(-1)
     ones = torch.ones(X * len(i), dtype=ref.dtype)
-    no_kl = 0 * ones    # the KL estimate that KTO and its like take from other pairs of a batch
+    no_kl = 0 * ones    # the KL estimate that KTO takes from the other pairs of a batch
     pairs = Pairs(chosen(policy), rejected(policy), chosen(ref), rejected(ref), ones, ones, no_kl)
     losses = LOSSES[name].fn(pairs, **hparams)[0]
     p = (weights * preference)[:, i, j].reshape(-1)
@@ -213,10 +204,11 @@ def rows(seed=0, beta=1.0):
     seen = torch.arange(ref.shape[1]) < 3                                    # (A,)
     partial = full * (seen[:, None] & seen[None, :])                         # (X, A, A)
     table = []
-    for name in LOSSES:
-        if name in LEFT_OUT:
+    for name, loss in LOSSES.items():
+        if loss.whole_batch:    # it has no expectation over single pairs
             continue
-        hparams = SETTINGS.get(name, {"beta": beta} if "beta" in LOSSES[name].hparams else {})
+        usual = {"beta": beta} if "beta" in loss.hparams else {}
+        hparams = SETTINGS.get(name, usual)
         policy = train(ref, preference, full, name, 200, **hparams)
         policy_partial = train(ref, preference, partial, name, 200, **hparams)
         got, nats = expected_reward(policy, reward), kl(policy, ref)
@@ -233,7 +225,7 @@ def picture(table, seed=0):
 
     table: rows with "loss", "reward", "kl" and "below the frontier", as numbers or text; seed: of the world.
     """
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
     ref, reward = world(seed=seed)
     # (distance below the frontier, loss, KL, reward), the losses nearest to the frontier first
     points = sorted((float(r["below the frontier"]), r["loss"], float(r["kl"]), float(r["reward"])) for r in table)
@@ -243,8 +235,8 @@ def picture(table, seed=0):
 
     n_columns = 6
     n_rows = (len(points) + n_columns - 1) // n_columns
-    fig, axes = plt.subplots(n_rows, n_columns, figsize=(11, 1.55 * n_rows + 1.3), sharex=True, sharey=True,
-                             squeeze=False)
+    fig = Figure(figsize=(11, 1.55 * n_rows + 1.3))
+    axes = fig.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     for ax in axes.flat[len(points):]:
         ax.axis("off")
     for ax, (below, name, x, y) in zip(axes.flat, points):
@@ -263,37 +255,15 @@ def picture(table, seed=0):
     fig.tight_layout()
     return fig
 
-def draw(table, path, seed=0):
-    """Writes the picture of a table to a PNG file."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    fig = picture(table, seed)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
-
-def write_csv(table, path):
-    """Writes the rows with five significant digits."""
-    with open(path, "w", newline="") as f:
-        out = csv.DictWriter(f, list(table[0]), lineterminator="\n")
-        out.writeheader()
-        for row in table:
-            out.writerow({k: v if isinstance(v, str) else f"{v:.5g}" for k, v in row.items()})
-
-def read_csv(path):
-    """The rows of bandit.csv, all values as text."""
-    with open(path, newline="") as f:
-        return list(csv.DictReader(f))
-
 def show(table, seed, update=False):
     """Prints, writes and draws the table: into out/bandit, or with update into study/results and study/figures."""
     print(f"{'loss':14}{'reward':>8}{'KL':>9}{'below the frontier':>20}{'mass on unseen answers':>30}")
     for r in table:
         print(f"{r['loss']:14}{r['reward']:8.3f}{r['kl']:9.3f}{r['below the frontier']:20.4f}"
               f"{r['unseen before']:18.3f} -> {r['unseen after']:.3f}")
-    results, figures = places.folders(None, update, default="out/bandit")
-    write_csv(table, results / "bandit.csv")
-    draw(read_csv(results / "bandit.csv"), figures / "bandit.png", seed)
+    results, figures = places.folders("out/bandit", update)
+    places.write_csv(results / "bandit.csv", list(table[0]), [row.values() for row in table])
+    picture(places.read_csv(results / "bandit.csv"), seed).savefig(figures / "bandit.png", dpi=110)
     print(f"written: {results / 'bandit.csv'}, {figures / 'bandit.png'}")
 
 # ---------------------------------------------------------------------------------------------------------------------

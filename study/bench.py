@@ -56,10 +56,7 @@ def get_args(argv=None):
     p.add_argument("--batch_size", type=cli.positive, default=8, help="pairs in GPT-2's update (default: %(default)s)")
     p.add_argument("--updates", type=cli.positive, default=6, help="timed updates of a job (default: %(default)s)")
     p.add_argument("--rounds", type=cli.positive, default=3, help="rounds of a comparison (default: %(default)s)")
-    places.add_flags(p)
-    args = p.parse_args(argv)
-    places.check_flags(p, args)
-    return args
+    return places.parse(p, argv)
 
 def in_process(kind, job):
     """What a fresh process returns for a job. Raises SystemExit with the end of its stderr if it fails."""
@@ -74,9 +71,9 @@ def agree(before, after):
     """Whether two matrix rates are those of one undisturbed machine: they differ by at most a tenth of the larger."""
     return max(before, after) - min(before, after) <= TOLERANCE * max(before, after)
 
-def undisturbed(work, rate, tries=TRIES):
+def undisturbed(work, rate):
     """
-    work() between two measurements of the matrix rate, repeated until both rates agree, at most `tries` times.
+    work() between two measurements of the matrix rate, repeated until both rates agree, at most TRIES times.
 
     work  () -> a dict of numbers
     rate  () -> the machine's matrix rate now, operations a second
@@ -85,7 +82,7 @@ def undisturbed(work, rate, tries=TRIES):
     is that of the round whose rates are closest, and a line is printed.
     """
     rounds = []
-    for i in range(tries):
+    for i in range(TRIES):
         before = rate()
         found = work()
         after = rate()
@@ -93,11 +90,11 @@ def undisturbed(work, rate, tries=TRIES):
         if agree(before, after):
             break
         print(f"disturbed: the matrix rate was {before / 1e9:.0f} GFLOP/s before the job and {after / 1e9:.0f} after it"
-              f" (round {i + 1} of {tries})", flush=True)
+              f" (round {i + 1} of {TRIES})", flush=True)
     _, before, after, found = max(rounds, key=lambda r: r[0])
     rest = agree(before, after)
     if not rest:
-        print(f"the machine never came to rest in {tries} rounds: at_rest is \"no\" in the results", flush=True)
+        print(f"the machine never came to rest in {TRIES} rounds: at_rest is \"no\" in the results", flush=True)
     return found | {"product_rate": max(before, after), "at_rest": "yes" if rest else "no"}
 
 def measured(kind, job):
@@ -106,16 +103,16 @@ def measured(kind, job):
     rate = functools.partial(jobs.product_rate, device, getattr(torch, job["dtype"]))
     return undisturbed(lambda: in_process(kind, job), rate)
 
-def rest_of(*jobs):
-    """at_rest of a row that several jobs make: "yes" if all of them were."""
-    return "yes" if all(job["at_rest"] == "yes" for job in jobs) else "no"
+def rest_of(*found):
+    """at_rest of a row that is made from the results of several jobs: "yes" if it was in all of them."""
+    return "yes" if all(result["at_rest"] == "yes" for result in found) else "no"
 
 def machine():
     """The processor or graphics card in one line, without the name of the host."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    lines = info.split("\n\n")[0].splitlines()
+    lines = info.split("\n\n")[0].splitlines()    # those of the first core
     about = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
     name = about.get("model name", platform.processor())
     if "cpu family" in about and "model" in about:    # a cloud's name for a processor may hide its generation
@@ -132,7 +129,7 @@ def job_for(name, *, batch_size, updates, data, data_dir, **more):
     return job | more
 
 def part_jobs(name, dtype, new_job):
-    """The jobs of one model, which are all parts of the work, each with its own process."""
+    """One job for each part of the work on one model."""
     shared = {"what": "dpo", "share_prefix": True}
     whats = [{"what": "sft"}, {"what": "reference"}, {"what": "dpo"}, shared]
     whats += [shared | {"adapter": mode} for mode in adapters.MODES]
@@ -142,7 +139,7 @@ def part_jobs(name, dtype, new_job):
     return [new_job(name, dtype=dtype) | what for what in whats]
 
 def parts(new_job, models, dtypes):
-    """Every part of the work by itself: yields rows."""
+    """Measures every part of the work by itself. Yields rows of bench_parts.csv."""
     for name, dtype in itertools.product(models, dtypes):
         for job in part_jobs(name, dtype, new_job):
             got = measured("ours", job)
@@ -162,7 +159,7 @@ def gpt2_folders(scratch):
     return {"folder": f"{scratch}/a", "other": f"{scratch}/b", "scratch": f"{scratch}/run"}
 
 def against_trl(new_job, dtypes, rounds, scratch, about_data):
-    """DPO updates, ours and TRL's in turns: yields rows, each of a round."""
+    """DPO updates, ours and TRL's in turns. Yields rows of bench_trl_*.csv, several for each round."""
     base = functools.partial(new_job, "gpt2", **gpt2_folders(scratch))
     check = in_process("one_loss", base(dtype="float32"))
     print(f"the loss of the same batch: {check['ours']:.6f} here, {check['trl']:.6f} in TRL", flush=True)
@@ -191,7 +188,7 @@ def beside_trl(mine, other, reference):
             "at_rest": rest_of(mine, other)}
 
 def against_transformers(new_job, dtypes, rounds, scratch):
-    """Generation, ours and transformers' in turns: yields rows, each of a round."""
+    """Generation, ours and transformers' in turns. Yields a row of bench_transformers.csv for each round."""
     folders = gpt2_folders(scratch)
     for dtype, round_ in itertools.product(dtypes, range(rounds)):
         job = new_job("gpt2", what="generate", dtype=dtype, prompt=32, new=64, **folders) | {"batch_size": 16}

@@ -1,7 +1,7 @@
 """
 The verdict on each of the reports' claims, computed from study/results/sweep.csv and curves.csv.
 
-`python -m study.sweep --draw` calls `judge`, which writes claims.csv. `claims_table` makes the table of docs/study.md.
+`python -m study.sweep --draw` calls `judge`, which writes claims.csv. table.py makes the tables of docs/study.md.
 
 A comparison is the difference between two recipes, seed by seed. Both recipes of a seed share the SFT policy and the
 pairs. The 95% interval over seeds is Student's.
@@ -13,13 +13,14 @@ pairs. The 95% interval over seeds is Student's.
 "At k nats" means an interpolation between the two measured points of a method whose KLs enclose k. It is linear in the
 square root of the KL, because reward against that root is nearly a straight line. Read next: pictures.py
 """
-import csv
 import math
 from collections import defaultdict
+from itertools import product
 
 import numpy as np
 
 from measures import rank_correlation
+from study import places
 
 CLAIMS = {
     "1": "DPO and hinge are less diverse than SFT, and hinge behaves like DPO",
@@ -60,13 +61,11 @@ class Sweep:
     """The numbers of a sweep. sweep("dpo beta=0.1", "reward") is an array (seeds,); NaN where nothing was measured."""
     def __init__(self, results):
         self.values, self.curves = defaultdict(dict), defaultdict(list)
-        with open(results / "sweep.csv", newline="") as f:
-            for r in csv.DictReader(f):
-                self.values[r["recipe"], r["measure"]][int(r["seed"])] = float(r["mean"])
-        with open(results / "curves.csv", newline="") as f:
-            for r in csv.DictReader(f):
-                key = r["recipe"], r["split"], r["metric"], int(r["seed"])
-                self.curves[key].append((int(r["step"]), float(r["value"])))
+        for r in places.read_csv(results / "sweep.csv"):
+            self.values[r["recipe"], r["measure"]][int(r["seed"])] = float(r["mean"])
+        for r in places.read_csv(results / "curves.csv"):
+            key = r["recipe"], r["split"], r["metric"], int(r["seed"])
+            self.curves[key].append((int(r["step"]), float(r["value"])))
         self.seeds = sorted({s for found in self.values.values() for s in found})
         self.recipes = list(dict.fromkeys(recipe for recipe, _ in self.values))
 
@@ -81,6 +80,11 @@ class Sweep:
     def recipes_with(self, measure):
         """The recipes that have a measure, without the rows at other temperatures."""
         return [r for r in self.recipes if " T=" not in r and not np.isnan(self(r, measure)).all()]
+
+    def checkpoints(self, name):
+        """{step: recipe} of a run that kept its checkpoints, in the order of the steps."""
+        found = {int(r.split(" step-")[1]): r for r in self.recipes if r.startswith(f"{name} step-")}
+        return dict(sorted(found.items()))
 
     def at(self, method, nats, measure="reward"):
         """A measure (seeds,) of a method at a KL in nats, by interpolation. NaN beyond the method's largest KL."""
@@ -100,7 +104,7 @@ class Sweep:
         return np.array(self.curves[recipe, split, metric, seed]).reshape(-1, 2).T
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The comparisons of each claim. A function yields (what is compared, a number a seed, what the claim says of it).
+# The comparisons of each claim. A function yields (what is compared, its value for each seed, what the claim says).
 # A claim says ("<", limit), (">", limit), or ("near", limit): an absolute value of at most limit. NOTHING: only shown.
 
 BELOW_0, ABOVE_0, NOTHING = ("<", 0.0), (">", 0.0), ("", 0.0)
@@ -184,66 +188,9 @@ def chosen_reward_falls(s):
             change = np.array([c[-1] - c[0] if len(c) else math.nan for c in found])
             yield f"{metric}, {name}, end - start", change, says
 
-def early_stopping(s):
-    """Claim 9: where early stopping would have stopped two long runs."""
-    for name in ("along_dpo", "along_ipo"):
-        for what, values, says in stopping(s, name):
-            yield f"{what}, {name}", values, says
-
-def stopping_gap(s):
-    """Claim 10: the gap (log-ratio margin in nats) at which the loss stops pushing, against KL and reward."""
-    gaps = {f"ipo beta={b}": 1 / (2 * b) for b in (0.1, 0.3, 0.5, 1)}
-    gaps |= {f"hinge beta={b}": 1 / b for b in (0.2, 0.05, 0.5, 1)}
-    gaps |= {f"cdpo beta={b}": math.log(0.85 / 0.15) / b for b in (0.1, 0.03, 0.3)}
-    names = sorted(gaps, key=gaps.get)    # settings of equal gap stay in the order above and get different ranks
-    for measure in ("kl", "reward"):
-        found = trend(s, names, measure)
-        yield f"rank correlation of {measure} with that gap, {len(names)} settings", found, (">", 0.5)
-
-def above_other_methods(s):
-    """Claim 11: DPO against other methods at the same KL."""
-    claimed = ("best_of", 1), ("best_of", 1.8), ("preferred_ft", 0.2), ("unlikelihood", 0.2), ("slic", 1.8)
-    for other, nats in claimed:
-        yield f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), ABOVE_0
-    for other, nats in (("ipo", 1), ("cdpo", 1.5)):
-        yield f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), NOTHING
-
-def adam_epsilon(s):
-    """Claim 12: DPO at four values of AdamW's epsilon."""
-    grid = [f"epsilon adam_epsilon={e}" for e in ("1e-8", "1e-5", "1e-4", "1e-3")]
-    yield "rank correlation of KL with epsilon", trend(s, grid, "kl"), BELOW_0
-    yield "rank correlation of reward with epsilon", trend(s, grid, "reward"), NOTHING
-    for measure in ("kl", "reward", "length"):
-        yield f"{measure}, 1e-8 - 1e-3", s(grid[0], measure) - s(grid[-1], measure), NOTHING
-
-def above_ppo(s):
-    """Claim 13: DPO against PPO and RLOO, with the learned and the true reward (_gt), at the same KL."""
-    for other in ("ppo", "rloo", "ppo_gt", "rloo_gt"):
-        for nats in (1, 1.5, 1.9, 2.4):
-            yield f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), ABOVE_0
-
-def over_optimization(s):
-    """Claim 14: the true reward at the highest learned reward of each run."""
-    for name in (*s.points("ppo"), *s.points("rloo"), "along_ppo", "along_dpo"):
-        yield f"true reward where the learned one is highest - its highest, {name}", overshoot(s, name), ("<", -0.01)
-
-COMPARISONS = {
-    "1": less_diverse, "2": order_of_divergences, "3": beta_of_ipo, "4": label_noise, "5": annealed_beta,
-    "6": label_bias, "7": order_by_diversity, "8": chosen_reward_falls, "9": early_stopping, "10": stopping_gap,
-    "11": above_other_methods, "12": adam_epsilon, "13": above_ppo, "14": over_optimization}
-
-def overshoot(s, name):
-    """(seeds,): along a run, the true reward at the highest learned reward, minus the highest true reward."""
-    steps = [r for r in s.recipes if r.startswith(f"{name} step-")]
-    true = np.array([s(r, "reward") for r in steps]).reshape(-1, len(s.seeds))      # (steps, seeds)
-    learned = np.array([s(r, "proxy") for r in steps]).reshape(-1, len(s.seeds))    # (steps, seeds)
-    if not steps or np.isnan(learned).any():
-        return np.full(len(s.seeds), math.nan)
-    return np.array([t[p.argmax()] - t.max() for t, p in zip(true.T, learned.T)])
-
 def stopping(s, name):
     """
-    Compares the step of the lowest validation loss with the best steps of a long run. Yields (what, (seeds,), says).
+    Compares the step of the lowest validation loss with the best steps of a long run. Yields comparisons.
 
     The best step is the one with the highest gain, which is (reward - reward of SFT) / sqrt(KL). The reward at the
     lowest loss is compared with the highest reward of the run.
@@ -263,10 +210,67 @@ def stopping(s, name):
         found["gain"].append(gain[stop] / gain[best] - 1)
         found["reward"].append(reward[stop] - reward[top])
         found["kl"].append(kl[stop] - kl[best])
-    yield "step of the lowest loss - of the best gain per root of KL", np.array(found["step"]), ("near", 60)
-    yield "gain per root of KL there, as a share of the best, less 1", np.array(found["gain"]), ("near", 0.1)
-    yield "reward there - the highest of the run", np.array(found["reward"]), ("near", 0.03)
-    yield "KL there - at the best gain per root of KL", np.array(found["kl"]), NOTHING
+    yield f"step of the lowest loss - of the best gain per root of KL, {name}", np.array(found["step"]), ("near", 60)
+    yield f"gain per root of KL there, as a share of the best, less 1, {name}", np.array(found["gain"]), ("near", 0.1)
+    yield f"reward there - the highest of the run, {name}", np.array(found["reward"]), ("near", 0.03)
+    yield f"KL there - at the best gain per root of KL, {name}", np.array(found["kl"]), NOTHING
+
+def early_stopping(s):
+    """Claim 9: where early stopping would have stopped two long runs."""
+    for name in ("along_dpo", "along_ipo"):
+        yield from stopping(s, name)
+
+def stopping_gap(s):
+    """Claim 10: the gap (log-ratio margin in nats) at which the loss stops pushing, against KL and reward."""
+    gaps = {f"ipo beta={b}": 1 / (2 * b) for b in (0.1, 0.3, 0.5, 1)}
+    gaps |= {f"hinge beta={b}": 1 / b for b in (0.2, 0.05, 0.5, 1)}
+    gaps |= {f"cdpo beta={b}": math.log(0.85 / 0.15) / b for b in (0.1, 0.03, 0.3)}
+    names = sorted(gaps, key=gaps.get)    # settings of equal gap stay in the order above and get different ranks
+    for measure in ("kl", "reward"):
+        found = trend(s, names, measure)
+        yield f"rank correlation of {measure} with that gap, {len(names)} settings", found, (">", 0.5)
+
+def dpo_against(s, others, says):
+    """Compares the reward of DPO with that of each of others, (method, nats), at the same KL in nats."""
+    for other, nats in others:
+        yield f"reward at {nats} nats, dpo - {other}", s.at("dpo", nats) - s.at(other, nats), says
+
+def above_other_methods(s):
+    """Claim 11: DPO against other methods at the same KL."""
+    claimed = ("best_of", 1), ("best_of", 1.8), ("preferred_ft", 0.2), ("unlikelihood", 0.2), ("slic", 1.8)
+    yield from dpo_against(s, claimed, ABOVE_0)
+    yield from dpo_against(s, (("ipo", 1), ("cdpo", 1.5)), NOTHING)
+
+def adam_epsilon(s):
+    """Claim 12: DPO at four values of AdamW's epsilon."""
+    grid = [f"epsilon adam_epsilon={e}" for e in ("1e-8", "1e-5", "1e-4", "1e-3")]
+    yield "rank correlation of KL with epsilon", trend(s, grid, "kl"), BELOW_0
+    yield "rank correlation of reward with epsilon", trend(s, grid, "reward"), NOTHING
+    for measure in ("kl", "reward", "length"):
+        yield f"{measure}, 1e-8 - 1e-3", s(grid[0], measure) - s(grid[-1], measure), NOTHING
+
+def above_ppo(s):
+    """Claim 13: DPO against PPO and RLOO, with the learned and the true reward (_gt), at the same KL."""
+    yield from dpo_against(s, product(("ppo", "rloo", "ppo_gt", "rloo_gt"), (1, 1.5, 1.9, 2.4)), ABOVE_0)
+
+def overshoot(s, name):
+    """(seeds,): along a run, the true reward at the highest learned reward, minus the highest true reward."""
+    recipes = s.checkpoints(name).values()
+    true = np.array([s(r, "reward") for r in recipes])      # (steps, seeds)
+    learned = np.array([s(r, "proxy") for r in recipes])    # (steps, seeds)
+    if not recipes or np.isnan(learned).any():
+        return np.full(len(s.seeds), math.nan)
+    return np.array([t[p.argmax()] - t.max() for t, p in zip(true.T, learned.T)])
+
+def over_optimization(s):
+    """Claim 14: the true reward at the highest learned reward of each run."""
+    for name in (*s.points("ppo"), *s.points("rloo"), "along_ppo", "along_dpo"):
+        yield f"true reward where the learned one is highest - its highest, {name}", overshoot(s, name), ("<", -0.01)
+
+COMPARISONS = {
+    "1": less_diverse, "2": order_of_divergences, "3": beta_of_ipo, "4": label_noise, "5": annealed_beta,
+    "6": label_bias, "7": order_by_diversity, "8": chosen_reward_falls, "9": early_stopping, "10": stopping_gap,
+    "11": above_other_methods, "12": adam_epsilon, "13": above_ppo, "14": over_optimization}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From comparisons to verdicts
@@ -292,37 +296,16 @@ def verdict(low, high, says, limit):
 
 def judge(results, out=None):
     """Writes claims.csv into `out` (default: beside sweep.csv and curves.csv): a row for each measured comparison."""
-    s = Sweep(results)
-    with open((out or results) / "claims.csv", "w", newline="") as f:
-        table = csv.writer(f, lineterminator="\n")
-        table.writerow(("claim", "what", "mean", "low", "high", "says", "verdict"))
-        for claim, comparisons in COMPARISONS.items():
-            for what, values, (says, limit) in comparisons(s):
-                mean, low, high = interval(values)
-                if math.isnan(mean):    # a small sweep has not all recipes
-                    continue
-                if "rank correlation" in what:    # lies in [-1, 1], which Student's interval does not know
-                    low, high = max(low, -1.0), min(high, 1.0)
-                said = {"<": f"< {limit:g}", ">": f"> {limit:g}", "near": f"within {limit:g}", "": ""}[says]
-                found = verdict(low, high, says, limit) if says else ""
-                table.writerow((claim, what, *(f"{x:.4g}" for x in (mean, low, high)), said, found))
-
-def claims_table(results):
-    """Markdown: each claim with its verdict as a sentence, then a table with a row for each comparison."""
-    with open(results / "claims.csv", newline="") as f:
-        rows = list(csv.DictReader(f))
-    parts = []
-    for claim, text in CLAIMS.items():
-        if mine := [r for r in rows if r["claim"] == claim]:
-            found = [r["verdict"] for r in mine]
-            whole = next((SENTENCES[v] for v in SENTENCES if v in found), "The claim was not measured.")
-            parts += [f"**{claim}. {text}.** {whole}", comparisons_table(mine)]
-    return "\n\n".join(parts)
-
-def comparisons_table(rows):
-    """Markdown: a row for each comparison of a claim, from rows of claims.csv."""
-    lines = ["| compared | mean | 95% interval | the claim says | verdict |", "|---|---|---|---|---|"]
-    for r in rows:
-        mean, low, high = (f"{float(r[key]):.3g}" for key in ("mean", "low", "high"))
-        lines.append(f"| {r['what']} | {mean} | {low} to {high} | {r['says'] or '-'} | {r['verdict'] or '-'} |")
-    return "\n".join(lines)
+    s, rows = Sweep(results), []
+    for claim, comparisons in COMPARISONS.items():
+        for what, values, (says, limit) in comparisons(s):
+            mean, low, high = interval(values)
+            if math.isnan(mean):    # a small sweep has not all recipes
+                continue
+            if "rank correlation" in what:    # lies in [-1, 1], which Student's interval does not know
+                low, high = max(low, -1.0), min(high, 1.0)
+            said = {"<": f"< {limit:g}", ">": f"> {limit:g}", "near": f"within {limit:g}", "": ""}[says]
+            found = verdict(low, high, says, limit) if says else ""
+            rows.append((claim, what, f"{mean:.4g}", f"{low:.4g}", f"{high:.4g}", said, found))
+    head = ("claim", "what", "mean", "low", "high", "says", "verdict")
+    places.write_csv((out or results) / "claims.csv", head, rows)

@@ -3,8 +3,8 @@ The benchmark's jobs: one measurement each, in a process of its own.
 
     python -m study.jobs '{"kind": "ours", "what": "dpo", ...}'    # how bench.py starts one; prints its numbers as JSON
 
-A job is a dict of what to measure, and returns a dict of numbers. The first pass through the batches warms up, and the
-second is under the clock. docs/speed.md has the results. Read next: bench.py
+A job is a dict that says what to measure. Its result is a dict of numbers. The first pass through the batches warms up,
+and the second is timed. docs/speed.md has the results. Read next: bench.py
 """
 import functools
 import json
@@ -36,13 +36,10 @@ def rows_of(job):
         return data.load_rows(job["data"], job["data_dir"], tokenizer, 512, say=lambda line: None)["train"][:n]
     rng = random.Random(0)
     prompt, low, high = job["lengths"]
+    spans = {"prompt": (prompt // 2, prompt * 3 // 2), "chosen": (low, high), "rejected": (low, high)}
     def tokens(fewest, most):
         return [rng.randrange(job["config"]["vocab_size"]) for _ in range(rng.randint(fewest, most))]
-    rows = []
-    for _ in range(n):
-        rows.append({"prompt": tokens(prompt // 2, prompt * 3 // 2), "chosen": tokens(low, high),
-                     "rejected": tokens(low, high)})
-    return rows
+    return [{part: tokens(*span) for part, span in spans.items()} for _ in range(n)]
 
 def peak_gb(device):
     """The largest memory of this process so far in GB."""
@@ -58,6 +55,11 @@ def clocked(work, device):
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+def generation_times(job, generate, device):
+    """Times generate(), which gives job["new"] tokens to each of job["batch_size"] prompts. The first call warms up."""
+    seconds = [clocked(generate, device) for _ in range(1 + job["updates"])][1:]
+    return {"seconds": seconds, "tokens": job["batch_size"] * job["new"], "peak": peak_gb(device)}
 
 def product_rate(device, dtype):
     """Operations a second of the fastest available product of two large matrices: the best of four runs each."""
@@ -89,34 +91,31 @@ def ours(job):
     model.to(device)
     if mode := job.get("adapter"):
         adapters.add_adapters(model, mode, 64, "neurons" if mode == "replace" else "random")
-    if job["what"] == "generate":
-        return generation(job, model, device, autocast)
-    return training(job, model, device, autocast)
+    if job["what"] != "generate":
+        return training(job, model, device, autocast)
+    prompts = torch.randint(job["config"]["vocab_size"], (job["batch_size"], job["prompt"]), device=device)
+    def generate():
+        with autocast:
+            model.generate(prompts, job["new"])
+    return generation_times(job, generate, device)
 
 def set_up(dtype):
     """(device, autocast) of a measurement, silently."""
     return cli.set_up(seed=0, device="auto", dtype=dtype, say=lambda line: None)
 
-def generation(job, model, device, autocast):
-    """Times model.generate on job["batch_size"] random prompts. The first call warms up."""
-    prompts = torch.randint(job["config"]["vocab_size"], (job["batch_size"], job["prompt"]), device=device)
-    def work():
-        with autocast:
-            model.generate(prompts, job["new"])
-    seconds = [clocked(work, device) for _ in range(1 + job["updates"])][1:]
-    return {"seconds": seconds, "tokens": job["batch_size"] * job["new"], "peak": peak_gb(device)}
-
 def training(job, model, device, autocast):
-    """Times the reference's log-probs or the updates of SFT or DPO, then counts their operations."""
+    """Times the reference's log-probs and the updates of SFT or DPO, then counts operations. Numbers are per batch."""
     rows, out = rows_of(job), {}
     batches = batches_of(job, rows)
     off = adapters.adapters_off if job.get("adapter") else nullcontext
     def reference():
         add_reference(model, batches, autocast, off)
     updates = updates_of(job, model, batches, device, autocast)
+
+    # SFT has no reference. DPO needs its log-probs before the first update.
     if job["what"] != "sft":
         reference()    # warm-up
-        out["reference_seconds"] = clocked(reference, device) / len(batches)    # a batch's share
+        out["reference_seconds"] = clocked(reference, device) / len(batches)
     if job["what"] == "reference":
         work, out["seconds"] = reference, [out["reference_seconds"]]
     else:
@@ -124,8 +123,10 @@ def training(job, model, device, autocast):
             model.features = torch.compile(model.features, dynamic=True)
         updates()    # warm-up
         work, out["seconds"] = updates, updates()
-    out["peak"] = peak_gb(device)    # before the count, which needs memory too
-    if not job.get("compile"):
+
+    # One more pass counts the operations. The peak is read first, because the count needs memory too.
+    out["peak"] = peak_gb(device)
+    if not job.get("compile"):    # the counter does not see into compiled code
         with (count := counter()):
             work()
         out["operations"] = count.get_total_flops() / len(batches)
@@ -192,7 +193,7 @@ def trl_trainer(job, rows, reference=None, callbacks=()):
                    processing_class=words, train_dataset=Dataset.from_list(rows), callbacks=list(callbacks))
 
 def trl(job):
-    """The same updates by TRL, in the same batches, twice through: the second time under the clock."""
+    """The same updates by TRL, in the same batches. TRL trains for two epochs, and the second one is timed."""
     from transformers import TrainerCallback
     torch.manual_seed(0)
     batches, ends = data.Batches(rows_of(job), job["batch_size"]), []
@@ -210,17 +211,16 @@ def trl(job):
             "peak": peak_gb(trainer.accelerator.device)}
 
 def transformers(job):
-    """The same generation by transformers. The first call warms up."""
+    """The same generation by transformers."""
     from transformers import AutoModelForCausalLM
     torch.manual_seed(0)
     dtype = getattr(torch, job["dtype"])
     model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=dtype).eval()
     idx = torch.randint(job["config"]["vocab_size"], (job["batch_size"], job["prompt"]))
-    def work():
+    def generate():
         model.generate(idx, attention_mask=torch.ones_like(idx), do_sample=True, top_k=0, max_new_tokens=job["new"],
                        min_new_tokens=job["new"], pad_token_id=0)
-    seconds = [clocked(work, idx.device) for _ in range(1 + job["updates"])][1:]
-    return {"seconds": seconds, "tokens": job["batch_size"] * job["new"], "peak": peak_gb(idx.device)}
+    return generation_times(job, generate, idx.device)
 
 KINDS = {"ours": ours, "trl": trl, "transformers": transformers, "one_loss": one_loss}
 

@@ -11,7 +11,6 @@ real_samples.json and real_imdb.png, or with --update the project's own in study
 A seed is that of the sampled pairs and their order. All seeds share the SFT policy and the reward models.
 Read next: bag.py
 """
-import csv
 import json
 import math
 import shutil
@@ -71,9 +70,7 @@ def get_args(argv=None):
     p.add_argument("--data_dir", help="folder with the files of one data set, instead of the hub")
     p.add_argument("--dtype", default="bfloat16", help="precision of the matrix products (default: %(default)s)")
     p.add_argument("--collect", action="store_true", help="run nothing; collect the results of finished runs")
-    places.add_flags(p)
-    args = p.parse_args(argv)
-    places.check_flags(p, args)
+    args = places.parse(p, argv)
     if args.data_dir and len(args.data) > 1:
         p.error("--data_dir goes with one --data")
     return args
@@ -156,8 +153,7 @@ def kept(results, here):
     """(rows of real.csv, samples) of the data sets that have no runs on this machine, from earlier results."""
     if not (results / "real.csv").exists():
         return [], {}
-    with open(results / "real.csv", newline="") as f:
-        rows = [row for row in list(csv.reader(f))[1:] if row[0] not in here]
+    rows = [row.values() for row in places.read_csv(results / "real.csv") if row["data"] not in here]
     samples = json.loads((results / "real_samples.json").read_text())
     return rows, {k: v for k, v in samples.items() if k.split()[0] not in here}
 
@@ -174,17 +170,14 @@ def collect(results, figures):
                 samples[f"{corpus} {name}"] = own_samples(corpus, folder)
                 if (corpus, name) == ("imdb", "dpo"):
                     shutil.copy(folder / "eval.png", figures / "real_imdb.png")
-    with open(results / "real.csv", "w", newline="") as f:
-        out = csv.writer(f, lineterminator="\n")
-        out.writerow(("data", "run", "seed", "measure", "mean", "low", "high"))
-        out.writerows([f"{x:.5g}" if isinstance(x, float) else x for x in row] for row in rows)
+    places.write_csv(results / "real.csv", ("data", "run", "seed", "measure", "mean", "low", "high"), rows)
     (results / "real_samples.json").write_text(json.dumps(samples, indent=1) + "\n")
     print(f"written: {results / 'real.csv'}, {results / 'real_samples.json'}")
 
 def main(argv=None):
     args = get_args(argv)
     with cli.interruptible("-m study.real", args, argv):
-        for corpus in args.data if not args.collect else ():
+        for corpus in [] if args.collect else args.data:
             for _, seed, script, flags, folder in runs(corpus):
                 run(corpus, seed, script, flags, folder, dtype=args.dtype, data_dir=args.data_dir)
         collect(*places.folders(args.out, args.update))

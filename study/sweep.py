@@ -109,9 +109,7 @@ def get_args(argv=None):
     p.add_argument("--seeds", nargs="+", type=cli.seed, help="(default: 0 1 2; with --quick 0 1)")
     p.add_argument("--jobs", type=cli.positive, default=multiprocessing.cpu_count(),
                    help="runs at a time, each with one thread (default: one a core, %(default)s here)")
-    places.add_flags(p)
-    args = p.parse_args(argv)
-    places.check_flags(p, args)
+    args = places.parse(p, argv)
     if args.update and args.quick:
         p.error("--update needs the whole sweep: leave out --quick")
     return args
@@ -170,17 +168,21 @@ def alone():
         os.setsid()
 
 def quietly(task):
-    """Runs a task (job, root, ...) with its output in a log file. Returns None, or the reason why it failed."""
-    job, *args = task
-    log = Path(args[0]) / "logs" / f"{args[1] if job is train else 'measured'}-{args[2]}.txt".replace(" ", "-")
+    """
+    Runs a task with its output in a log file. Returns None, or the reason why it failed.
+    task: (train, root, recipe, seed, flags) or (measure, root, recipes, seed, flags)
+    """
+    job, root, what, seed, _ = task
+    name = what if job is train else "measured"
+    log = Path(root) / "logs" / f"{name}-{seed}.txt".replace(" ", "-")
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w") as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
         try:
-            job(*args)
+            job(*task[1:])
         except (Exception, SystemExit) as e:
             if getattr(e, "code", None) == 130:    # Ctrl-C: start no further task
                 os._exit(130)
-            return f"{args[1:3]}: {e!r}; see {log}"
+            return f"{[what, seed]}: {e!r}; see {log}"
 
 def phases_of(root, recipes, seeds, flags):
     """Lists of tasks. A list starts after the one before it has ended; the tasks of a list are independent."""
@@ -213,35 +215,40 @@ def run(root, recipes, seeds, jobs, flags=MEASURE):
 
 def collect(root, recipes, seeds, results):
     """Writes sweep.csv, a row for each recipe, seed and measure, and curves.csv, some of the runs' logs."""
-    rows, curves, (_, first, *_) = [], [], recipes
-    for recipe in (r for r in recipes if r != "sft"):
+    rows, curves = [], []
+    _, first, *_ = recipes
+    for recipe in recipes:
         for seed in seeds:
             folder = place(root, recipe, seed)
-            if (folder / "done").exists():
+            if recipe != "sft" and (folder / "done").exists():
                 rows += run_rows(folder, recipe, seed, recipe == first)
                 if recipe in CURVES:
                     curves += curve_rows(folder, recipe, seed)
-    write(results / "sweep.csv", ("recipe", "seed", "measure", "mean", "low", "high"), rows)
-    write(results / "curves.csv", ("recipe", "seed", "step", "split", "metric", "value"), curves)
+    places.write_csv(results / "sweep.csv", ("recipe", "seed", "measure", "mean", "low", "high"), rows)
+    places.write_csv(results / "curves.csv", ("recipe", "seed", "step", "split", "metric", "value"), curves)
 
 def measure_rows(recipe, seed, measures):
-    """(recipe, seed, measure, mean, low, high) for each of {measure: (mean, low, high)}."""
-    return [(recipe, seed, key, *("nan" if v is None else v for v in value)) for key, value in measures.items()]
+    """(recipe, seed, measure, mean, low, high) for each of {measure: (mean, low, high) or one exact number}."""
+    rows = []
+    for key, value in measures.items():
+        values = value if isinstance(value, list) else [value] * 3
+        rows.append((recipe, seed, key, *("nan" if v is None else v for v in values)))
+    return rows
 
 def run_rows(folder, recipe, seed, is_first):
     """The rows of one run. Its first run of a seed also has the rows of the SFT policy, which is its reference."""
     result = json.loads((folder / "result.json").read_text())
-    rows = measure_rows(recipe, seed, {key: [result[key]] * 3 for key in ("seconds", "skipped")})
+    rows = measure_rows(recipe, seed, {key: result[key] for key in ("seconds", "skipped")})
     if recipe == "reward":
         found = json.loads((folder / "reward.json").read_text())
-        numbers = {key: [found[key]] * 3 for key in ("calibration_error", "agreement")}
-        return rows + measure_rows(recipe, seed, {"accuracy": found["accuracy"]} | numbers)
+        keys = ("accuracy", "calibration_error", "agreement")
+        return rows + measure_rows(recipe, seed, {key: found[key] for key in keys})
     steps = sorted(folder.glob("step-*/eval.json"), key=lambda p: int(p.parent.name[5:]))
     for path in (folder / "eval.json", *steps):
         name = recipe if path.parent == folder else f"{recipe} {path.parent.name}"
         rows += eval_rows(json.loads(path.read_text()), recipe, name, seed, is_first)
     numbers = {"trainable": trainable(folder), "samples": samples(folder, result["step"])}
-    return rows + measure_rows(recipe, seed, {key: [value] * 3 for key, value in numbers.items()})
+    return rows + measure_rows(recipe, seed, numbers)
 
 def eval_rows(found, recipe, name, seed, is_first):
     """The rows of one eval.json. Temperatures and best of n are recipes of their own."""
@@ -249,7 +256,7 @@ def eval_rows(found, recipe, name, seed, is_first):
     if is_first:
         rows += measure_rows("sft", seed, found["measures"]["before"])
         for best in found.get("best_of", ()):
-            rows += measure_rows(f"best_of n={best['n']}", seed, {"kl": [best["kl"]] * 3, "reward": best["reward"]})
+            rows += measure_rows(f"best_of n={best['n']}", seed, {"kl": best["kl"], "reward": best["reward"]})
     for row in found.get("temperatures", ()):
         rows += measure_rows(f"{recipe} T={row['temperature']}", seed, row["after"])
         if is_first:
@@ -261,13 +268,6 @@ def curve_rows(folder, recipe, seed):
     with open(folder / "log.csv", newline="") as f:
         log = [row for row in csv.reader(f) if row[0] != "step"]
     return [(recipe, seed, *row) for row in log if row[1] == "val" or row[2] in ("grad_norm", "loss")]
-
-def write(path, head, rows):
-    """Writes a CSV file, floats with five digits."""
-    with open(path, "w", newline="") as f:
-        out = csv.writer(f, lineterminator="\n")
-        out.writerow(head)
-        out.writerows([f"{x:.5g}" if isinstance(x, float) else x for x in row] for row in rows)
 
 def trainable(folder):
     """How many parameters a run trained: those in its best weights."""
@@ -289,32 +289,29 @@ def main(argv=None):
         work(args)
 
 def work(args):
-    """Runs the missing runs, then writes results, verdicts and figures."""
+    """Runs the missing runs, then writes results, verdicts, figures and, with --update, the documents' tables."""
     root = args.out or ("out/quick" if args.quick else "out/study")
     results, figures = places.folders(root, args.update)
-    stored, failed = results, []
-    if args.draw:
-        stored = results if args.quick or args.out else places.RESULTS
-    elif args.quick:
+    recipes, seeds, flags = RECIPES, args.seeds or [0, 1, 2], MEASURE
+    if args.quick:
         recipes = {r: RECIPES[r] if r == "sft" else f"{RECIPES[r]} --max_steps 90" for r in QUICK}
-        failed = run_and_collect(root, recipes, args.seeds or [0, 1], args.jobs, QUICK_MEASURE, results)
-    else:
-        failed = run_and_collect(root, RECIPES, args.seeds or [0, 1, 2], args.jobs, MEASURE, results)
+        seeds, flags = args.seeds or [0, 1], QUICK_MEASURE
+
+    stored, failed = results, []    # stored: the folder of the numbers that are drawn
+    if not args.draw:
+        failed = run(root, recipes, seeds, args.jobs, flags)
+        collect(root, recipes, seeds, results)
+    elif not (args.quick or args.out):
+        stored = places.RESULTS
     claims.judge(stored, results)
     pictures.draw(stored, figures)
     if args.update:
         table.fill_documents()
     else:
-        print(claims.claims_table(results))
+        print(table.claims_table(results))
     print(f"written: {results}/claims.csv and the figures in {figures}")
     if failed:
         raise SystemExit("\n".join(["some runs failed:", *failed]))
-
-def run_and_collect(root, recipes, seeds, jobs, flags, results):
-    """Runs what is missing and writes sweep.csv and curves.csv. Returns the failures' reasons."""
-    failed = run(root, recipes, seeds, jobs, flags)
-    collect(root, recipes, seeds, results)
-    return failed
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,6 @@ A table stands between `<!-- NAME: made by study/table.py -->` and `<!-- end of 
 study/ is written, and the documents change only if LOSSES or study/results have changed. tests/test_docs.py fails until
 they are filled. docs/study.md explains the results.
 """
-import csv
 import inspect
 import json
 import re
@@ -20,11 +19,11 @@ import numpy as np
 
 import adapters
 import eval
-from study import claims
+from study import claims, pictures, places
 from study.places import FIGURES, RESULTS, ROOT
 from support import cli
 from support.tables import ROWS
-from train_pref import LOSSES    # not of losses: train_pref reports a faulty new loss in one line
+from train_pref import LOSSES    # not from losses: train_pref reports an error in a new loss in one line
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # measure -> (head of its column, format of its numbers)
@@ -67,10 +66,11 @@ def whole_example():
     return example([key for key, _, _ in ROWS], 3)
 
 def markdown(heads, rows):
-    """A table: the names of its columns, and rows of cells."""
-    lines = [heads, *rows]
-    texts = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([texts[0], "|---" * len(heads) + "|", *texts[1:]])
+    """A table: the names of its columns, and rows of cells. A | within a cell is escaped, as it would end the cell."""
+    lines = []
+    for cells in (heads, *rows):
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]])
 
 def number(text):
     """A cell of a CSV file as a float if it is one."""
@@ -82,9 +82,8 @@ def number(text):
 def read(name):
     """Yields the rows of all files of study/results that match a name or pattern, with numbers as floats."""
     for path in sorted(RESULTS.glob(name)):
-        with open(path, newline="") as f:
-            for row in csv.DictReader(f):
-                yield {k: number(v) for k, v in row.items()}
+        for row in places.read_csv(path):
+            yield {k: number(v) for k, v in row.items()}
 
 def grouped(rows, *keys):
     """{values of the keys: the rows that have them}, in the order of the first row of each."""
@@ -101,38 +100,46 @@ def mean(rows, key, form, spread=False):
         shown += f" ({min(values):{form}} to {max(values):{form}})"
     return shown
 
-def sweep_table(recipes, heads, first="method"):
-    """A row for each {label: recipe}: means over seeds and their ranges, "-" where a recipe lacks the measure."""
-    groups = grouped(read("sweep.csv"), "recipe", "measure")
-    rows = []
-    for label, recipe in recipes.items():
-        cells = [label]
-        for measure, (_, form) in heads.items():
-            found = groups.get((recipe, measure))
-            cells.append(mean(found, "mean", form, True) if found else "-")
-        rows.append(cells)
+def cells_of(groups, run, heads, missing):
+    """
+    A mean over seeds with its range for each measure of a run.
+
+    groups   {(*run, measure): rows}
+    heads    {measure: (head of its column, format)}
+    missing  the cell of a measure that the run does not have
+    """
+    cells = []
+    for measure, (_, form) in heads.items():
+        found = groups.get((*run, measure))
+        cells.append(mean(found, "mean", form, spread=True) if found else missing)
+    return cells
+
+def sweep_table(recipes, measures, first="method"):
+    """A row for each {label: recipe}, with the columns of the measures."""
+    groups, heads = grouped(read("sweep.csv"), "recipe", "measure"), {measure: HEADS[measure] for measure in measures}
+    rows = [[label, *cells_of(groups, (recipe,), heads, "-")] for label, recipe in recipes.items()]
     return markdown([first, *(label for label, _ in heads.values())], rows)
 
 def quoted(names):
+    """{label: recipe}, where the label is the recipe itself, as code."""
     return {f"`{name}`": name for name in names}
 
 def results_table():
     """A row for each loss with its default hyperparameters."""
-    heads = {m: HEADS[m] for m in ("reward", "kl", "entropy", "length", "accuracy")}
     recipes = {"`sft`": "sft"} | {f"`--loss {name}`": claims.default_of(name) for name in LOSSES}
-    return sweep_table(recipes, heads, "policy")
+    return sweep_table(recipes, ("reward", "kl", "entropy", "length", "accuracy"), "policy")
 
 def methods_table():
     """One setting of each method, measured with 25 samples a prompt."""
-    heads = {m: HEADS[m] for m in ("reward", "win", "kl", "length", "entropy", "pooled_25")}
-    return sweep_table(quoted(claims.Sweep(RESULTS).recipes_with("pooled_25")), heads)
+    measures = ("reward", "win", "kl", "length", "entropy", "pooled_25")
+    return sweep_table(quoted(claims.Sweep(RESULTS).recipes_with("pooled_25")), measures)
 
 def front_table():
     """The README's few methods, each at one setting."""
     recipes = {"SFT": "sft", "`--loss dpo`": "dpo beta=0.1", "`--loss ipo`": "ipo beta=0.1",
                "`--loss fdpo` (JSD)": "jsd beta=0.3", "PPO, learned reward": "ppo beta=0.5",
                "RLOO, learned reward": "rloo beta=0.5", "best of 16, exact reward": "best_of n=16"}
-    return sweep_table(recipes, {m: HEADS[m] for m in ("reward", "kl", "win", "entropy")})
+    return sweep_table(recipes, ("reward", "kl", "win", "entropy"))
 
 def rlhf_table():
     """DPO and the methods it replaces, at every setting."""
@@ -140,13 +147,12 @@ def rlhf_table():
     recipes = []
     for method in ("sft", "dpo", "ppo", "rloo", "ppo_gt", "rloo_gt", "best_of", "preferred_ft", "unlikelihood"):
         recipes += s.points(method)
-    heads = {m: HEADS[m] for m in ("reward", "kl", "win", "length", "seconds", "samples")}
-    return sweep_table(quoted(recipes), heads)
+    return sweep_table(quoted(recipes), ("reward", "kl", "win", "length", "seconds", "samples"))
 
 def judge_table():
     """The quality of the toy world's reward models."""
-    heads = {m: HEADS[m] for m in ("accuracy", "calibration_error", "agreement", "seconds")}
-    return sweep_table({"trained on the pairs that DPO has": "reward"}, heads, "reward model")
+    measures = ("accuracy", "calibration_error", "agreement", "seconds")
+    return sweep_table({"trained on the pairs that DPO has": "reward"}, measures, "reward model")
 
 def epsilon_table():
     """DPO by AdamW's epsilon, each seed by itself: a mean would hide that one seed's policy collapses."""
@@ -164,11 +170,11 @@ def models_table():
     heads = {"perplexity": ("perplexity a token", ".1f"), "accuracy": ("accuracy", ".3f"),
              "calibration_error": ("calibration error", ".3f"), "seconds": ("minutes of training", ".1f")}
     def cell(data, run, measure, form):
-        row, unit = groups.get((data, run, measure), [None])[0], 60 if measure == "seconds" else 1
-        if row is None:
+        if (data, run, measure) not in groups:
             return ""
-        shown = f"{row['mean'] / unit:{form}}"
-        return shown + (f" [{row['low']:{form}}, {row['high']:{form}}]" if row["low"] < row["high"] else "")
+        row, unit = groups[data, run, measure][0], 60 if measure == "seconds" else 1
+        mean, low, high = (f"{row[key] / unit:{form}}" for key in ("mean", "low", "high"))
+        return f"{mean} [{low}, {high}]" if row["low"] < row["high"] else mean
     rows = []
     for data, run, measure in groups:
         if measure == "seconds" and (data, run, "kl") not in groups:    # a run with a KL is a preference run
@@ -183,10 +189,7 @@ def real_table():
              "entropy": ("entropy, nats a token", ".2f"), "accuracy": ("accuracy", ".3f")}
     rows = {}    # by their cells: several runs mostly start from one policy on the same prompts, which is shown once
     for data, run in dict.fromkeys((d, r) for d, r, m in groups if m == "kl"):
-        cells = []
-        for measure, (_, form) in heads.items():
-            found = groups.get((data, run, measure))
-            cells.append(mean(found, "mean", form, True) if found else "")
+        cells = cells_of(groups, (data, run), heads, "")
         rows.setdefault(tuple(cells), [f"{data} `{run}`", *cells])
     return markdown(["run", *(label for label, _ in heads.values())], rows.values())
 
@@ -208,9 +211,6 @@ def bandit_table():
                      f"{r['below the frontier']:.4f}", unseen])
     return markdown(heads, rows)
 
-def escaped(cell):
-    return cell.replace("|", "\\|")    # a bare | would end the cell
-
 def losses_table():
     """A row for each loss, from LOSSES and the docstrings. A formula or source that a docstring lacks is left empty."""
     rows = []
@@ -221,8 +221,7 @@ def losses_table():
         source = re.search(r"arXiv:\d{4}\.\d{5}|ericmitchell\.ai/\S+?\.pdf", doc)
         hparams = ", ".join(f"`{k}` {v}" for k, v in loss.hparams.items()) or "none"
         rows.append((f"`{name}`", formula, source[0] if source else "", "yes" if loss.needs_ref else "no", hparams))
-    heads = ("loss", "per pair", "source", "reference", "hyperparameters")
-    return markdown(heads, [list(map(escaped, row)) for row in rows])
+    return markdown(("loss", "per pair", "source", "reference", "hyperparameters"), rows)
 
 BEHAVIOR = {"inf": "never", "": ""}    # all other starts and limits are formulas
 
@@ -232,8 +231,7 @@ def behavior_table():
     for name, loss in LOSSES.items():
         start, limit = (BEHAVIOR.get(x, f"`{x}`") for x in (loss.start, loss.limit))
         rows.append((f"`{name}`", start, limit, loss.trl))
-    heads = ("loss", "value while policy == reference", "stops pushing at a gap of", "in TRL 1.16")
-    return markdown(heads, [list(map(escaped, row)) for row in rows])
+    return markdown(("loss", "value while policy == reference", "stops pushing at a gap of", "in TRL 1.16"), rows)
 
 def front_losses():
     """All losses as names that link to their row."""
@@ -249,7 +247,7 @@ def trl_table():
         gb = f"{mean(rows, 'peak_gb', '.2f')} / {mean(rows, 'trl_peak_gb', '.2f')}"
         when = reference + (", recomputing" if checkpointing == "True" else "")
         lines.append([f"{data.split('-')[0]}, {dtype}", when, {"plain": "twice", "shared": "once"}[layout], seconds,
-                      mean(rows, "speed_ratio", ".1f", True), f"{gb} = {mean(rows, 'memory_ratio', '.2f')}",
+                      mean(rows, "speed_ratio", ".1f", spread=True), f"{gb} = {mean(rows, 'memory_ratio', '.2f')}",
                       mean(rows, "share", ".0%")])
     return markdown(heads, lines)
 
@@ -271,7 +269,7 @@ def generation_table():
     lines = []
     for (dtype,), rows in grouped(read("bench_transformers.csv"), "dtype").items():
         lines.append([dtype, mean(rows, "tokens_s", ".0f"), mean(rows, "transformers_tokens_s", ".0f"),
-                      mean(rows, "speed_ratio", ".2f", True), mean(rows, "peak_gb", ".2f"),
+                      mean(rows, "speed_ratio", ".2f", spread=True), mean(rows, "peak_gb", ".2f"),
                       mean(rows, "transformers_peak_gb", ".2f")])
     return markdown(heads, lines)
 
@@ -317,25 +315,41 @@ def growth_table():
 
 def draw_growth(path):
     """Draws seconds and GB against batch, completion length and vocabulary, measured and in theory."""
-    from matplotlib.figure import Figure
     rows, theory = growth_model()
-    fig = Figure(figsize=(10, 5.4), layout="tight")
-    axes = fig.subplots(2, 3)
+    fig, axes = pictures.figure(2, 3, 10, 5.4)
     labels = {"batch": "pairs in an update", "completion": "tokens of a completion",
-              "vocabulary": "words of the vocabulary"}
+              "vocabulary": "tokens of the vocabulary"}
     for column, (axis, label) in enumerate(labels.items()):
         picks = [i for i, r in enumerate(rows) if r["axis"] == axis]
         x = [rows[i][axis] for i in picks]
         for row, (key, unit) in enumerate((("seconds", "seconds an update"), ("peak_gb", "peak memory (GB)"))):
             ax = axes[row][column]
-            ax.plot(x, [rows[i][key] for i in picks], "o", color="C0", label="measured")
-            ax.plot(x, theory[key][picks], "-", color="C1", label="theory, fitted to all points")
+            ax.plot(x, [rows[i][key] for i in picks], "o", color="#0072B2", label="measured")
+            ax.plot(x, theory[key][picks], "-", color="#D55E00", label="theory, fitted to all points")
             ax.set(xlabel=label, ylabel=unit, ylim=(0, None), xlim=(0, None))
             ax.locator_params(axis="x", nbins=5)
-            ax.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
     fig.suptitle("Cost of one DPO update: 4 layers of GPT-2's width, float32, CPU", fontsize=11)
     fig.savefig(path, dpi=110)
+
+def claims_table(results=RESULTS):
+    """Each claim with its verdict as a sentence, then a table with a row for each comparison."""
+    parts, groups = [], grouped(places.read_csv(results / "claims.csv"), "claim")
+    for claim, text in claims.CLAIMS.items():
+        if rows := groups.get((claim,)):
+            verdicts = [r["verdict"] for r in rows]
+            sentences = [sentence for verdict, sentence in claims.SENTENCES.items() if verdict in verdicts]
+            whole = sentences[0] if sentences else "The claim was not measured."    # the first is the worst
+            parts += [f"**{claim}. {text}.** {whole}", comparisons_table(rows)]
+    return "\n\n".join(parts)
+
+def comparisons_table(rows):
+    """A row for each comparison of a claim, from rows of claims.csv."""
+    lines = []
+    for r in rows:
+        mean, low, high = (f"{float(r[key]):.3g}" for key in ("mean", "low", "high"))
+        lines.append([r["what"], mean, f"{low} to {high}", r["says"] or "-", r["verdict"] or "-"])
+    return markdown(["compared", "mean", "95% interval", "the claim says", "verdict"], lines)
 
 TABLES = {
     "example": example, "whole example": whole_example, "front": front_table, "loss names": front_losses,
@@ -343,7 +357,7 @@ TABLES = {
     "trl": trl_table, "parts": parts_table, "generation": generation_table, "growth": growth_table,
     "robust": robust_table, "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table,
     "judge": judge_table, "models": models_table, "real": real_table, "samples": real_samples,
-    "claims": lambda: claims.claims_table(RESULTS)}
+    "claims": claims_table}
 
 def filled(text):
     """A document's text with every table between markers made again. Raises KeyError for an unknown table."""

@@ -2,7 +2,7 @@
 Crash-safe files: atomic writes, checksums, and the training state that `--resume` reads.
 
     with replacing(path) as part: ...    # an atomic write: path is the old file or the new one, never half of one
-    state.save(...), state.load(...)     # a TrainingState in state.pt; the one before it is in state.old.pt
+    state.save(...), state.load(...)     # a TrainingState in state.pt; the state before it is in state.old.pt
 
 docs/reliability.md says what was tested. Read next: loop.py
 """
@@ -86,10 +86,7 @@ def save_tensors(state, path):
             f.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 def load_tensors(path):
-    """
-    A safetensors file as name -> tensor, on the CPU. Raises ValueError if it is damaged. A file from save_tensors has a
-    checksum, so one changed bit is found.
-    """
+    """name -> tensor, on the CPU. Raises ValueError if the file is damaged: save_tensors stored a checksum in it."""
     try:
         with safe_open(path, "pt") as f:
             state = {name: f.get_tensor(name) for name in f.keys()}
@@ -110,9 +107,7 @@ def kept(model):
 def save_state(out_dir, model, optimizer, scaler, counters, log_bytes):
     """
     Writes state.pt: everything that the next updates depend on. The state before it becomes state.old.pt.
-
-    counters     a dict of plain numbers, strings and lists
-    log_bytes    the size of log.csv now. Rows after it belong to updates that a resumed run makes again
+    counters: a dict of plain numbers, strings and lists; log_bytes: the size of log.csv now.
     """
     state = {"model": kept(model), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
              "counters": counters, "log_bytes": log_bytes, "rng": torch.get_rng_state(),
@@ -132,56 +127,26 @@ def read_state(path):
     except Exception as e:    # a damaged file can raise nearly any error
         raise ValueError(f"{path}: damaged or cut short ({type(e).__name__})") from None
 
-def newest_state(out_dir, say=print):
+def newest_state(out_dir):
     """
     (path, content) of state.pt, or of state.old.pt if state.pt is damaged; None if there is neither.
     Raises SystemExit in one line if all that exist are damaged.
     """
     error = None
-    for path in (out_dir / "state.pt", out_dir / "state.old.pt"):
-        if not path.exists():
-            continue
+    for path in filter(Path.exists, (out_dir / "state.pt", out_dir / "state.old.pt")):
         if error:
-            say(f"{error}; resuming from {path}, the state before it")
+            print(f"{error}; resuming from {path}, the state before it")
         try:
             return path, read_state(path)
         except ValueError as e:
             error = e
     if error:
-        raise SystemExit(f"{error}: there is no intact state to resume from; start a new run. {best(out_dir)}")
+        weights = list(filter(Path.exists, (out_dir / "model.safetensors", out_dir / "adapter.safetensors")))
+        best = f"The best weights are in {weights[0]}." if weights else ""
+        raise SystemExit(f"{error}: there is no intact state to resume from; start a new run. {best}")
     return None
 
-def load_state(out_dir, model, optimizer, scaler, say=print):
-    """
-    Loads the newest intact state into model, optimizer, scaler and the random generators. Returns its counters, or None
-    if the run ended before its first state. Cuts the log back to the state, because later updates are made again.
-    Raises SystemExit in one line if no state can be used.
-    """
-    found = newest_state(out_dir, say)
-    if found is None:
-        cut_log(out_dir / "log.csv", 0, say)
-        return None
-    path, state = found
-    try:
-        with torch.no_grad():
-            for name, p in kept(model).items():
-                p.copy_(state["model"][name])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-    except (RuntimeError, KeyError, ValueError) as e:
-        raise SystemExit(f"{path}: is the state of another model ({type(e).__name__}): start a new run") from None
-    torch.set_rng_state(state["rng"])
-    if torch.cuda.is_available() and state["cuda_rng"]:
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
-    cut_log(out_dir / "log.csv", state["log_bytes"], say)
-    return state["counters"]
-
-def best(out_dir):
-    """A sentence that says where the best weights are, "" if there are none."""
-    weights = [p for p in (out_dir / "model.safetensors", out_dir / "adapter.safetensors") if p.exists()]
-    return f"The best weights are in {weights[0]}." if weights else ""
-
-def cut_log(path, size, say):
+def cut_log(path, size):
     """Removes the rows that were written after a state. If rows from before it are missing, says so and continues."""
     there = path.stat().st_size if path.exists() else 0
     if there > size:
@@ -189,7 +154,8 @@ def cut_log(path, size, say):
     elif there < size:
         if there:
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)    # half a row would run into the next one
-        say(f"{path}: {size - there:,} of the {size:,} bytes before the state are missing: the curves will have a gap")
+        print(f"{path}: {size - there:,} of the {size:,} bytes before the state are missing: the curves will have a "
+              "gap")
 
 @dataclass
 class TrainingState:
@@ -219,10 +185,28 @@ class TrainingState:
             save_state(out_dir, self.model, self.optimizer, self.scaler, counters, log.file.tell())
 
     def load(self, out_dir):
-        """Reads state.pt. If the run ended before its first state, nothing changes."""
-        counters = load_state(out_dir, self.model, self.optimizer, self.scaler)
-        if counters is None:
+        """
+        Reads the newest intact state, and sets the random generators. Cuts the log back to the state, because later
+        updates are made again: all of it, if the run ended before its first state. Raises SystemExit in one line if no
+        state can be used.
+        """
+        log = out_dir / "log.csv"
+        found = newest_state(out_dir)
+        if found is None:
+            cut_log(log, 0)
             return
-        vars(self.stopper).update(counters["stopper"])    # all but patience, which is a flag that may change
-        for name in ("step", "evaluated", "skipped", "losses", "seconds"):
-            setattr(self, name, counters[name])
+        path, state = found
+        try:
+            with torch.no_grad():
+                for name, p in kept(self.model).items():
+                    p.copy_(state["model"][name])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        except (RuntimeError, KeyError, ValueError) as e:
+            raise SystemExit(f"{path}: is the state of another model ({type(e).__name__}): start a new run") from None
+        torch.set_rng_state(state["rng"])
+        if torch.cuda.is_available() and state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        vars(self.stopper).update(state["counters"].pop("stopper"))    # all but patience, a flag that may change
+        vars(self).update(state["counters"])
+        cut_log(log, state["log_bytes"])

@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -25,6 +26,13 @@ class Parser(argparse.ArgumentParser):
         summary = doc.strip().split("\n")[0]
         super().__init__(description=summary, epilog="The file begins with example commands.", allow_abbrev=False)
 
+    def add_argument(self, *names, **options):
+        """Also adds "(default: ...)" to the help of a flag that has a default, unless the help says it already."""
+        has_default = options.get("default") not in (None, argparse.SUPPRESS)
+        if has_default and "(default" not in options.setdefault("help", ""):
+            options["help"] += " (default: %(default)s)"
+        return super().add_argument(*names, **options)
+
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
@@ -32,8 +40,7 @@ class Parser(argparse.ArgumentParser):
         """Also refuses NaN and infinity, which pass later checks, and empty values, as from an unset shell variable."""
         found = super().parse_args(args, namespace)
         for flag, value in vars(found).items():
-            values = value if isinstance(value, list) else [value]
-            for one in values:
+            for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, float) and not math.isfinite(one):
                     self.error(f"argument --{flag}: must be a finite number, not {one}")
                 if isinstance(one, str) and not one.strip() and flag != "prompt":
@@ -78,19 +85,16 @@ def go_on():
 # ---------------------------------------------------------------------------------------------------------------------
 # types of flags
 
-def positive(text):
-    """An int of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
-
-def count(text):
+def count(text, least=0):
     """An int of at least 0."""
     value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
     return value
+
+def positive(text):
+    """An int of at least 1."""
+    return count(text, least=1)
 
 def not_negative(text):
     """A finite number of at least 0. A whole number without a point or exponent is an int."""
@@ -123,59 +127,51 @@ def seed(text):
 
 def add_device_flags(p):
     """Flags of every script that runs a model."""
-    p.add_argument("--seed", type=seed, default=0,
-                   help="random seed of initial weights, batch order and samples (default: %(default)s)")
-    p.add_argument("--device", default="auto",
-                   help="cpu, cuda, cuda:1, mps; auto uses a GPU if there is one (default: %(default)s)")
+    p.add_argument("--seed", type=seed, default=0, help="random seed of initial weights, batch order and samples")
+    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto uses a GPU if there is one")
     p.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"),
                    help="dtype of matrix products; weights stay float32. auto: bfloat16 on a GPU, float16 on an older "
-                   "one, float32 elsewhere (default: %(default)s)")
+                   "one, float32 elsewhere")
     p.add_argument("--batch_size", type=positive, default=64,
-                   help="rows, or pairs, in one forward pass; memory grows with it (default: %(default)s)")
+                   help="rows, or pairs, in one forward pass; memory grows with it")
     p.add_argument("--threads", type=positive,
                    help="CPU threads; the last digits depend on it (default: 1 on toy, so that a seed gives the same "
                    "numbers on every machine; PyTorch's choice on other data)")
 
 def add_common_flags(p):
-    """Flags of every script that trains."""
-    p.add_argument("--data", default="toy", help="toy, imdb, hh, ultrafeedback, tldr, or the path of a .json, .jsonl, "
-                   ".jsonl.gz, .csv or .parquet file (default: %(default)s)")
+    """Flags of every script that trains. Each script sets the defaults of those whose help says %(default)s."""
+    p.add_argument("--data", default="toy",
+                   help="toy, imdb, hh, ultrafeedback, tldr, or the path of a .json, .jsonl, .jsonl.gz, .csv or "
+                   ".parquet file")
     p.add_argument("--data_dir", help="folder with the files of the data set (default: download from the hub)")
     p.add_argument("--init_from", help="model to start from: gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder in "
                    "Hugging Face's layout, or a run")
     p.add_argument("--out_dir", help="run directory (default: the next free name under out/DATA)")
     add_device_flags(p)
-    p.add_argument("--grad_accum", type=positive, default=1,
-                   help="batches in one update; costs no memory (default: %(default)s)")
+    p.add_argument("--grad_accum", type=positive, default=1, help="batches in one update; costs no memory")
     p.add_argument("--lr", type=not_negative, help="learning rate after warmup (default: %(default)s)")
-    p.add_argument("--min_lr", type=not_negative, default=0.0,
-                   help="learning rate at the end of the cosine schedule (default: %(default)s)")
+    p.add_argument("--min_lr", type=not_negative, default=0.0, help="learning rate at the end of the cosine schedule")
     p.add_argument("--warmup_steps", type=count,
                    help="updates in which the learning rate rises linearly (default: %(default)s)")
     p.add_argument("--max_steps", type=positive, help="number of updates (default: %(default)s)")
     p.add_argument("--eval_every", type=positive,
                    help="updates between evaluations on the validation rows (default: %(default)s)")
     p.add_argument("--patience", type=count, default=3,
-                   help="early stopping after this many evaluations in a row that are not better; 0: never "
-                   "(default: %(default)s)")
-    p.add_argument("--weight_decay", type=not_negative, default=0.0,
-                   help="AdamW's weight decay, of matrices only (default: %(default)s)")
+                   help="early stopping after this many evaluations in a row that are not better; 0: never")
+    p.add_argument("--weight_decay", type=not_negative, default=0.0, help="AdamW's weight decay, of matrices only")
     p.add_argument("--adam_epsilon", type=above_zero, default=1e-8,
                    help="AdamW's epsilon; a larger one makes updates smaller where gradients are small (default: 1e-8; "
                    "1e-3 for preferences and PPO on toy)")
     p.add_argument("--grad_clip", type=not_negative, default=1.0,
-                   help="largest norm of the gradient; a larger one is scaled down to it; 0: no clipping "
-                   "(default: %(default)s)")
+                   help="largest norm of the gradient; a larger one is scaled down to it; 0: no clipping")
     p.add_argument("--on_nonfinite", default="stop", choices=("stop", "skip"),
-                   help="stop the run, or skip the update, if loss or gradient is not finite or the loss is a spike "
-                   "(default: %(default)s)")
+                   help="stop the run, or skip the update, if loss or gradient is not finite or the loss is a spike")
     p.add_argument("--dropout", type=not_negative, default=0.0,
-                   help="dropout probability in training; it adds noise to log-ratios (default: %(default)s)")
+                   help="dropout probability in training; it adds noise to log-ratios")
     p.add_argument("--max_prompt_len", type=positive,
                    help="largest prompt in tokens; a longer one loses its beginning (default: no limit)")
     p.add_argument("--max_len", type=positive, default=64,
-                   help="largest prompt plus completion in tokens; a longer completion loses its end "
-                   "(default: %(default)s)")
+                   help="largest prompt plus completion in tokens; a longer completion loses its end")
     p.add_argument("--n_val", type=positive, help="number of validation rows, always the same ones (default: all)")
     p.add_argument("--keep_all", action="store_true",
                    help="keep the weights of every evaluation in OUT_DIR/step-N, which eval.py can open")
@@ -197,7 +193,7 @@ def add_loss_flags(p, losses, taken):
     --loss, the flags of all losses, and each hyperparameter of any loss. Call it last: no hyperparameter may have the
     name of another flag. losses: the LOSSES table; taken: more names that a hyperparameter may not have.
     """
-    p.add_argument("--loss", default="dpo", choices=list(losses), help="a loss of losses.py (default: %(default)s)")
+    p.add_argument("--loss", default="dpo", choices=list(losses), help="a loss of losses.py")
     p.add_argument("--beta_end", type=float,
                    help="beta at the last update and at evaluations (default: beta stays constant)")
     p.add_argument("--beta_schedule", choices=("linear", "cosine", "constant"),
@@ -208,7 +204,7 @@ def add_loss_flags(p, losses, taken):
                    help="adds this times the NLL per token of the chosen completion to the loss, as RPO (default: 0)")
     for name in hparam_names(losses):
         takers = {k: loss.hparams[name] for k, loss in losses.items() if name in loss.hparams}
-        kind = flag_type(p, name, {k: losses[k].flag_types[name] for k in takers})
+        kind = common_type(p, name, {k: losses[k].flag_types[name] for k in takers})
         about = "for " + ", ".join(f"{k} (default: {v})" for k, v in takers.items())
         action = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
         try:
@@ -221,12 +217,9 @@ def add_loss_flags(p, losses, taken):
 
 def hparam_names(losses):
     """The hyperparameters of all losses, each once."""
-    names = {}
-    for loss in losses.values():
-        names |= loss.hparams
-    return list(names)
+    return list(dict.fromkeys(chain.from_iterable(loss.hparams for loss in losses.values())))
 
-def flag_type(p, name, kinds):
+def common_type(p, name, kinds):
     """The type of a hyperparameter that several losses take: float if one of them takes floats. kinds: loss -> type."""
     if len(found := set(kinds.values())) == 1:
         return found.pop()
@@ -241,7 +234,7 @@ def add_pair_flags(p):
     p.add_argument("--share_prefix", action="store_true",
                    help="compute the prompt of a pair once for both completions: the same numbers in less time")
     p.add_argument("--label_noise", type=not_negative, default=0.0,
-                   help="share of pairs, in validation too, with chosen and rejected swapped (default: %(default)s)")
+                   help="share of pairs, in validation too, with chosen and rejected swapped")
     p.add_argument("--n_prompts", type=positive,
                    help="toy, imdb: number of prompts, with 4 sampled completions each (default: 600; imdb: 1200)")
     p.add_argument("--reward", help="toy, imdb: reward model that ranks the samples, a run of rlhf.train_reward "

@@ -8,6 +8,7 @@ docs/speed.md has the measurements. Read next: model.py
 """
 import ctypes
 import functools
+from contextlib import suppress
 
 import torch
 import torch.nn as nn
@@ -85,9 +86,7 @@ def keep_memory():
     fills each of them with zeros, which can take longer than the arithmetic. Kept memory is fragmented, so the process
     needs about 10% more. Nothing happens if the C library has no mallopt.
     """
-    try:
+    with suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)     # M_MMAP_MAX: no block has a mapping of its own
         mallopt(-1, -1)    # M_TRIM_THRESHOLD: the heap does not shrink
-    except (OSError, AttributeError, TypeError):
-        pass

@@ -47,9 +47,8 @@ def answer_in(reply):
 
 def known_answers(path):
     """
-    {key: answer} from a file of answers, without empty answers, which are asked again.
-
-    A last line that was cut by a crash is removed from the file. Raises ValueError for any other damaged line.
+    {key: answer} from a file of answers, without empty answers, which are asked again. A last line that was cut by a
+    crash is removed from the file. Raises ValueError for any other damaged line.
     """
     known, intact = {}, 0    # bytes
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
@@ -83,10 +82,8 @@ async def connect(url, key, timeout):
 
 async def reply_to(text, client, model, options):
     """
-    The endpoint's reply to a question.
-
-    options  sent with every question. If the endpoint refuses one, it is removed or renamed here, for all later
-             questions.
+    The endpoint's reply to a question. options: sent with every question. If the endpoint refuses one, it is removed or
+    renamed in this dict, for all later questions.
     """
     sent = dict(options)
     try:

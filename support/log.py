@@ -5,6 +5,7 @@ import csv
 import math
 import os
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
@@ -70,8 +71,8 @@ def varying(series):
     """The metrics with more than one distinct finite value, or the first metric if all are constant."""
     names = []
     for metric, splits in series.items():
-        values = {value for points in splits.values() for _, value in points}
-        if len(set(filter(math.isfinite, values))) > 1:
+        values = {value for _, value in chain.from_iterable(splits.values()) if math.isfinite(value)}
+        if len(values) > 1:
             names.append(metric)
     return names or list(series)[:1]
 

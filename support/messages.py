@@ -7,6 +7,7 @@ Read next: sources.py
 import json
 import re
 from collections import Counter
+from contextlib import suppress
 from itertools import chain, takewhile
 
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
@@ -51,12 +52,11 @@ DAMAGED = re.compile(r"""['"](?:role|from)['"]\s*:\s*(?:['"]|$)|^\s*\[\s*\{\s*['
 
 def message_of(value):
     """(role, content) of a dict with role and content, or with from and value; None if it is no message."""
-    if not isinstance(value, dict) or not ("content" in value or "value" in value):
+    if not isinstance(value, dict) or not value.keys() & {"content", "value"}:
         return None
     role, content = value.get("role") or value.get("from"), value.get("content")
-    if not isinstance(role, str):
-        return None
-    return role.lower(), value.get("value") if content is None else content
+    content = value.get("value") if content is None else content
+    return (role.lower(), content) if isinstance(role, str) else None
 
 def parsed(value, field, where):
     """A cell as it is, or a list if it holds messages or JSON for messages. Raises ValueError for damaged JSON."""
@@ -92,19 +92,15 @@ def messages_of_text(text):
     start, *turns = TURN.split(text)
     if not turns or (start and turns[-2:] != ["Assistant", ""]):
         return [("user", text)]
-    found = [("system", start)] if start.strip() else []
-    for name, content in zip(turns[::2], turns[1::2]):
-        found.append((ROLES[name.lower()], content.strip()))
-    return found
+    system = [("system", start)] if start.strip() else []
+    return system + [(ROLES[name.lower()], content.strip()) for name, content in zip(turns[::2], turns[1::2])]
 
 def history_of(record, where):
     """The column history as messages; None if it is missing or empty. It holds [user, assistant] pairs or messages."""
     value = record.get("history")
     if isinstance(value, str):
-        try:
+        with suppress(ValueError, RecursionError):    # text that is not JSON is refused below
             value = json.loads(value) if value.strip() else None
-        except (ValueError, RecursionError):
-            pass
     if value is None:
         return None
     found = []
@@ -138,10 +134,8 @@ def split_system(messages):
 
 def overlap(turns, more):
     """How many turns at the end of `turns` are repeated at the beginning of `more`."""
-    for k in range(min(len(turns), len(more)), 0, -1):
-        if same(turns[-k:], more[:k]):
-            return k
-    return 0
+    sizes = range(min(len(turns), len(more)), 0, -1)    # the largest first
+    return next((k for k in sizes if same(turns[-k:], more[:k])), 0)
 
 def joined(first, second, where, names):
     """
@@ -149,20 +143,21 @@ def joined(first, second, where, names):
     end, leave out its system message, or have more before it. names: their columns. Raises Conflict if they do not fit.
     """
     (system, turns), (other, more) = split_system(first), split_system(second)
-    n, k = len(turns), overlap(turns, more)
     fits = not (system and other) or same(system, other)
-    if fits and any(same(more[i:i + n], turns) for i in range(len(more) - n + 1)):
+    windows = [more[i:i + len(turns)] for i in range(len(more) - len(turns) + 1)]
+    if fits and any(same(window, turns) for window in windows):
         return (other or system) + more    # the second holds all of the first
-    if fits and more and not k:
+    repeated = overlap(turns, more)
+    if fits and more and not repeated:
         # Nothing is repeated, so the roles must alternate. A question may come again after a history. But a column that
         # begins with an earlier turn of the prompt is ambiguous: it repeats this turn, or it comes after all of them
-        again = names[0] != "history" and any(same([turn], more[:1]) for turn in turns)
-        fits = turns[-1][0] != more[0][0] and not again
+        ambiguous = names[0] != "history" and any(same([turn], more[:1]) for turn in turns)
+        fits = turns[-1][0] != more[0][0] and not ambiguous
     if not fits:
         a, b = (short([text for _, text in part]) for part in (first, second))
         raise Conflict(f"{where}: {names[0]} ({a}) and {names[1]} ({b}) contradict each other: the messages of the "
                        "second must continue those of the first, or repeat all of them or their end")
-    return (other or system) + turns[:n - k] + more
+    return (other or system) + turns[:len(turns) - repeated] + more
 
 def conversation(given, before, names, record, where):
     """All messages before an answer: system, history, the prompt's (given), those in its own column (before)."""

@@ -7,7 +7,7 @@ In a single process these functions have no effect. docs/reliability.md has more
 """
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
@@ -25,19 +25,16 @@ def world():
     """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
-def explained(error):
-    """The error to raise: one line if `error` only says that another process has stopped, else `error` itself."""
-    words = ("peer", "onnection", "NCCL", "socket", "store", "Broken pipe")
-    gone = int(os.environ.get("WORLD_SIZE", 1)) > 1 and any(word in str(error) for word in words)
-    return SystemExit("another process of this run has stopped: its own message says why") if gone else error
-
 @contextmanager
 def together():
     """Around every point where processes wait for each other: if one has stopped, the others end in one line."""
     try:
         yield
     except RuntimeError as e:
-        raise explained(e) from None
+        words = ("peer", "onnection", "NCCL", "socket", "store", "Broken pipe")
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and any(word in str(e) for word in words):
+            raise SystemExit("another process of this run has stopped: its own message says why") from None
+        raise
 
 def wait():
     """Waits until all processes are here: before and after a task that one process does for all."""
@@ -139,10 +136,8 @@ def shared(model, compute_loss):
 def sync_at_last(compute_loss, batches):
     """Yields the batches of one update. Processes exchange gradients at the last one only, not at each."""
     *before, last = batches
-    if isinstance(compute_loss, nn.parallel.DistributedDataParallel):
-        with compute_loss.no_sync():
-            yield from before
-    else:
+    shared_loss = isinstance(compute_loss, nn.parallel.DistributedDataParallel)
+    with compute_loss.no_sync() if shared_loss else nullcontext():
         yield from before
     yield last
 

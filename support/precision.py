@@ -10,7 +10,8 @@ import torch
 def find_device(name):
     """The torch.device of --device. `auto`: CUDA, else Apple's MPS, else the CPU. Raises ValueError if missing."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else name
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()    # some devices exist by name only

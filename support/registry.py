@@ -32,15 +32,19 @@ class Loss:
 
 LOSSES = {}    # name -> Loss, in the order of losses.py
 
+def need(condition, message):
+    """Raises ValueError(message) unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Registration
 
 def register(fn=None, *, needs_ref=None, start="", limit="", trl="none", per_token=False, has_nll=False, needs_kl=False,
              whole_batch=False, flat=False):
     """
-    Decorator that adds a loss to LOSSES and returns the function unchanged.
-
-    Raises ValueError for a function that cannot be a loss, in one line that says how to write it.
+    Decorator that adds a loss to LOSSES and returns the function unchanged. Raises ValueError for a function that
+    cannot be a loss, in one line that says how to write it.
     """
     def add(fn):
         code = fn.__code__
@@ -69,44 +73,34 @@ def number(text):
     """The value of a flag whose default is an integer: an int if it is written as one, else a float."""
     return int(text) if text.strip().lstrip("+-").isdecimal() else float(text)
 
+TYPES = {int: number, type(None): float}    # type of a default -> type of the flag, where they differ
+
 def flag_type(p, where):
     """
     The type of a hyperparameter's flag: its annotation, or else the type of its default. p: an inspect.Parameter.
-
-    A default of None means float, and an integer means `number`. Raises ValueError for a type that no flag can have.
+    Raises ValueError for a type that no flag can have.
     """
     is_union = typing.get_origin(p.annotation) in (typing.Union, types.UnionType)    # such as float | None
     annotated = typing.get_args(p.annotation) if is_union else [p.annotation]
-    kinds = list(set(annotated) - {type(None), p.empty}) or [type_of_default(p.default)]
+    kinds = list(set(annotated) - {type(None), p.empty}) or [TYPES.get(type(p.default), type(p.default))]
     fits = p.default is None or type(p.default) is kinds[0] or (type(p.default) is int and kinds[0] in (number, float))
     need(len(kinds) == 1 and kinds[0] in (bool, int, float, str, number) and fits,
          f"{where}: {p.name}, a {type(p.default).__name__}, cannot be a flag; a default is a float, int, bool, str or "
          "None, and an annotation, as in cap: str = None, is one of these types")
     return kinds[0]
 
-def type_of_default(default):
-    """The type of a flag whose hyperparameter has no annotation."""
-    if default is None:
-        return float
-    return number if type(default) is int else type(default)
-
 # ---------------------------------------------------------------------------------------------------------------------
 # One call before a run begins
 
 def try_out(name, hparams, new_pairs):
     """
-    Call a loss on two made-up pairs, so that an error shows before a run begins and not after an hour.
-
-    name       of an entry of LOSSES
-    hparams    its hyperparameters
-    new_pairs  losses.Pairs, passed in because support/ imports nothing of the root
-
+    Calls a loss of LOSSES on two made-up pairs, so that an error shows before a run begins and not after an hour.
+    new_pairs is losses.Pairs. It is passed in because support/ imports nothing of the root.
     Raises ValueError, in one line, for a hyperparameter out of its range and for outputs that are not a loss's.
     """
     loss = LOSSES[name]
-    pairs = trial_pairs(new_pairs, loss.needs_ref, loss.needs_kl)
     try:
-        outputs = loss.fn(pairs, **hparams)
+        outputs = loss.fn(trial_pairs(new_pairs, loss), **hparams)
     except (TypeError, AttributeError) as e:
         # Any other bug keeps its traceback. An operation on None most often means that a field was not asked for
         need("NoneType" not in str(e),
@@ -115,16 +109,13 @@ def try_out(name, hparams, new_pairs):
         raise
     check_outputs(name, outputs)
 
-def trial_pairs(new_pairs, needs_ref, needs_kl):
+def trial_pairs(new_pairs, loss):
     """Two pairs with log-probs of -1 and completions of one token. A field that the loss does not need is None."""
-    policy_chosen, policy_rejected, ref_chosen, ref_rejected = (-torch.ones(2) for _ in range(4))    # (2,) nats
-    policy_chosen.requires_grad_()
-    policy_rejected.requires_grad_()
-    if not needs_ref:
-        ref_chosen = ref_rejected = None
-    lens = torch.ones(2)                                                                             # (2,) tokens
-    kl_logratios = torch.zeros(2) if needs_kl else None                                              # (2,)
-    return new_pairs(policy_chosen, policy_rejected, ref_chosen, ref_rejected, lens, lens, kl_logratios)
+    policy = torch.full((2, 2), -1.0, requires_grad=True)                    # (2, B) nats: chosen, rejected
+    ref = torch.full((2, 2), -1.0) if loss.needs_ref else (None, None)       # (2, B) nats
+    lens = torch.ones(2)                                                     # (B,) tokens
+    kl_logratios = torch.zeros(2) if loss.needs_kl else None                 # (B,) nats
+    return new_pairs(*policy, *ref, lens, lens, kl_logratios)
 
 def check_outputs(name, outputs):
     """Raises ValueError unless outputs are three tensors (2,): losses with a gradient, and two rewards without one."""
@@ -139,8 +130,3 @@ def check_outputs(name, outputs):
          f"--loss {name}: its losses have no gradient; compute them from the policy's log-probs without .detach()")
     need(not chosen_rewards.requires_grad and not rejected_rewards.requires_grad,
          f"--loss {name}: its rewards have a gradient, but are only logged; return them with .detach()")
-
-def need(condition, message):
-    """Raises ValueError(message) unless the condition holds."""
-    if not condition:
-        raise ValueError(message)

@@ -3,6 +3,7 @@ Run directories: out/<data>/<name>, their args.json, and the next free name. See
 """
 import importlib.metadata
 import sys
+from itertools import count, takewhile
 from pathlib import Path
 
 import torch
@@ -14,12 +15,14 @@ def data_name(data):
     """The folder name of a data set: its name, or that of its file without the suffixes."""
     return Path(data).name.split(".")[0]
 
+def run_names(data, name):
+    """Yields the run directories that a name can have: out/toy/dpo, out/toy/dpo-2, out/toy/dpo-3, ..."""
+    for n in count(1):
+        yield Path("out") / data_name(data) / (name if n == 1 else f"{name}-{n}")
+
 def run_dirs(data, name):
-    """The existing runs of a name in their order: out/toy/dpo, out/toy/dpo-2, ..."""
-    root, found = Path("out") / data_name(data), []
-    while (d := root / (name if not found else f"{name}-{len(found) + 1}")).exists():
-        found.append(d)
-    return found
+    """The existing runs of a name, in their order."""
+    return list(takewhile(Path.exists, run_names(data, name)))
 
 def is_free(out_dir):
     """Whether a run may be written there: nothing exists, or only temporary files of a killed process."""
@@ -38,8 +41,7 @@ def claim_run_dir(args, script, name, **facts):
     """
     check_out_dir(args.out_dir, args.resume)
     if not args.out_dir:
-        n = len(run_dirs(args.data, name)) + 1
-        args.out_dir = str(Path("out") / data_name(args.data) / (name if n == 1 else f"{name}-{n}"))
+        args.out_dir = str(next(folder for folder in run_names(args.data, name) if not folder.exists()))
     path = Path(args.out_dir) / "args.json"
     before = read_args(path.parent) if args.resume and path.exists() else {}
     parallel.wait()    # until every process has looked for a free name
@@ -67,7 +69,8 @@ def args_path(run):
 def is_run(folder):
     """Whether a folder is a run of nanoPref, by its args.json."""
     path = args_path(folder)
-    return path.is_file() and isinstance(facts := read_json(path), dict) and "script" in facts
+    facts = read_json(path) if path.is_file() else None
+    return isinstance(facts, dict) and "script" in facts
 
 def read_args(run):
     """The content of a run's args.json. Raises ValueError if the folder is not a run or the file is damaged."""

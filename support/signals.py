@@ -2,7 +2,7 @@
 What ends a training run early, always in one line: Ctrl-C, SIGTERM, a full disk, or another process that has stopped.
 """
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from support import parallel
 
@@ -16,10 +16,8 @@ def interrupts(stop):
     def check():
         if any(parallel.totals([len(asked)])):    # processes may receive the signal at different updates
             raise KeyboardInterrupt
-    try:
+    with suppress(ValueError):    # not the main thread, where Python does not allow handlers: its own handling stays
         old = {s: signal.signal(s, lambda *_: asked.append(1)) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:
-        pass    # not the main thread, where Python does not allow handlers: its own handling stays
     try:
         yield check
     except KeyboardInterrupt:

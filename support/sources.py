@@ -194,12 +194,6 @@ def hub_records(data):
         for row, record in enumerate(records, 1):
             yield SPLITS.get(split.split("_")[0], "train"), f"{place['path']} {split}, row {row}", record
 
-def records_of(data, data_dir):
-    """The (split, where, record) of a file, a folder or the hub."""
-    if data not in HUB:
-        return (("train", where, record) for where, record in read_records(data))
-    return folder_records(data_dir) if data_dir else hub_records(data)
-
 def load_examples(data, data_dir=None, pairs=True, say=print):
     """
     ({split: examples}, a Counter of why examples were dropped). Raises ValueError or OSError in one line.
@@ -210,9 +204,12 @@ def load_examples(data, data_dir=None, pairs=True, say=print):
     say       prints a line about text that is not used, or that may not be meant to be learned
     """
     check_source(data, data_dir)
-    make = HUB[data][1] if data in HUB else example_of
+    if data in HUB:
+        make, records = HUB[data][1], folder_records(data_dir) if data_dir else hub_records(data)
+    else:
+        make, records = example_of, (("train", where, record) for where, record in read_records(data))
     splits, dropped, seen, remarks = {}, Counter(), set(), Remarks(pairs)
-    for split, where, record in records_of(data, data_dir):
+    for split, where, record in records:
         example = make(record, where, pairs)
         if data == "imdb":    # some reviews occur twice
             key = hash((split, example["chosen"]))
@@ -226,9 +223,7 @@ def load_examples(data, data_dir=None, pairs=True, say=print):
                 check_text(value, f"{where}, field {field!r}")
         splits.setdefault(split, []).append(example)
         remarks.note(split, example, None if data in HUB else record, where)
-    n_unwanted = remarks.drop_unwanted(splits)
-    if n_unwanted:
-        dropped["labelled false"] = n_unwanted
+    dropped += Counter({"labelled false": remarks.drop_unwanted(splits)})    # += does not add a count of 0
     for line in remarks.lines():
         say(f"data: {data}, {line}")
     return splits, dropped

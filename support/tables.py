@@ -1,9 +1,11 @@
 """
 Tables and pictures of an evaluation: what eval.py prints, and its eval.png.
 
-A column is a policy. {name: {measure: [mean, low, high]}} is printed, {name: Measured} is drawn. eval.py's docstring
+A column is a policy. {name: {measure: [mean, low, high]}} is printed, {name: Measured} is drawn. docs/metrics.md
 defines the measures.
 """
+from itertools import cycle
+
 import numpy as np
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -40,9 +42,9 @@ def more_tables(result):
     for row in result.get("temperatures", ()):
         for name in ("before", "after"):
             if name in row:
-                cells = "".join(f"  {key} {cell(row[name][key], form)}" for key, form in
-                                (("reward", ".3f"), ("win", ".3f"), ("kl", ".2f")) if key in row[name])
-                lines.append(f"temperature {row['temperature']:<5} {name:7}{cells}")
+                shown = (("reward", ".3f"), ("win", ".3f"), ("kl", ".2f"))
+                cells = [f"  {key} {cell(row[name][key], form)}" for key, form in shown if key in row[name]]
+                lines.append(f"temperature {row['temperature']:<5} {name:7}{''.join(cells)}")
     for row in result.get("best_of", ()):
         lines.append(f"best of {row['n']:<3} of the reference, KL at most {row['kl']:.2f}   "
                      f"reward {cell(row['reward'], '.3f')}")
@@ -78,13 +80,11 @@ def draw(paths, columns, grey):
     columns  {name: Measured}
     grey     names of the references. Every other column has a color of its own, the same in all three parts.
     """
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    fig, axes = plt.subplots(1, 3, figsize=(11, 3))
-    colors, colored = {}, [f"C{i}" for i in range(10) if i != 7]    # C7 is grey
-    for name in columns:
-        colors[name] = "C7" if name in grey else colored[sum(n not in grey for n in colors) % len(colored)]
+    from matplotlib.figure import Figure    # here, because it takes a second to import
+    fig = Figure(figsize=(11, 3))
+    axes = fig.subplots(1, 3)
+    colored = cycle(f"C{i}" for i in range(10) if i != 7)    # C7 is grey
+    colors = {name: "C7" if name in grey else next(colored) for name in columns}
     draw_histogram(axes[0], columns, colors)
     for ax, key, title in ((axes[1], "kl", "KL to the reference"), (axes[2], "entropy", "entropy of the next token")):
         for name, found in columns.items():
@@ -99,7 +99,6 @@ def draw(paths, columns, grey):
     fig.tight_layout()
     for path in paths:
         fig.savefig(path, dpi=110)
-    plt.close(fig)
 
 def draw_histogram(ax, columns, colors):
     """Histograms of the rewards of each Measured, or else of the margins. Up to two are filled; more are outlines."""

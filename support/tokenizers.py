@@ -84,9 +84,8 @@ def check_own(folder, tokenizer):
 def ids_of(path):
     """{token: id} of a tokenizer.json or vocab.json, for ids below 50,257. None if the file holds no such table."""
     content = read_json(path)
-    if path.name == "tokenizer.json":
-        content = content.get("model") if isinstance(content, dict) else None
-        content = content.get("vocab") if isinstance(content, dict) else None
+    for key in ("model", "vocab") if path.name == "tokenizer.json" else ():
+        content = content.get(key) if isinstance(content, dict) else None
     if not isinstance(content, dict) or not all(isinstance(i, int) for i in content.values()):
         return None
     return {token: i for token, i in content.items() if i < VOCAB}
@@ -107,9 +106,8 @@ def gpt2_ids(tokenizer):
 
 def encode(tokenizer, texts, where):
     """
-    Texts -> lists of tokens. The characters "<|endoftext|>" in a text do not become EOS.
-
-    where names the texts in messages. Raises ValueError in one line for a text that the tokenizer cannot handle.
+    Texts -> lists of tokens. The characters "<|endoftext|>" in a text do not become EOS. where: the texts' name, for
+    messages. Raises ValueError in one line for a text that the tokenizer cannot handle.
     """
     for text in texts:
         check_text(text, where)
@@ -122,8 +120,6 @@ def encode(tokenizer, texts, where):
 
 def check_text(text, where):
     """Raises ValueError for a text with more white space in a row than GPT-2's pattern can handle."""
-    if len(text) <= LONGEST_BLANK:
-        return
-    if max((len(run) for run in re.findall(r"\s+", text)), default=0) > LONGEST_BLANK:
+    if len(text) > LONGEST_BLANK and max(map(len, re.findall(r"\s+", text)), default=0) > LONGEST_BLANK:
         raise ValueError(f"{where}: more than {LONGEST_BLANK:,} characters of white space in a row, which GPT-2's BPE "
                          "cannot handle; shorten the text")

@@ -7,9 +7,7 @@ import re
 
 from support.endpoint import after_thinking
 
-# The parts of a verdict, as regular expressions
-
-# Marks around a choice: **A**, "A", [[A]], \boxed{A}
+# The parts of a verdict, as regular expressions. Marks around a choice: **A**, "A", [[A]], \boxed{A}
 MARKS = r"[ \t*_`\"'“”‘’()\[\]<>{}$\\~-]*"
 # Words in front of a choice: Answer B
 WORDS = rf"(?:(?i:answer|summary|response|option|boxed|text){MARKS})*"
@@ -36,7 +34,6 @@ def read_verdict(answer):
 def outcome(first, second):
     """
     win, tie, lose, flip or invalid for the run, from two verdicts: first with the run's answer as A, second as B.
-
     flip: the verdicts contradict each other. It counts as a tie too.
     """
     if first is None or second is None:

@@ -19,10 +19,8 @@ SAID = set()    # folders whose cut vocabulary has been reported
 
 def read_folder(name_or_dir, make_config):
     """
-    (config, path of the weights, name -> tensor) of a model on the hub or in a folder.
-
-    make_config is GPTConfig. The names are those of GPT2LMHeadModel without the tied head. Sizes are checked later,
-    by check_shapes. Raises ValueError in one line that names the file.
+    (config, path of the weights, name -> tensor) of a model on the hub or in a folder. make_config is GPTConfig. The
+    names are those of GPT2LMHeadModel without the tied head. Raises ValueError in one line that names the file.
     """
     folder = find_folder(name_or_dir)
     config = read_config(folder / "config.json", make_config)
@@ -161,9 +159,8 @@ def plain_names(path, state):
 
 def cut_vocabulary(folder, n, state):
     """
-    Cuts the rows after GPT-2's 50,257 tokens from the embedding and the head, and returns the new vocabulary size.
-
-    These rows are padding, or tokens that GPT-2's BPE never produces. n is the vocab_size of config.json.
+    Cuts the rows after GPT-2's 50,257 tokens from the embedding and the head: they are padding, or tokens that GPT-2's
+    BPE never produces. n is the vocab_size of config.json. Returns the new one.
     """
     if n <= VOCAB or WTE not in state or state[WTE].shape[:1] != (n,):    # check_shapes refuses a wrong shape
         return n

@@ -1,10 +1,9 @@
 """
-A run recomputed by slow, plain code: every number of eval.json, of the printed tables and of log.csv. It is what
-tests/test_by_hand.py compares with.
+A run recomputed by slow, plain code: every number of eval.json, of the printed tables and of log.csv.
 
-Nothing of eval.py, measures.py, train_pref.py, reward.py, logps.py or losses.py is called, and no batch of data.py.
-What is shared with the project: the model's forward pass (on rows of one shape, so without padding), its sampler, and
-the toy world's grammar and tokenizer.
+test_by_hand.py compares runs with it. It calls nothing of eval.py, measures.py, train_pref.py, reward.py, logps.py or
+losses.py, and takes no batch from data.py. It shares with the project the model's forward pass (on rows of one shape,
+so without padding), the sampler, and the toy world's grammar and tokenizer.
 """
 import csv
 import itertools
@@ -41,7 +40,7 @@ def load(folder, kind=GPT):
     return kind.from_pretrained(folder).eval()
 
 def alike(shapes):
-    """Lists of places that have the same shape, so that no row needs padding."""
+    """Lists of indices that have the same shape, so that no row needs padding."""
     groups = {}
     for i, shape in enumerate(shapes):
         groups.setdefault(shape, []).append(i)
@@ -52,9 +51,10 @@ def log_probs(model, prompts, completions, temperature=1.0):
     out = [None] * len(prompts)
     for places in alike((len(p), len(c)) for p, c in zip(prompts, completions)):
         start = len(prompts[places[0]]) - 1    # logits[t] predicts token t + 1
-        logits = model(torch.tensor([prompts[i] + completions[i] for i in places]))[:, start:-1]
-        for i, some in zip(places, (logits / temperature).log_softmax(-1)):
-            out[i] = some
+        idx = torch.tensor([prompts[i] + completions[i] for i in places])
+        logits = model(idx)[:, start:-1]
+        for i, log_p in zip(places, (logits / temperature).log_softmax(-1)):
+            out[i] = log_p
     return out
 
 def logps(model, rows, side):
@@ -65,10 +65,12 @@ def logps(model, rows, side):
 
 @torch.no_grad()
 def scalars(folder, texts, labels):
-    """What a run of rlhf.train_reward says of texts, at their last tokens. labels: as probabilities."""
+    """The outputs of a run of rlhf.train_reward at the last tokens of texts. labels: as probabilities."""
+    model = load(folder, ScalarGPT)
     out = [None] * len(texts)
     for places in alike(map(len, texts)):
-        for i, value in zip(places, load(folder, ScalarGPT)(torch.tensor([texts[i] for i in places]))[:, -1].tolist()):
+        values = model(torch.tensor([texts[i] for i in places]))[:, -1].tolist()
+        for i, value in zip(places, values):
             out[i] = 1 / (1 + math.exp(-value)) if labels else value
     return out
 
@@ -77,7 +79,7 @@ def scalars(folder, texts, labels):
 
 @cache
 def resampled(n):
-    """2,000 times n places out of n, by NumPy's default generator with seed 0."""
+    """2,000 times n indices below n, by NumPy's default generator with seed 0."""
     return np.random.default_rng(0).integers(0, n, (2000, n)).tolist()
 
 def percentile(ordered, share):
@@ -99,23 +101,25 @@ def win(mine, others):
     return mean([beats(x, y) for x in mine for y in others])
 
 def best_of(rewards, n):
-    """The mean over every way of choosing n of the samples of the largest reward among them."""
-    return mean([max(some) for some in itertools.combinations(rewards, n)])
+    """The largest reward among n of the samples, in the mean over every choice of n."""
+    return mean([max(chosen) for chosen in itertools.combinations(rewards, n)])
 
 def pooled(completions):
+    """The entropy, in nats, of all tokens of some completions together, EOS left out."""
     tokens = [t for c in completions for t in c if t != EOS]
     shares = [tokens.count(t) / len(tokens) for t in set(tokens)]
     return -sum(p * math.log(p) for p in shares)
 
 def distinct(completions, n, budget=500):
-    """Shares of different n-grams in each full run of 500 tokens. A completion at the border loses its rest."""
+    """Shares of distinct n-grams in each full block of 500 tokens. A completion at a block's end loses its rest."""
     shares, grams, used = [], [], 0
     for tokens in completions:
         tokens = tokens[:budget - used]
         grams += [tuple(tokens[i:i + n]) for i in range(len(tokens) - n + 1)]
         used += len(tokens)
         if used == budget:
-            shares, grams, used = [*shares, len(set(grams)) / len(grams)], [], 0
+            shares.append(len(set(grams)) / len(grams))
+            grams, used = [], 0
     return shares
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -123,23 +127,33 @@ def distinct(completions, n, budget=500):
 
 def drawn(model, held, k, temperature):
     """k samples of each prompt, by the sampler that makes the run's."""
-    flat = sampling.sample_completions(model, TOKENIZER, [p for p in held.prompts for _ in range(k)], held.max_new_tokens,
-                                   temperature=temperature, seed=0)
+    prompts = repeated(held.prompts, k)
+    flat = sampling.sample_completions(model, TOKENIZER, prompts, held.max_new_tokens, temperature=temperature, seed=0)
+    return grouped(flat, k)
+
+def repeated(prompts, k):
+    """Every prompt k times, one copy after the other."""
+    return [prompt for prompt in prompts for _ in range(k)]
+
+def grouped(flat, k):
+    """A list cut into lists of k."""
     return [flat[at:at + k] for at in range(0, len(flat), k)]
 
 def judged(held, answers):
     """{reward: for each prompt a list of its samples' rewards}, of prompt and completion together."""
-    k, texts = len(answers[0]), [p + a for p, several in zip(held.prompts, answers) for a in several]
-    found = {name: fn(texts) for name, fn in held.rewards.items()}
-    return {name: [values[at:at + k] for at in range(0, len(values), k)] for name, values in found.items()}
+    k, flat = len(answers[0]), sum(answers, [])
+    texts = [prompt + answer for prompt, answer in zip(repeated(held.prompts, k), flat)]
+    return {name: grouped(fn(texts), k) for name, fn in held.rewards.items()}
 
 @torch.no_grad()
 def distributions(model, reference, prompts, completions, temperature):
     """
-    (entropies, KLs, log-ratios) at every token, for each completion. The reference stays at temperature 1. At
-    temperature 0 all mass of the model is on the token taken.
+    (entropies, KLs, log-ratios) at every token, for each completion.
+
+    The reference stays at temperature 1. At temperature 0 the model's whole probability is on the token taken.
     """
-    mine, theirs = log_probs(model, prompts, completions, temperature or 1), log_probs(reference, prompts, completions)
+    mine = log_probs(model, prompts, completions, temperature or 1)
+    theirs = log_probs(reference, prompts, completions)
     out = []
     for log_p, log_q, c in zip(mine, theirs, completions):
         taken = range(len(c)), c
@@ -152,12 +166,11 @@ def distributions(model, reference, prompts, completions, temperature):
     return out
 
 def measured(model, reference, held, answers, rewards, temperature):
-    """{measure: a value for each prompt}; of distinct for each run of 500 tokens."""
+    """{measure: a value for each prompt, or for distinct_1 and distinct_2 for each block of 500 tokens}."""
     out = {name: [] for name in ("kl", "logratio", "entropy", "completion_entropy", "length", "eos")}
-    k, flat = len(answers[0]), [a for several in answers for a in several]
-    all_found = distributions(model, reference, [p for p in held.prompts for _ in range(k)], flat, temperature)
-    for i, several in enumerate(answers):
-        found = all_found[k * i:k * i + k]
+    k, flat = len(answers[0]), sum(answers, [])
+    all_found = grouped(distributions(model, reference, repeated(held.prompts, k), flat, temperature), k)
+    for i, (several, found) in enumerate(zip(answers, all_found)):
         out["kl"].append(mean([sum(kl) for _, kl, _ in found]))
         out["logratio"].append(mean([sum(ratios) for _, _, ratios in found]))
         out["entropy"].append(mean([mean(h) for h, _, _ in found]))    # of a completion's tokens, then of completions
@@ -169,14 +182,19 @@ def measured(model, reference, held, answers, rewards, temperature):
     for j in (4, 25):
         if j <= k:
             out[f"pooled_{j}"] = [pooled(several[:j]) for several in answers]
-    for n in (1, 2):    # the first samples of all prompts, then the second ones: neighbours are of different prompts
-        shares = distinct([[t for t in several[j] if t != EOS] for j in range(k) for several in answers], n)
-        out |= {f"distinct_{n}": shares} if shares else {}
+    # the first samples of all prompts, then the second ones: neighbors are of different prompts
+    in_order = []
+    for j in range(k):
+        in_order += [[t for t in several[j] if t != EOS] for several in answers]
+    for n in (1, 2):
+        if shares := distinct(in_order, n):
+            out[f"distinct_{n}"] = shares
     for name, values in rewards.items():
         out[name] = [mean(several) for several in values]
         for side, label in (("positive", True), ("negative", False)):
             part = [v for v, is_positive in zip(out[name], held.labels or ()) if is_positive == label]
-            out |= {f"{name}_{side}": part} if part else {}
+            if part:
+                out[f"{name}_{side}"] = part
     return out
 
 def phrases(*parts):
@@ -193,9 +211,9 @@ def sentences():
     return opinions | phrases(toy.WHO, toy.SAW, toy.WHAT, toy.WHERE) | phrases(toy.VERDICT, toy.GEM + toy.BORE)
 
 def whole(prompt, completion):
-    """The share of whole sentences in what a policy wrote, with the beginning of the sentence that the prompt ends in."""
-    said = words(prompt)
-    *ended, rest = (said[said.rfind(".") + 1:] + words(completion)).split(".")
+    """The share of whole sentences in a completion. Its first sentence begins in the prompt."""
+    text = words(prompt)
+    *ended, rest = (text[text.rfind(".") + 1:] + words(completion)).split(".")
     right = [" ".join(sentence.split()) in sentences() for sentence in ended]
     right += [False] if rest.strip() else []    # it has no full stop
     return mean(right) if right else 0.0
@@ -208,12 +226,13 @@ def wins(rewards, others):
 @torch.no_grad()
 def margins(policy, reference, pairs):
     """log-ratio of the chosen - log-ratio of the rejected, nats, for each pair, shortest first."""
-    pairs = sorted(pairs, key=length)    # the order in which values stand decides what a resample holds
-    w, l, ref_w, ref_l = (logps(model, pairs, side) for model in (policy, reference) for side in ("chosen", "rejected"))
+    pairs = sorted(pairs, key=length)    # the order of the values decides what a resample holds
+    w, l = (logps(policy, pairs, side) for side in ("chosen", "rejected"))
+    ref_w, ref_l = (logps(reference, pairs, side) for side in ("chosen", "rejected"))
     return [((a - c) - (b - d)).item() for a, b, c, d in zip(w, l, ref_w, ref_l)]
 
 def length(row):
-    """Of a pair: the longer of its two rows."""
+    """The tokens of a pair's longer row."""
     return len(row["prompt"]) + max(len(row["chosen"]), len(row["rejected"]))
 
 def intervals(values):
@@ -221,7 +240,8 @@ def intervals(values):
 
 def main_column(name, policy, reference, held, seen):
     """{measure: values} of a column of the main table. seen: {column: (answers, rewards)}, before and after."""
-    values = measured({"before": reference, "after": policy}[name], reference, held, *seen[name], held.temperatures[0])
+    model = {"before": reference, "after": policy}[name]
+    values = measured(model, reference, held, *seen[name], held.temperatures[0])
     values |= wins(seen[name][1], seen["before"][1])
     if held.against:
         other = judged(held, drawn(load(held.against), held, held.n_samples, held.temperatures[0]))["reward"]
@@ -232,8 +252,9 @@ def main_column(name, policy, reference, held, seen):
     return values
 
 def temperature_row(temperature, models, held, seen):
-    """What the table of temperatures holds at one of them; wins are against the reference of the main table."""
-    row, k = {"temperature": temperature}, min(4, held.n_samples) if temperature else 1
+    """The row of a temperature in the table of temperatures. Wins are against the reference of the main table."""
+    row = {"temperature": temperature}
+    k = min(4, held.n_samples) if temperature else 1
     for name, model in models.items():
         answers = drawn(model, held, k, temperature)
         rewards = judged(held, answers)
@@ -243,9 +264,14 @@ def temperature_row(temperature, models, held, seen):
     return row
 
 def best_rows(reference, held):
+    """The table of best-of-n of the reference."""
     rewards = judged(held, drawn(reference, held, held.best_of, 1.0))["reward"]
-    rows = [(n, [best_of(r, n) for r in rewards]) for n in (1, 2, 4, 8, 16, 32, 64) if n <= held.best_of]
-    return [{"n": n, "kl": math.log(n) - 1 + 1 / n, "reward": interval(values)} for n, values in rows]
+    rows = []
+    for n in (1, 2, 4, 8, 16, 32, 64):
+        if n <= held.best_of:
+            values = [best_of(r, n) for r in rewards]
+            rows.append({"n": n, "kl": math.log(n) - 1 + 1 / n, "reward": interval(values)})
+    return rows
 
 def evaluation(run, held):
     """All that eval.json must hold of a run, recomputed. held: see `about` in test_by_hand.py."""
@@ -263,29 +289,44 @@ def evaluation(run, held):
     return out | ({"best_of": best_rows(reference, held)} if held.best_of else {})
 
 def shown(held, seen, i):
-    """The first sample of a prompt before and after, with what each reward says of it."""
-    out = {"prompt": words(held.prompts[i])} | {name: words(answers[i][0]) for name, (answers, _) in seen.items()}
-    out |= {"chosen": words(held.chosen[i])} if held.chosen else {}
+    """The first sample of a prompt before and after, with its rewards."""
+    out = {"prompt": words(held.prompts[i])}
+    for name, (answers, _) in seen.items():
+        out[name] = words(answers[i][0])
+    if held.chosen:
+        out["chosen"] = words(held.chosen[i])
     if held.rewards:
-        out["rewards"] = {name: {key: r[i][0] for key, r in rewards.items()} for name, (_, rewards) in seen.items()}
+        first = lambda rewards: {key: values[i][0] for key, values in rewards.items()}
+        out["rewards"] = {name: first(rewards) for name, (_, rewards) in seen.items()}
     return out
 
 # ---------------------------------------------------------------------------------------------------------------------
 # what is printed
 
 LABELS = {    # label -> (measure, digits)
-    "reward": ("reward", 3), "of positive reviews' prompts": ("reward_positive", 3),
-    "of negative reviews' prompts": ("reward_negative", 3), "win rate against the reference": ("win", 3),
-    "win rate against the other run": ("win_other", 3), "reward by the gold model": ("gold", 3),
-    "reward by the learned model": ("proxy", 3), "reward by the gold model, win rate by it": ("gold_win", 3),
+    "reward": ("reward", 3),
+    "of positive reviews' prompts": ("reward_positive", 3),
+    "of negative reviews' prompts": ("reward_negative", 3),
+    "win rate against the reference": ("win", 3),
+    "win rate against the other run": ("win_other", 3),
+    "reward by the gold model": ("gold", 3),
+    "reward by the gold model, win rate by it": ("gold_win", 3),
+    "reward by the learned model": ("proxy", 3),
     "reward by the learned model, win rate by it": ("proxy_win", 3),
     "KL to the reference, nats a completion": ("kl", 2),
-    "check: mean log-ratio": ("logratio", 2), "entropy, nats a token": ("entropy", 3),
-    "nats a completion": ("completion_entropy", 2), "of 4 samples' tokens, nats": ("pooled_4", 3),
-    "of 25 samples' tokens, nats": ("pooled_25", 3), "distinct tokens in 500": ("distinct_1", 3),
-    "distinct pairs of tokens in 500": ("distinct_2", 3), "length, tokens": ("length", 1), "ends in EOS": ("eos", 3),
+    "check: mean log-ratio": ("logratio", 2),
+    "entropy, nats a token": ("entropy", 3),
+    "nats a completion": ("completion_entropy", 2),
+    "of 4 samples' tokens, nats": ("pooled_4", 3),
+    "of 25 samples' tokens, nats": ("pooled_25", 3),
+    "distinct tokens in 500": ("distinct_1", 3),
+    "distinct pairs of tokens in 500": ("distinct_2", 3),
+    "length, tokens": ("length", 1),
+    "ends in EOS": ("eos", 3),
     "whole sentences": ("whole", 3),
-    "accuracy on held-out pairs": ("accuracy", 3), "margin, nats": ("margin", 2)}
+    "accuracy on held-out pairs": ("accuracy", 3),
+    "margin, nats": ("margin", 2),
+}
 
 def numbers(cell):
     """'0.512 [0.433, 0.590]' -> [0.512, 0.433, 0.590]; '-' -> None."""
@@ -294,15 +335,18 @@ def numbers(cell):
     return [float(x) for x in found.groups()] if found else None
 
 def printed_table(text):
-    """(title, names of the columns, {label: a list of three numbers for each column}) of what eval.main prints."""
+    """(title, names of the columns, {label: a list of three numbers for each column}) of the table of eval.main."""
     lines = text.split("\n")
     at = next(i for i, line in enumerate(lines) if line.endswith("; [95% interval]"))
     end = lines.index("", at + 2)
-    names, rows, over = lines[at + 2].split(), {}, ""
+    names = lines[at + 2].split()
+    rows, over = {}, ""    # over: the last label that is not indented
     for line in lines[at + 3:end]:
         label = line[:40].strip()
-        over = over if line.startswith(" ") else label
-        label = f"{over}, {label}" if label == "win rate by it" else label
+        if not line.startswith(" "):
+            over = label
+        if label == "win rate by it":
+            label = f"{over}, {label}"
         assert label not in rows, label
         rows[label] = [numbers(line[40 + 28 * i:68 + 28 * i].strip()) for i in range(len(names))]
     return lines[at], names, rows
@@ -319,7 +363,7 @@ def sampled_rows(path, split):
     return [{side: r[side]["tokens"] for side in ("prompt", "chosen", "rejected")} for r in rows]
 
 def file_rows(path, max_len):
-    """{"train", "val"} of a file of pairs: cut to max_len, EOS included; empty and equal completions are dropped."""
+    """{"train", "val"} of a file of pairs, cut to max_len with the EOS. Empty and equal completions are dropped."""
     rows, encode = [], TOKENIZER.encode_ordinary
     for r in records(path):
         prompt = encode(r["prompt"])
@@ -335,8 +379,9 @@ def flipped(rows, share):
     return [r | {"chosen": r["rejected"], "rejected": r["chosen"]} if i in wrong else r for i, r in enumerate(rows)]
 
 def review_prompts(train, test, low, high, n):
-    """[(prompt, label)] of test reviews not in training: an EOS and low to high tokens; one in ten, by its hash."""
-    rng, known, texts = random.Random("test 0"), {r["text"] for r in train}, {}
+    """[(prompt, label)] of test reviews not in training: an EOS and low to high tokens. One in ten, by its hash."""
+    rng = random.Random("test 0")
+    known, texts = {r["text"] for r in train}, {}
     for r in test:
         if r["text"] not in known:
             texts.setdefault(r["text"], r["label"] == 1)
@@ -353,19 +398,20 @@ def review_prompts(train, test, low, high, n):
 # log.csv, and the weights
 
 def batch_rows(rows, batch_size, i):
-    """The i-th batch of the endless shuffled stream, seed 0: rows of like length together, in blocks of 16 batches."""
-    n = math.ceil(len(rows) / batch_size)
-    epoch, at = divmod(i, n)
-    rng, order = random.Random(f"0 {epoch}"), list(range(len(rows)))
-    rng.shuffle(order)
-    block = 16 * batch_size
-    order = [j for a in range(0, len(order), block) for j in sorted(order[a:a + block], key=lambda j: length(rows[j]))]
-    batches = [order[a:a + batch_size] for a in range(0, len(order), batch_size)]
+    """The i-th batch of the endless shuffled stream, seed 0. Rows are sorted by length in blocks of 16 batches."""
+    epoch, at = divmod(i, math.ceil(len(rows) / batch_size))
+    rng = random.Random(f"0 {epoch}")
+    shuffled = list(range(len(rows)))
+    rng.shuffle(shuffled)
+    order = []
+    for block in grouped(shuffled, 16 * batch_size):
+        order += sorted(block, key=lambda j: length(rows[j]))
+    batches = grouped(order, batch_size)
     rng.shuffle(batches)
     return [rows[j] for j in batches[at]]
 
 def dpo(policy, reference, rows, beta):
-    """(loss (), {metric: a number for each pair}) of DPO, in the mean over the pairs."""
+    """(loss (), {metric: a number for each pair}) of DPO. The loss is the mean over the pairs."""
     w, l = (torch.stack(logps(policy, rows, side)) for side in ("chosen", "rejected"))    # (B,) each
     with torch.no_grad():
         ref_w, ref_l = (torch.stack(logps(reference, rows, side)) for side in ("chosen", "rejected"))
@@ -374,25 +420,34 @@ def dpo(policy, reference, rows, beta):
     return loss, {name: values.tolist() for name, values in found.items()}
 
 def logged(loss, found, beta):
-    """What log.csv must say of an update or a validation. The accuracy is a range: a margin may be too near to 0."""
+    """The row of log.csv of an update or a validation. The accuracy is a range, as a margin may be too near to 0."""
     gaps = [c - r for c, r in zip(found["chosen"], found["rejected"])]
-    means = {name: mean(found[name]) for name in ("logps/chosen", "logps/rejected")}
-    return means | {"loss": loss.item(), "beta": beta, "rewards/chosen": mean(found["chosen"]),
-                    "rewards/rejected": mean(found["rejected"]), "rewards/margins": mean(gaps),
-                    "rewards/accuracies": (mean([g > 1e-5 for g in gaps]), mean([g > -1e-5 for g in gaps]))}
+    return {
+        "loss": loss.item(),
+        "beta": beta,
+        "logps/chosen": mean(found["logps/chosen"]),
+        "logps/rejected": mean(found["logps/rejected"]),
+        "rewards/chosen": mean(found["chosen"]),
+        "rewards/rejected": mean(found["rejected"]),
+        "rewards/margins": mean(gaps),
+        "rewards/accuracies": (mean([g > 1e-5 for g in gaps]), mean([g > -1e-5 for g in gaps])),
+    }
 
 def read_log(run):
     """{(step, split): {metric: value}}."""
     out = {}
     for row in csv.DictReader(open(Path(run) / "log.csv", newline="")):
-        assert row["metric"] not in out.setdefault((int(row["step"]), row["split"]), {})
-        out[int(row["step"]), row["split"]][row["metric"]] = float(row["value"])
+        metrics = out.setdefault((int(row["step"]), row["split"]), {})
+        assert row["metric"] not in metrics
+        metrics[row["metric"]] = float(row["value"])
     return out
 
 class AdamW:
     """AdamW (Loshchilov and Hutter 2019) on plain tensors, gradients clipped to a norm of 1; only matrices decay."""
     def __init__(self, model, epsilon, weight_decay):
-        self.params, self.epsilon, self.weight_decay, self.t = list(model.parameters()), epsilon, weight_decay, 0
+        self.params = list(model.parameters())
+        self.epsilon, self.weight_decay = epsilon, weight_decay
+        self.t = 0
         self.m, self.v = ([torch.zeros_like(p) for p in self.params] for _ in range(2))
 
     @torch.no_grad()

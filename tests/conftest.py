@@ -13,30 +13,35 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 
-from matplotlib.figure import Figure
-
-import data
-import toy
-import train_sft
-
-PAINT = Figure.savefig
+# torch is not imported here: pytest-xdist's main process reads this file before it starts the workers.
 
 @pytest.fixture(scope="session", autouse=True)
 def sketched():
-    """Figures are composed but not painted: painting one takes longer than a small run. Tests about a picture use `painted`."""
+    """Figures are composed but not painted, which takes longer than a small run. Tests of a picture use `painted`."""
+    from matplotlib.figure import Figure
     with pytest.MonkeyPatch.context() as patch:
+        paint = Figure.savefig
         patch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).write_bytes(b"a picture"))
         patch.setattr(Figure, "tight_layout", lambda figure: None)
-        yield
+        yield paint
 
 @pytest.fixture
-def painted(monkeypatch):
+def painted(monkeypatch, sketched):
     """Pictures as users get them."""
-    monkeypatch.setattr(Figure, "savefig", PAINT)
+    from matplotlib.figure import Figure
+    monkeypatch.setattr(Figure, "savefig", sketched)
+
+@pytest.fixture(scope="session", autouse=True)
+def unflushed():
+    """os.fsync does nothing: it matters only at a power failure, and a busy disk makes every checkpoint wait for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """The toy world's: any text goes through it, and it needs no files."""
+    """The toy world's tokenizer. It encodes any text and needs no files."""
+    import toy
     return toy.encoding()
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"    # real data sets, where there are some
@@ -44,26 +49,36 @@ REAL = Path(__file__).resolve().parents[2] / "shared" / "data"    # real data se
 @pytest.fixture
 def gpt2(monkeypatch):
     """GPT-2's own tokenizer, from files."""
+    import data
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(REAL / "tiktoken_cache"))
     return data.get_tokenizer("gpt2")
 
 @pytest.fixture
 def own_tokenizer(monkeypatch, tokenizer):
     """Local files are tokenized with the toy world's tokenizer instead of GPT-2's, which would have to be fetched."""
-    monkeypatch.setattr(data, "get_tokenizer", lambda *args: tokenizer)
+    monkeypatch.setattr("data.get_tokenizer", lambda *args: tokenizer)
     return tokenizer
 
 @pytest.fixture(scope="session")
-def main_sft(tmp_path_factory):
-    """The main job's SFT policy, trained once for all of pytest-xdist's workers, which takes half a minute. Copy it before changing it."""
+def made_once(tmp_path_factory):
+    """made_once(name, make): a folder that make(folder) fills once for all workers. Copy it before changing it."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
-    with open(shared / "main_sft.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)    # the other workers wait here until the first has trained it
-        if not (shared / "main_sft" / "result.json").exists():
-            train_sft.main(["--out_dir", str(shared / "main_sft")])
-    return shared / "main_sft"
+    def folder_of(name, make):
+        with open(shared / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)    # the other workers wait here until the first has made it
+            if not (shared / f"{name}.made").exists():
+                make(shared / name)
+                (shared / f"{name}.made").touch()
+        return shared / name
+    return folder_of
+
+@pytest.fixture(scope="session")
+def main_sft(made_once):
+    """The main job's SFT policy, which takes half a minute to train. Copy it before changing it."""
+    import train_sft
+    return made_once("main_sft", lambda folder: train_sft.main(["--out_dir", str(folder)]))
 
 @pytest.fixture
 def in_tmp(monkeypatch, tmp_path):
@@ -71,15 +86,16 @@ def in_tmp(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
-TINY = ("--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--batch_size", "8", "--max_steps", "2", "--eval_every", "2")
+TINY = "--n_layer 1 --n_head 2 --n_embd 16 --batch_size 8 --max_steps 2 --eval_every 2".split()
 
 @pytest.fixture(scope="session")
 def sft_run(tmp_path_factory, tokenizer):
-    """A finished SFT run of two updates on a local file: the toy world's vocabulary, 64 tokens long. Copy it before changing it."""
+    """An SFT run of two updates on a local file: the toy world's vocabulary, 64 tokens. Copy it before changing it."""
+    import train_sft
     root = tmp_path_factory.mktemp("sft")
     texts = [{"prompt": f"the plot {i}", "completion": f" was fine {i} ."} for i in range(20)]
     (root / "texts.jsonl").write_text("".join(json.dumps(t) + "\n" for t in texts))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "get_tokenizer", lambda *args: tokenizer)
+        patch.setattr("data.get_tokenizer", lambda *args: tokenizer)
         train_sft.main(["--data", str(root / "texts.jsonl"), "--out_dir", str(root / "run"), *TINY])
     return Path(root / "run")

@@ -1,4 +1,4 @@
-"""A main(argv) in a process of its own, forked, so that no second goes into imports; what it prints goes to a file."""
+"""A main(argv) in a forked process, which takes no time for imports. Its output goes to a file."""
 import os
 import signal
 import sys
@@ -7,15 +7,18 @@ import traceback
 
 
 def child(main, argv, messages, before=lambda: None):
-    """Starts main(argv) after before(), and returns the process's number. It ends with main's status, 1 after a traceback."""
+    """Starts main(argv) after before(); returns the process id. It ends with main's status, or 1 after a traceback."""
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
         out = os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-        os.dup2(out, 1), os.dup2(out, 2)
-        sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))    # not pytest's
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        # in the place of pytest's
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
         before()
         main(argv)
         status = 0
@@ -25,16 +28,21 @@ def child(main, argv, messages, before=lambda: None):
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(status)
 
 def ended(pids, seconds=120):
-    """The exit statuses; who is not done by then is killed, and "hung"."""
-    codes, until = {}, time.time() + seconds
+    """The exit statuses of processes. One that has not ended after so many seconds is killed; its status is "hung"."""
+    codes = {}
+    until = time.time() + seconds
     while len(codes) < len(pids) and time.time() < until:
         for pid in pids:
-            if pid not in codes and (got := os.waitpid(pid, os.WNOHANG))[0]:
-                codes[pid] = os.waitstatus_to_exitcode(got[1])
+            if pid in codes:
+                continue
+            changed, status = os.waitpid(pid, os.WNOHANG)
+            if changed:
+                codes[pid] = os.waitstatus_to_exitcode(status)
         time.sleep(0.02)
     for pid in pids:
         if pid not in codes:

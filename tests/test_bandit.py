@@ -1,4 +1,4 @@
-"""The exact world: each loss reaches the optimum that its paper proves, checked against solutions that know nothing of the loss."""
+"""Tests of study/bandit.py: in an exact world each loss reaches its paper's optimum, computed without the loss."""
 import math
 
 import pytest
@@ -12,12 +12,13 @@ REF, REWARD = bandit.world()
 FULL = REF.exp()[:, :, None] * REF.exp()[:, None, :]
 
 def two_answers(ref=(0.5, 0.5)):
-    """One prompt, the first answer always preferred."""
+    """(reference, preference, weights) of one prompt with two answers. The first is always preferred."""
     ref = torch.tensor([ref], dtype=torch.float64).log()
-    return ref, deterministic(torch.tensor([[1.0, 0.0]], dtype=torch.float64)), torch.ones(1, 2, 2, dtype=torch.float64)
+    preference = deterministic(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    return ref, preference, torch.ones(1, 2, 2, dtype=torch.float64)
 
 def gap(policy, ref, i=0, j=1):
-    """The log-ratio of answer i over that of j, nats."""
+    """The log-ratio of answer i - that of answer j, nats."""
     return ((policy - ref)[0, i] - (policy - ref)[0, j]).item()
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -25,15 +26,21 @@ def gap(policy, ref, i=0, j=1):
 
 @pytest.mark.parametrize("beta", [0.3, 1.0, 5.0])
 def test_dpo_reaches_the_rlhf_optimum(beta):
-    """The theorem of the DPO paper: no reward is fitted, and yet the policy is ref * exp(r / beta) / Z."""
+    """The theorem of the DPO paper: the policy is ref * exp(r / beta) / Z, although no reward is fitted."""
     policy = train(REF, bradley_terry(REWARD), FULL, "dpo", beta=beta)
     assert torch.allclose(policy, rlhf_optimum(REF, REWARD, beta), atol=1e-5)
     assert not torch.allclose(policy, rlhf_optimum(REF, REWARD, beta * 1.1), atol=1e-3)
 
-@pytest.mark.parametrize("divergence, alpha", [("reverse_kl", 0.5), ("forward_kl", 0.5), ("jsd", 0.5), ("alpha", 0.3), ("alpha", 0.7)])
+@pytest.mark.parametrize("divergence, alpha", [
+    ("reverse_kl", 0.5),
+    ("forward_kl", 0.5),
+    ("jsd", 0.5),
+    ("alpha", 0.3),
+    ("alpha", 0.7),
+])
 @pytest.mark.parametrize("beta", [0.5, 2.0])
 def test_fdpo_reaches_its_own_divergences_optimum(divergence, alpha, beta):
-    """Solved apart, by the KKT condition and bisection; a link with a wrong sign or scale has another optimum, not a worse fit."""
+    """A wrong sign or scale of f' gives another optimum, not a worse fit. bandit.f_optimum solves the KKT condition."""
     policy = train(REF, bradley_terry(REWARD), FULL, "fdpo", beta=beta, divergence=divergence, alpha=alpha)
     want = bandit.f_optimum(REF, REWARD, beta, divergence, alpha)
     assert torch.allclose(want.exp().sum(1), torch.ones(4, dtype=torch.float64), atol=1e-9)
@@ -42,12 +49,13 @@ def test_fdpo_reaches_its_own_divergences_optimum(divergence, alpha, beta):
         assert not torch.allclose(policy, rlhf_optimum(REF, REWARD, beta), atol=1e-2)
 
 def test_the_kkt_solver_agrees_with_the_closed_form_and_beats_its_neighbours():
-    """A wrong solver that agreed with a wrong loss would prove nothing: the reverse KL has a closed form, the others a check."""
+    """A wrong solver may agree with a wrong loss. The reverse KL has a closed form; the others must beat neighbors."""
     assert torch.allclose(bandit.f_optimum(REF, REWARD, 0.7, "reverse_kl"), rlhf_optimum(REF, REWARD, 0.7), atol=1e-9)
     f = {"forward_kl": lambda u: -u.log(), "jsd": lambda u: u * u.log() - (u + 1) * ((u + 1) / 2).log()}
     g = torch.Generator().manual_seed(1)
     for divergence, value in f.items():
-        objective = lambda p, f=value: (p.exp() * REWARD).sum(1) - 0.7 * (REF.exp() * f((p - REF).exp())).sum(1)
+        def objective(p, f=value):
+            return (p.exp() * REWARD).sum(1) - 0.7 * (REF.exp() * f((p - REF).exp())).sum(1)
         best = bandit.f_optimum(REF, REWARD, 0.7, divergence)
         for _ in range(20):
             other = (best + 0.05 * torch.randn(best.shape, generator=g, dtype=torch.float64)).log_softmax(1)
@@ -55,34 +63,39 @@ def test_the_kkt_solver_agrees_with_the_closed_form_and_beats_its_neighbours():
 
 @pytest.mark.parametrize("beta", [0.2, 1.0])
 def test_ipo_reaches_its_closed_form(beta):
-    """pi proportional to ref * exp(P(beats mu) / beta): the preference itself, not its logit."""
+    """pi is proportional to ref * exp(P(beats mu) / beta): with the preference itself, not with its logit."""
     policy = train(REF, bradley_terry(REWARD), FULL, "ipo", beta=beta)
     assert torch.allclose(policy, bandit.ipo_optimum(REF, bradley_terry(REWARD), REF.exp(), beta), atol=1e-5)
 
 def test_ipo_on_three_arms_by_hand():
     """
-    Arms a > b > c, always, drawn evenly: P(beats mu) = 5/6, 1/2, 1/6, an arm against itself being a coin. So the log-ratios lie
-    1 / (3 beta) apart, and with beta = 1 the policy is softmax(1/3, 0, -1/3). DPO gives everything to a.
+    Always a > b > c, all drawn equally often: P(beats mu) = 5/6, 1/2, 1/6, where an arm against itself is a coin toss.
+
+    So the log-ratios are 1 / (3 beta) apart. With beta = 1 the policy is softmax(1/3, 0, -1/3). DPO puts all mass on a.
     """
-    ref, uniform = torch.full((1, 3), 1 / 3, dtype=torch.float64).log(), torch.ones(1, 3, 3, dtype=torch.float64)
+    ref = torch.full((1, 3), 1 / 3, dtype=torch.float64).log()
+    uniform = torch.ones(1, 3, 3, dtype=torch.float64)
     order = deterministic(torch.tensor([[2.0, 1.0, 0.0]], dtype=torch.float64))
     policy = train(ref, order, uniform, "ipo", beta=1.0)
-    assert torch.allclose(policy, torch.tensor([[1 / 3, 0.0, -1 / 3]], dtype=torch.float64).log_softmax(1), atol=1e-6)
+    want = torch.tensor([[1 / 3, 0.0, -1 / 3]], dtype=torch.float64).log_softmax(1)
+    assert torch.allclose(policy, want, atol=1e-6)
     assert torch.allclose(policy, bandit.ipo_optimum(ref, order, ref.exp(), 1.0), atol=1e-6)
     assert train(ref, order, uniform, "dpo", beta=1.0).exp()[0, 0] > 0.999
 
 def test_a_reward_model_and_the_exact_tilt_give_dpos_policy():
-    """On finite counts, noise and all: the two pipelines share their optimum, so what PPO adds is optimization, not another goal."""
+    """Both pipelines have one optimum, also on noisy counts. PPO differs from DPO in optimization, not in its goal."""
     g = torch.Generator().manual_seed(2)
-    wins = torch.poisson(8 * bradley_terry(REWARD), generator=g) + 1    # one win at least, so that the likelihood has a maximum
+    # one win at least, so that the likelihood has a maximum
+    wins = torch.poisson(8 * bradley_terry(REWARD), generator=g) + 1
     for beta in (0.5, 2.0):
         rewards = bandit.reward_model(wins, torch.ones_like(wins))
         policy = train(REF, wins, torch.ones_like(wins), "dpo", beta=beta)
         assert torch.allclose(rlhf_optimum(REF, rewards, beta), policy, atol=1e-4)
-    assert not torch.allclose(rewards - rewards.mean(1, keepdim=True), REWARD - REWARD.mean(1, keepdim=True), atol=0.05)
+    centered = lambda r: r - r.mean(1, keepdim=True)
+    assert not torch.allclose(centered(rewards), centered(REWARD), atol=0.05)
 
 def test_robust_recovers_the_clean_optimum_from_flipped_labels():
-    """With every label flipped with probability 0.2, dpo is pulled towards the reference and robust is not."""
+    """Each label is flipped with probability 0.2. This pulls dpo towards the reference, but not robust."""
     clean = bradley_terry(REWARD)
     flipped = 0.8 * clean + 0.2 * (1 - clean)
     policy = train(REF, flipped, FULL, "robust", beta=1.0, label_smoothing=0.2)
@@ -94,14 +107,14 @@ def test_robust_recovers_the_clean_optimum_from_flipped_labels():
 
 @pytest.mark.parametrize("beta", [0.5, 2.0])
 def test_cdpo_and_exo_stop_where_they_should(beta):
-    """At h = log((1 - eps) / eps), whatever the starting point of the reference."""
+    """At h = log((1 - eps) / eps), although the reference prefers the rejected answer."""
     ref, preference, weights = two_answers((0.2, 0.8))
     for name in ("cdpo", "exo"):
         policy = train(ref, preference, weights, name, beta=beta, label_smoothing=0.1)
         assert gap(policy, ref) == pytest.approx(math.log(9) / beta, abs=1e-4)
 
 def test_hinge_stops_at_its_margin():
-    """At 1 / beta, to within a step: its gradient does not shrink on the way, and is 0 behind it."""
+    """At 1 / beta, up to one step: its gradient is constant before the margin and 0 beyond it."""
     ref, preference, weights = two_answers()
     policy = bandit.descend(ref, preference, weights, "hinge", 1000, 0.05, beta=0.5)
     assert 2.0 <= gap(policy, ref) < 2.06
@@ -109,10 +122,12 @@ def test_hinge_stops_at_its_margin():
 @pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.1, 1.0, 10.0])
 def test_dpos_kl_grows_without_end_whatever_beta_and_ipo_stays(beta):
-    """The IPO paper's point: where one answer always wins, the KL penalty is gone and only early stopping is left."""
+    """The IPO paper's claim: if one answer always wins, the KL penalty of DPO has no effect, whatever beta is."""
     ref, preference, weights = two_answers((0.1, 0.9))
-    lr = 1 / beta ** 2
-    odds = [gap(bandit.descend(ref, preference, weights, "dpo", steps, lr, beta=beta), ref) for steps in (100, 1000, 10_000)]
+    odds = []
+    for steps in (100, 1000, 10_000):
+        policy = bandit.descend(ref, preference, weights, "dpo", steps, 1 / beta ** 2, beta=beta)
+        odds.append(gap(policy, ref))
     assert odds[1] > odds[0] + 1.5 / beta and odds[2] > odds[1] + 1.5 / beta
     assert gap(train(ref, preference, weights, "ipo", beta=beta), ref) == pytest.approx(1 / (2 * beta), abs=1e-5)
 
@@ -120,7 +135,7 @@ def test_dpos_kl_grows_without_end_whatever_beta_and_ipo_stays(beta):
 # partial coverage, the table
 
 def test_with_partial_coverage_mass_moves_to_answers_never_seen():
-    """A likely loser falls by as many nats as an unlikely winner rises: what it loses goes to whoever is left, seen or not."""
+    """A likely loser falls by as many nats as an unlikely winner rises. Its mass goes to every answer, seen or not."""
     ref = torch.tensor([[0.05, 0.60, 0.35]], dtype=torch.float64).log()
     reward = torch.tensor([[2.0, -2.0, -9.0]], dtype=torch.float64)    # the answer never seen is the worst
     seen = torch.zeros(1, 3, 3, dtype=torch.float64)
@@ -129,7 +144,8 @@ def test_with_partial_coverage_mass_moves_to_answers_never_seen():
     assert gap(policy, ref) == pytest.approx(4.0, abs=1e-4)
     # by hand: 0.05 e^2 = 0.369, 0.60 e^-2 = 0.081, 0.35, of 0.801 in all
     assert policy.exp()[0, 2].item() == pytest.approx(0.437, abs=1e-3)
-    assert rlhf_optimum(ref, reward, 1.0).exp()[0, 2].item() < 1e-3    # where the RLHF optimum, which knows the reward, has next to nothing
+    # the RLHF optimum knows the reward and puts almost nothing there
+    assert rlhf_optimum(ref, reward, 1.0).exp()[0, 2].item() < 1e-3
 
 @pytest.mark.slow
 def test_no_method_is_above_the_frontier_and_dpo_is_on_it():
@@ -140,14 +156,14 @@ def test_no_method_is_above_the_frontier_and_dpo_is_on_it():
     assert set(table) == {name for name, loss in LOSSES.items() if not loss.whole_batch}
 
 def test_best_reward_inverts_the_frontier():
-    """It is what the distances are measured from."""
+    """The distances to the frontier are measured from it."""
     for nats, reward in bandit.frontier(REF, REWARD, [0.3, 1.0, 3.0]):
         assert bandit.best_reward(REF, REWARD, nats) == pytest.approx(reward, abs=1e-6)
 
 def test_no_point_of_the_picture_is_hidden():
-    """kto and apo_zero end at the same point: in one panel the later would cover the earlier. Nor may the axes cut a point off."""
-    plt = pytest.importorskip("matplotlib.pyplot")
-    table = bandit.read_csv(places.RESULTS / "bandit.csv")
+    """kto and apo_zero end at the same point. In one panel one would cover the other; axes may cut points off."""
+    pytest.importorskip("matplotlib")
+    table = places.read_csv(places.RESULTS / "bandit.csv")
     table.append({"loss": "mine", "settings": "", "reward": "0.9", "kl": "3.5", "below the frontier": "0.3"})
     fig = bandit.picture(table)
     panels = {ax.get_title().split(":")[0]: ax for ax in fig.axes if ax.get_title()}
@@ -157,4 +173,3 @@ def test_no_point_of_the_picture_is_hidden():
         [x], [y] = ax.lines[-1].get_data()    # drawn last, so above the others
         assert (x, y) == (float(row["kl"]), float(row["reward"]))
         assert ax.get_xlim()[0] < x < ax.get_xlim()[1] and ax.get_ylim()[0] < y < ax.get_ylim()[1]
-    plt.close(fig)

@@ -1,4 +1,4 @@
-"""The benchmark: what it counts, what it compares, and what it writes down."""
+"""Tests of study/bench.py and study/jobs.py: counted operations, comparisons, disturbed machines, written rows."""
 import csv
 import platform
 
@@ -19,49 +19,58 @@ def small_products(monkeypatch):
     monkeypatch.setattr(jobs, "product_rate", lambda device, dtype: 1e9)
 
 def by_hand(batches, layers=3, C=16, V=50):
-    """The operations of a DPO update, as docs/speed.md states them: 6 a weight and token, 8 a completion token, 14 a pair of positions."""
+    """The operations of a DPO update by the formula of docs/speed.md, in the mean over batches."""
     weights = layers * 12 * C * C
     total = 0
     for batch in batches:
         B, T = batch["idx"].shape
-        M = int(((batch["segments"] == 1) | (batch["segments"] == 2)).sum() if "segments" in batch else batch["completion_mask"].sum())
+        if "segments" in batch:
+            M = int(((batch["segments"] == 1) | (batch["segments"] == 2)).sum())
+        else:
+            M = int(batch["completion_mask"].sum())
         total += 6 * weights * B * T + 8 * M * C * V + 14 * layers * B * T * T * C
     return total / len(batches)
 
 @pytest.mark.parametrize("share", [False, True])
 def test_the_operations_counted_are_those_of_the_formula(share):
-    """A product that the counter does not know counts as nothing, and the share of the rate would look too low."""
+    """The counter may miss a kind of product. Then the share of the peak rate would look too low."""
     got = jobs.ours(JOB | {"what": "dpo", "share_prefix": share})
     batches = jobs.data.Batches(jobs.rows_of(JOB), 4, share_prefix=share)
     assert got["operations"] == pytest.approx(by_hand([batches[i] for i in range(2)]), rel=1e-9)
 
-@pytest.mark.parametrize("what, more", [("sft", {}), ("reference", {}), ("dpo", {"adapter": "sequential"}), ("dpo", {"adapter": "replace"}),
-                                        ("generate", {"prompt": 5, "new": 7})])
+@pytest.mark.parametrize("what, more", [
+    ("sft", {}),
+    ("reference", {}),
+    ("dpo", {"adapter": "sequential"}),
+    ("dpo", {"adapter": "replace"}),
+    ("generate", {"prompt": 5, "new": 7}),
+])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_part_can_be_measured(what, more, dtype):
-    """A part that fails is seen after an hour of others otherwise."""
+    """Otherwise a part may fail after an hour of measuring the others."""
     got = jobs.ours(JOB | {"what": what, "dtype": dtype, **more})
     assert all(s > 0 for s in got["seconds"]) and got["tokens"] > 0 and got["peak"] > 0.05
     assert what == "generate" or got["operations"] > 0
 
 def test_an_adapter_and_a_shared_prompt_cost_fewer_operations():
-    """What is frozen has no gradient, and a prompt that stands once is computed once."""
-    wide = JOB | {"what": "dpo", "config": CONFIG | {"n_embd": 128}}    # at width 16 an adapter of rank 64 is larger than the model
-    full, shared, adapter = (jobs.ours(wide | more)["operations"]
-                             for more in ({}, {"share_prefix": True}, {"share_prefix": True, "adapter": "sequential"}))
-    assert adapter < shared < full
+    """Frozen weights have no gradient, and a shared prompt is computed once."""
+    # at width 16 an adapter of rank 64 is larger than the model
+    wide = JOB | {"what": "dpo", "config": CONFIG | {"n_embd": 128}}
+    operations = lambda **more: jobs.ours(wide | more)["operations"]
+    full, shared = operations(), operations(share_prefix=True)
+    assert operations(share_prefix=True, adapter="sequential") < shared < full
 
 def test_the_tokens_counted_do_not_depend_on_the_layout():
-    """Else the shared prompt would look slower for having fewer."""
+    """If shared prompts counted once, sharing would look slower: fewer tokens in the same time."""
     counts = {jobs.ours(JOB | {"what": "dpo", "share_prefix": share})["tokens"] for share in (False, True)}
     assert len(counts) == 1
 
 def test_the_machine_is_described_and_not_named():
-    """Results are published."""
+    """Results are published, and the machine's name is private."""
     assert platform.node() not in bench.machine() and f"torch {torch.__version__}" in bench.machine()
 
 def test_rows_are_written_as_they_come(tmp_path, monkeypatch, capsys):
-    """An hour of measurements is not lost with the last of them."""
+    """If the last measurement fails, an hour of the others must not be lost."""
     def work(new_job, models, dtypes):
         yield {"a": 1.23456, "b": "x"}
         with open(tmp_path / "bench_parts.csv", newline="") as f:
@@ -88,19 +97,26 @@ def test_results_of_the_project_are_overwritten_only_with_update(tmp_path, monke
 # ---------------------------------------------------------------------------------------------------------------------
 # a disturbed machine
 
-@pytest.mark.parametrize("before, after, want", [(100, 100, True), (100, 90, True), (90, 100, True), (100, 89, False), (89, 100, False)])
+@pytest.mark.parametrize("before, after, want", [
+    (100, 100, True),
+    (100, 90, True),
+    (90, 100, True),
+    (100, 89, False),
+    (89, 100, False),
+])
 def test_two_rates_agree_within_a_tenth_of_the_larger(before, after, want):
-    """A process that ends during the job makes the second rate the larger one; one that begins, the first."""
+    """Another process that ends during the job makes the second rate larger; one that begins, the first."""
     assert bench.agree(before * 1e9, after * 1e9) is want
 
 @pytest.mark.parametrize("rates, rounds, rate, rest", [
     ([100, 95], 1, 100, "yes"),                     # at rest at once
-    ([95, 100], 1, 100, "yes"),                     # the larger one, whichever it is
-    ([100, 50, 98, 100], 2, 100, "yes"),            # one round with a neighbor
+    ([95, 100], 1, 100, "yes"),                     # the larger one counts
+    ([100, 50, 98, 100], 2, 100, "yes"),            # one round with another process
     ([100, 50, 60, 100, 97, 96], 3, 97, "yes"),
-    ([100, 50, 80, 100, 100, 60], 3, 100, "no")])   # never: the second round is the closest
+    ([100, 50, 80, 100, 100, 60], 3, 100, "no"),    # never: the second round is the closest
+])
 def test_a_round_is_repeated_until_its_two_rates_agree(rates, rounds, rate, rest, capsys):
-    """A share of 123% of the matrix rate was once reported, since the rate alone had been measured beside another process."""
+    """A share of 123% of the peak rate was once reported: another process ran while the peak was measured."""
     clock, works = iter(rates), iter(range(1, 9))
     got = bench.undisturbed(lambda: {"round": next(works)}, lambda: next(clock) * 1e9)
     assert got["product_rate"] == rate * 1e9 and got["at_rest"] == rest and next(clock, None) is None
@@ -110,10 +126,11 @@ def test_a_round_is_repeated_until_its_two_rates_agree(rates, rounds, rate, rest
     assert ("never came to rest in 3 rounds" in said) == (rest == "no")
 
 def test_a_result_says_whether_the_machine_was_at_rest(monkeypatch):
-    """A reader of the file has not seen what was printed. A row of two jobs was disturbed if one of them was."""
+    """Readers of the file have not seen the printed warning. A row of two jobs is disturbed if one of them is."""
     told = {"ours": "yes", "transformers": "yes"}
     def measured(kind, job):
-        return {"seconds": [1.0], "tokens": 8, "peak": 1.0, "product_rate": 1e9, "operations": 1e9, "at_rest": told[kind]}
+        return {"seconds": [1.0], "tokens": 8, "peak": 1.0, "product_rate": 1e9, "operations": 1e9,
+                "at_rest": told[kind]}
     monkeypatch.setattr(bench, "measured", measured)
     monkeypatch.setattr(bench, "gpt2_folders", lambda scratch: {})
     new_job = lambda name, **more: more
@@ -124,10 +141,11 @@ def test_a_result_says_whether_the_machine_was_at_rest(monkeypatch):
     told["transformers"] = "no"
     assert first(bench.against_transformers(new_job, ["float32"], 1, "")) == "no"
     one, two = measured("ours", {}), measured("transformers", {})
-    assert bench.beside_trl(one, two, "precomputed")["at_rest"] == bench.beside_trl(two, one, "precomputed")["at_rest"] == "no"
+    beside = lambda a, b: bench.beside_trl(a, b, "precomputed")["at_rest"]
+    assert beside(one, two) == beside(two, one) == "no"
 
 def test_theory_is_near_what_was_measured():
-    """The README draws both in one picture: a theory that misses by half explains nothing."""
+    """A figure draws both. A theory that is wrong by half explains nothing."""
     rows, theory = table.growth_model()
     assert len(rows) >= 15
     for key, values in theory.items():
@@ -136,7 +154,7 @@ def test_theory_is_near_what_was_measured():
 
 @pytest.mark.slow
 def test_both_losses_were_the_same_before_anything_was_compared(tmp_path):
-    """A ratio of times means nothing if one of the two does less."""
+    """A ratio of times means nothing if one of the two computes less."""
     pytest.importorskip("trl")
     for seed, name in enumerate("ab"):
         torch.manual_seed(seed)
@@ -147,7 +165,7 @@ def test_both_losses_were_the_same_before_anything_was_compared(tmp_path):
 
 @pytest.mark.slow
 def test_a_job_runs_in_a_process_of_its_own():
-    """Its peak memory would else be that of all jobs before it. A failure says which job it was."""
+    """In one process, its peak memory would be that of all jobs before it. An error names the job."""
     got = bench.in_process("ours", JOB | {"what": "sft"})
     assert len(got["seconds"]) == 2 and got["operations"] > 0
     with pytest.raises(SystemExit, match="ours no_such_part failed"):
@@ -156,7 +174,7 @@ def test_a_job_runs_in_a_process_of_its_own():
 @pytest.mark.slow
 @pytest.mark.parametrize("reference", ["online", "precomputed"])
 def test_trl_gets_the_same_batches(reference, tmp_path):
-    """In another order, or shuffled, its padding would be another."""
+    """If TRL shuffled or sorted the pairs, it would have other padding and so other times."""
     pytest.importorskip("trl")
     torch.manual_seed(0)
     GPT(GPTConfig(**CONFIG)).save_pretrained(tmp_path / "a")

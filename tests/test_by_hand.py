@@ -1,7 +1,8 @@
 """
-Tiny runs recomputed by hand: a toy run, one on reviews with two reward models, one on a file of pairs. Every number of
-eval.json, of the printed tables and of log.csv is compared with tests/by_hand.py, since a right function that is called
-with the wrong rows, the wrong model or in the wrong order gives a wrong number.
+Tests of whole runs, recomputed by hand: a toy run, one on reviews with two reward models, one on a file of pairs.
+
+Every number of eval.json, of the printed tables and of log.csv is compared with by_hand.py. A correct function gives a
+wrong number if it gets the wrong rows or the wrong model, or is called in the wrong order.
 """
 import io
 import json
@@ -18,9 +19,9 @@ import torch
 
 import by_hand
 import data
-import sampling
 import eval
 import loop
+import sampling
 import toy
 import train_pref
 import train_sft
@@ -32,8 +33,10 @@ RUNS = ("toy", "imdb", "file")
 TRAINED = {
     "toy": dict(run="a", lr=0.003, min_lr=0.001, warmup=4, steps=5, beta=0.1, beta_end=1.0, batch=100, decay=0.1),
     "imdb": dict(run="reviews", lr=0.002, min_lr=0.0, warmup=0, steps=3, beta=0.2, beta_end=0.2, batch=32, decay=0.0),
-    "file": dict(run="pairs", lr=0.01, min_lr=0.0, warmup=2, steps=4, beta=0.1, beta_end=0.1, batch=24, decay=0.0)}
-ACCUM, NOISE = {"toy": 1, "imdb": 1, "file": 2}, {"toy": 0.0, "imdb": 0.0, "file": 0.1}
+    "file": dict(run="pairs", lr=0.01, min_lr=0.0, warmup=2, steps=4, beta=0.1, beta_end=0.1, batch=24, decay=0.0),
+}
+ACCUM = {"toy": 1, "imdb": 1, "file": 2}
+NOISE = {"toy": 0.0, "imdb": 0.0, "file": 0.1}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the runs
@@ -44,7 +47,7 @@ def write(path, rows):
 
 @contextmanager
 def said():
-    """What is printed inside it, as a list of one text once it is through."""
+    """A list that gets the printed text when the block ends."""
     with redirect_stdout(io.StringIO()) as out:
         texts = []
         yield texts
@@ -52,7 +55,7 @@ def said():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The current folder of this module's tests, with `sft`, a policy of reviews. No pictures are drawn."""
+    """The current folder of this module's tests, with `sft`, a policy that writes reviews. No pictures are drawn."""
     root = tmp_path_factory.mktemp("by_hand")
     by_hand.load.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
@@ -63,27 +66,33 @@ def world(tmp_path_factory):
         patch.setattr(sampling.prompts_for, "__defaults__", (12,))    # validation prompts, in place of 100: for speed
         rng, texts = random.Random(5), []
         for i in range(400):
-            at = (0, 12)[i % 2]
-            split = toy.review(rng)[0].split()
-            texts.append({"prompt": " ".join(split[:at]), "completion": " " * (at > 0) + " ".join(split[at:])})
+            review = toy.review(rng)[0].split()
+            if i % 2:    # every second review has a prompt of 12 words
+                texts.append({"prompt": " ".join(review[:12]), "completion": " " + " ".join(review[12:])})
+            else:
+                texts.append({"prompt": "", "completion": " ".join(review)})
         write("texts.jsonl", texts)
-        train_sft.main(["--data", "texts.jsonl", "--out_dir", "sft", "--n_layer", "1", "--n_head", "2", "--n_embd",
-                        "32", "--batch_size", "24", "--max_steps", "70", "--eval_every", "70", "--lr", "1e-2",
-                        "--warmup_steps", "10", "--max_len", "48"])
+        train_sft.main("--data texts.jsonl --out_dir sft --n_layer 1 --n_head 2 --n_embd 32 --batch_size 24 --lr 1e-2 "
+                       "--max_steps 70 --eval_every 70 --warmup_steps 10 --max_len 48".split())
         yield root
 
 def flags_of(name):
-    """A run of DPO that keeps the weights of every step. With a large epsilon AdamW's updates can be recomputed."""
+    """The flags of a run of DPO that keeps the weights of every step.
+
+    With a large epsilon the updates of AdamW can be recomputed: they depend less on the last bits of a gradient.
+    """
     t = TRAINED[name]
     annealed = ("--beta_end", t["beta_end"]) if t["beta_end"] != t["beta"] else ()
-    return [str(x) for x in (
+    flags = (
         "--init_from", "sft", "--out_dir", t["run"], "--lr", t["lr"], "--min_lr", t["min_lr"],
         "--warmup_steps", t["warmup"], "--max_steps", t["steps"], "--beta", t["beta"], *annealed,
         "--batch_size", t["batch"], "--grad_accum", ACCUM[name], "--label_noise", NOISE[name],
-        "--weight_decay", t["decay"], "--adam_epsilon", "1e-3", "--keep_all", "--eval_every", "1", "--patience", "0")]
+        "--weight_decay", t["decay"], "--adam_epsilon", "1e-3", "--keep_all", "--eval_every", "1", "--patience", "0",
+    )
+    return [str(flag) for flag in flags]
 
 def about(prompts, max_new_tokens, **more):
-    """What by_hand.evaluation needs to know of a measurement: rows and flags, as eval.py's docstring has them."""
+    """The rows and flags of a measurement, as by_hand.evaluation takes them. Names are those of docs/metrics.md."""
     rest = dict(reference="sft", labels=None, rewards={}, pairs=[], n_samples=4, temperatures=[1], against=None,
                 best_of=None, chosen=None, toy=False)
     return SimpleNamespace(prompts=prompts, max_new_tokens=max_new_tokens, **(rest | more))
@@ -92,12 +101,12 @@ def pairs_file(run):
     return json.loads((Path(run) / "args.json").read_text())["pairs"]
 
 def says(reward, labels):
-    """A run of rlhf.train_reward as a function of texts."""
+    """The reward of a run of rlhf.train_reward, as a function of texts."""
     return lambda texts: by_hand.scalars(reward, texts, labels)
 
 @pytest.fixture(scope="module")
 def toy_run(world):
-    """a, and b, another one on the same pairs. Those are ranked by a reward of the last token alone, easily learned."""
+    """Runs a and b on the same pairs. A random reward of the last token ranks the pairs, as it is easily learned."""
     for seed, name in enumerate(("proxy", "gold")):
         torch.manual_seed(seed)
         model = ScalarGPT.from_pretrained("sft")
@@ -105,7 +114,7 @@ def toy_run(world):
         model.save_pretrained(name)
         write(f"{name}/args.json", [{"script": "rlhf/train_reward.py", "args": {"data": "toy"}}])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eval, "main", lambda *args, **more: {})    # 256 prompts
+        patch.setattr(eval, "main", lambda *args, **more: {})    # it would measure 256 prompts
         more = ["--n_prompts", "40", "--max_len", "32", "--reward", "proxy"]
         result = train_pref.main([*flags_of("toy"), *more])
         train_pref.main(["--init_from", "sft", "--out_dir", "b", "--lr", "1e-3", "--max_steps", "4", "--eval_every",
@@ -114,19 +123,24 @@ def toy_run(world):
 
 @pytest.fixture(scope="module")
 def toy_seen(toy_run):
-    """a and b side by side, against b, at three temperatures, with the best of 5 and two learned rewards."""
+    """a and b in one table, against b, at three temperatures, with the best of 5 and two learned rewards."""
     with said() as texts:
-        returned = eval.main(["--run", "a", "b", "--against", "b", "--temperature", "1", "0.5", "0", "--best_of", "5",
-                              "--gold", "gold", "--n_prompts", "12", "--n_samples", "5", "--show", "2"])
+        returned = eval.main("--run a b --against b --temperature 1 0.5 0 --best_of 5 --gold gold --n_prompts 12 "
+                             "--n_samples 5 --show 2".split())
     examples = toy.examples("test", 12)
-    rewards = {"reward": lambda texts: [toy.reward(words(t)) for t in texts]}
-    rewards |= {"proxy": says("proxy", False), "gold": says("gold", False)}
-    held = about([TOKENIZER.encode_ordinary(e["prompt"]) for e in examples], 32 - 12,
-                 labels=[e["positive"] for e in examples], rewards=rewards, n_samples=5,
-                 pairs=by_hand.sampled_rows(pairs_file("a"), "val"), temperatures=[1, 0.5, 0], against="b", best_of=5, toy=True)
+    rewards = {
+        "reward": lambda texts: [toy.reward(words(t)) for t in texts],
+        "proxy": says("proxy", False),
+        "gold": says("gold", False),
+    }
+    prompts = [TOKENIZER.encode_ordinary(e["prompt"]) for e in examples]
+    pairs = by_hand.sampled_rows(pairs_file("a"), "val")
+    held = about(prompts, 32 - 12, labels=[e["positive"] for e in examples], rewards=rewards, n_samples=5, pairs=pairs,
+                 temperatures=[1, 0.5, 0], against="b", best_of=5, toy=True)
     return finished(["a", "b"], held, texts[0], returned)
 
 def finished(runs, held, text, returned):
+    """A measurement: what was printed, returned and stored in eval.json, and what by_hand.py needs to recompute it."""
     stored = {run: json.loads((Path(run) / "eval.json").read_text()) for run in runs}
     return SimpleNamespace(runs=runs, held=held, text=text, returned=returned, stored=stored, wanted={})
 
@@ -137,44 +151,45 @@ def reviews(n, seed):
 
 @pytest.fixture(scope="module")
 def imdb_run(world):
-    """A run on made-up reviews, ranked by a reward model of half of the labels, and measured by it at the end."""
+    """A run on made-up reviews. A reward model of half of the labels ranks its pairs and measures it at the end."""
     train = reviews(160, 1)
     write("imdb/train.jsonl", train)
     write("imdb/test.jsonl", [*reviews(220, 2), *reviews(3, 2), *train[:30]])    # some repeat, some are in training too
     for half in ("first", "second"):
-        train_reward.main(["--data", "imdb", "--data_dir", "imdb", "--init_from", "sft", "--half", half, "--out_dir",
-                           half, "--max_steps", "20", "--eval_every", "10", "--batch_size", "16", "--lr", "3e-3",
-                           "--max_len", "48"])
+        train_reward.main(f"--data imdb --data_dir imdb --init_from sft --half {half} --out_dir {half} --max_steps 20 "
+                          "--eval_every 10 --batch_size 16 --lr 3e-3 --max_len 48".split())
     with said() as texts:
-        result = train_pref.main([*flags_of("imdb"), "--data", "imdb", "--data_dir", "imdb", "--reward", "first",
-                                  "--prompt_tokens", "4-9", "--n_prompts", "40", "--max_len", "32", "--n_show", "1"])
-    shutil.copytree("reviews", "reviews-end")    # what the end of training has measured
+        more = "--data imdb --data_dir imdb --reward first --prompt_tokens 4-9 --n_prompts 40 --max_len 32 --n_show 1"
+        result = train_pref.main([*flags_of("imdb"), *more.split()])
+    shutil.copytree("reviews", "reviews-end")    # the measures at the end of training
     return result, texts[0]
 
 @pytest.fixture(scope="module")
 def imdb_seen(imdb_run):
-    """The run again, with the model of the other half beside it, 3 samples, and the likeliest ones."""
+    """The run measured again: with the other half's reward model, 3 samples, and greedy samples."""
     with said() as texts:
-        returned = eval.main(["--run", "reviews", "--gold", "second", "--n_samples", "3", "--temperature", "0.7", "0",
-                              "--show", "1"])
+        returned = eval.main("--run reviews --gold second --n_samples 3 --temperature 0.7 0 --show 1".split())
     return finished(["reviews"], reviews_held("second", [0.7, 0], 3), texts[0], returned)
 
 def room_for(prompts, max_len):
-    """How many tokens the longest of three prompts out of four leaves room for."""
+    """The tokens of a completion: max_len without the third quartile of the prompts' lengths."""
     return max_len - sorted(map(len, prompts))[math.ceil(0.75 * (len(prompts) - 1))]
 
 def reviews_held(gold, temperatures, n_samples):
+    """The measurement of the run on reviews."""
     train, test = (by_hand.records(f"imdb/{split}.jsonl") for split in ("train", "test"))
     found = by_hand.review_prompts(train, test, 4, 9, 256)
     room = room_for([p for p, _ in found], 32)
     prompts, labels = zip(*((p, positive) for p, positive in found if len(p) + room <= 32))
-    rewards = {"reward": says("first", True)} | ({"gold": says(gold, True)} if gold else {})
+    rewards = {"reward": says("first", True)}
+    if gold:
+        rewards["gold"] = says(gold, True)
     pairs = by_hand.sampled_rows(pairs_file("reviews"), "val")
     return about(prompts, room, labels=labels, rewards=rewards, pairs=pairs, n_samples=n_samples,
                  temperatures=temperatures)
 
 def pair_rows():
-    """Pairs with prompts of 2 to 21 tokens, some of them twice and three times, and some that must be dropped."""
+    """Pairs with prompts of 2 to 21 tokens, some of them two or three times, and three pairs that must be dropped."""
     rng, rows = random.Random(9), []
     one = lambda good: f" the {rng.choice(toy.ASPECT)} was {rng.choice((toy.BAD, toy.GOOD)[good][:2])} ."
     say = lambda good: "".join(one(good) for _ in range(rng.choice((1, 1, 2))))
@@ -183,12 +198,14 @@ def pair_rows():
         for _ in range(rng.choice((1, 1, 2, 3))):
             rows.append({"prompt": prompt, "chosen": say(True), "rejected": say(False)})
     same = " the plot was fine ."
-    return [*rows, {"prompt": "i", "chosen": same, "rejected": same}, {"prompt": "i", "chosen": same, "rejected": " "},
-            {"prompt": "i saw this film ." * 10, "chosen": same, "rejected": same + same}]
+    rows.append({"prompt": "i", "chosen": same, "rejected": same})
+    rows.append({"prompt": "i", "chosen": same, "rejected": " "})
+    rows.append({"prompt": "i saw this film ." * 10, "chosen": same, "rejected": same + same})
+    return rows
 
 @pytest.fixture(scope="module")
 def file_run(world):
-    """A run on a file of pairs with a tenth of the labels swapped, measured at the end on the right ones."""
+    """A run on a file of pairs with a tenth of the labels swapped. At its end it is measured on the right labels."""
     write("pairs.jsonl", pair_rows())
     with said() as texts:
         result = train_pref.main([*flags_of("file"), "--data", "pairs.jsonl", "--max_len", "28", "--n_show", "2"])
@@ -197,12 +214,13 @@ def file_run(world):
 
 @pytest.fixture(scope="module")
 def file_seen(file_run):
-    """The run again, with samples too short for an EOS."""
+    """The run measured again, with samples too short for an EOS."""
     with said() as texts:
         returned = eval.main(["--run", "pairs", "--max_new_tokens", "3", "--n_prompts", "7", "--show", "9"])
     return finished(["pairs"], file_held(3, 7), texts[0], returned)
 
 def file_held(room, n_prompts):
+    """The measurement of the run on a file."""
     rows, answers = by_hand.file_rows("pairs.jsonl", 28)["val"], {}
     for row in rows:
         answers[tuple(row["prompt"])] = row["chosen"]    # one of each prompt
@@ -216,13 +234,13 @@ def seen(request):
     return request.getfixturevalue(f"{request.param}_seen")
 
 def wanted(seen, run):
-    """What eval.json must hold, recomputed once."""
+    """The content that eval.json must have, recomputed once."""
     if run not in seen.wanted:
         seen.wanted[run] = by_hand.evaluation(run, seen.held)
     return seen.wanted[run]
 
 def same(found, want, where=""):
-    """Two trees of dicts, lists and numbers, to 5 digits."""
+    """Asserts that two trees of dicts, lists and numbers are equal, numbers to 4 digits."""
     if isinstance(want, dict):
         assert found.keys() == want.keys(), where
     if isinstance(want, (dict, list)):
@@ -230,26 +248,27 @@ def same(found, want, where=""):
         for key in want if isinstance(want, dict) else range(len(want)):
             same(found[key], want[key], f"{where} {key}")
     else:
-        near = found == want or not isinstance(want, str) and found == pytest.approx(want, rel=1e-4, abs=2e-5)
-        assert near, f"{where}: {found}, by hand {want}"
+        close = found == want or not isinstance(want, str) and found == pytest.approx(want, rel=1e-4, abs=2e-5)
+        assert close, f"{where}: {found}, by hand {want}"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # eval.json
 
 @pytest.mark.parametrize("part", ["measures", "temperatures", "best_of"])
 def test_every_number_of_eval_json(seen, part):
-    """A measure may stand in the wrong column, be taken on the wrong rows, or have the interval of something else."""
+    """A measure may be in the wrong column, on the wrong rows, or have the interval of another measure."""
     for run in seen.runs:
         want = wanted(seen, run)
         assert (part in seen.stored[run]) == (part in want)
         same(seen.stored[run].get(part), want.get(part), run)
 
 def test_the_samples_and_their_rewards_are_those_measured(seen):
-    """Shown samples of another draw, or rewards of another prompt, would illustrate something else than the table."""
+    """Samples of another draw, or rewards of another prompt, would not be those of the table."""
     for run in seen.runs:
         found, want = seen.stored[run]["samples"], wanted(seen, run)["samples"]
-        for rewards in (r for one in want for r in one.get("rewards", {}).values()):
-            rewards.update({key: round(value, 3) for key, value in rewards.items()})
+        for one in want:
+            for rewards in one.get("rewards", {}).values():
+                rewards.update({key: round(value, 3) for key, value in rewards.items()})
         assert len(found) == len(want) == len(seen.held.prompts)
         for one, other in zip(found, want):
             assert one.keys() == other.keys() and all(one[k] == other[k] for k in other if k != "rewards")
@@ -258,15 +277,16 @@ def test_the_samples_and_their_rewards_are_those_measured(seen):
                 assert one["rewards"][side] == pytest.approx(rewards, abs=1.1e-3)
 
 def test_the_counts_are_those_of_the_rows(seen):
-    """A count read off a flag says what was asked for, not what was there."""
+    """A count taken from a flag is what was asked for. There may be fewer rows."""
+    held = seen.held
     for run in seen.runs:
-        found, held = {k: v for k, v in seen.stored[run].items() if not isinstance(v, (dict, list))}, seen.held
+        found = {k: v for k, v in seen.stored[run].items() if not isinstance(v, (dict, list))}
         assert found == {"prompts": len(held.prompts), "pairs": len(held.pairs), "n_samples": held.n_samples,
                          "temperature": held.temperatures[0]}
         assert len(seen.held.prompts) >= 4 and len(seen.held.pairs) >= 8
 
 def test_what_is_returned_is_what_is_stored(seen):
-    """train_pref, and the sweep of the study, read the returned numbers, people those of the file."""
+    """train_pref.py and the study's sweep use the returned numbers, while people read the file."""
     for run in seen.runs:
         returned = seen.returned if len(seen.runs) == 1 else seen.returned[run]
         assert returned == {key: value for key, value in seen.stored[run].items() if key != "samples"}
@@ -275,11 +295,11 @@ def test_what_is_returned_is_what_is_stored(seen):
 # the printed tables
 
 def near(found, want, digits, where):
-    """A printed number is the number, rounded."""
+    """Asserts that a printed number is the wanted one, rounded."""
     assert found == pytest.approx(want, abs=0.51 * 10 ** -digits + 1e-4), where
 
 def test_the_printed_table_has_the_right_number_beside_the_right_label(seen):
-    """A row's label and its key are written apart, so two may be swapped; so may the columns of several runs."""
+    """Labels and keys are separate in the code, so two rows may be swapped, and so may the columns of several runs."""
     title, names, rows = by_hand.printed_table(seen.text)
     first = wanted(seen, seen.runs[0])["measures"]
     columns = [first["before"], *(wanted(seen, run)["measures"]["after"] for run in seen.runs)]
@@ -298,7 +318,7 @@ def test_the_printed_table_has_the_right_number_beside_the_right_label(seen):
                 near(x, y, digits, f"{label}: {cell}, by hand {column.get(key)}")
 
 def blocks(seen):
-    """{run: what is printed of it below the table}."""
+    """{run: its text below the printed table}."""
     text = seen.text.split("[95% interval]")[1].split("\n\n", 2)[2].rsplit("\n\nin ", 1)[0]
     if len(seen.runs) == 1:
         return {seen.runs[0]: text}
@@ -306,7 +326,7 @@ def blocks(seen):
     return dict(zip(parts[1::2], parts[2::2]))
 
 def test_the_printed_lines_of_temperatures_and_best_of_n(seen):
-    """Below the table each run has lines of its own, with fewer digits than the file."""
+    """These lines belong to one run each and have fewer digits than the file."""
     assert list(blocks(seen)) == seen.runs
     for run, text in blocks(seen).items():
         rows = wanted(seen, run).get("temperatures", ())
@@ -328,7 +348,7 @@ def test_the_printed_lines_of_temperatures_and_best_of_n(seen):
                 near(x, y, 3, "best of")
 
 def test_the_printed_samples_are_the_first_of_the_file(seen):
-    """As many as --show says, the reference's above the policy's, each with its own rewards."""
+    """The number is that of --show. Each sample must have its own rewards, the reference's before the policy's."""
     n = {"a": 2, "reviews": 1, "pairs": len(seen.held.prompts)}[seen.runs[0]]
     for run, text in blocks(seen).items():
         lines = [line for line in text.split("\n") if re.match("prompt   |before   |after    ", line)]
@@ -343,7 +363,7 @@ def test_the_printed_samples_are_the_first_of_the_file(seen):
 # which rows
 
 def test_toy_prompts_are_of_the_test_split(toy_seen):
-    """Prompts of training would show what was learned by heart; those of validation have chosen the weights."""
+    """Training prompts would measure memory. Validation prompts were used to select the weights."""
     prompts = [one["prompt"] for one in toy_seen.stored["a"]["samples"]]
     assert {toy.split_of(p) for p in prompts} == {"test"}
     assert prompts == [e["prompt"] for e in toy.examples("test", 12, 0)]
@@ -353,7 +373,7 @@ def test_toy_prompts_are_of_the_test_split(toy_seen):
 
 @pytest.mark.parametrize("run, reward, labels", [("a", "proxy", False), ("reviews", "first", True)])
 def test_pairs_are_ranked_by_the_reward_of_prompt_and_completion(toy_run, imdb_run, run, reward, labels):
-    """Of the completion alone, or by another model, the order would be another one."""
+    """The reward of the completion alone, or of another model, gives another order."""
     rows, found = by_hand.records(pairs_file(run)), {}
     for side in ("chosen", "rejected"):
         found[side] = by_hand.scalars(reward, [r["prompt"]["tokens"] + r[side]["tokens"] for r in rows], labels)
@@ -361,7 +381,7 @@ def test_pairs_are_ranked_by_the_reward_of_prompt_and_completion(toy_run, imdb_r
     assert all(x > y for x, y in zip(found["chosen"], found["rejected"]) if abs(x - y) > 1e-5)
 
 def test_review_prompts_are_of_test_reviews_that_training_does_not_hold(imdb_seen):
-    """Beginnings of reviews repeat, and some reviews stand in both files."""
+    """Beginnings of reviews repeat, and some reviews are in both files."""
     prompts = {one["prompt"] for one in imdb_seen.stored["reviews"]["samples"]}
     paired = {r["prompt"]["text"] for r in by_hand.records(pairs_file("reviews"))}
     assert len(prompts) == len(imdb_seen.held.prompts) and not prompts & paired
@@ -369,7 +389,7 @@ def test_review_prompts_are_of_test_reviews_that_training_does_not_hold(imdb_see
     assert all(any(r["text"].startswith(p) for r in by_hand.records("imdb/test.jsonl")) for p in prompts)
 
 def test_prompts_of_a_file_are_its_validation_rows_once_each(file_seen):
-    """A prompt that stands in three pairs would count three times, and its pairs might be on both sides."""
+    """A prompt with three pairs would count three times, and its pairs might be in both splits."""
     rows = by_hand.file_rows("pairs.jsonl", 28)
     trained, kept = ({words(r["prompt"]) for r in rows[split]} for split in ("train", "val"))
     prompts = [one["prompt"] for one in file_seen.stored["pairs"]["samples"]]
@@ -378,16 +398,17 @@ def test_prompts_of_a_file_are_its_validation_rows_once_each(file_seen):
     assert len({len(p) for p in file_seen.held.prompts}) > 2
 
 def test_samples_that_hit_max_new_tokens_have_no_eos(file_seen):
-    """What was cut has not ended; and its length is what it was cut to, not one token more for the EOS."""
+    """A cut sample has not ended. Its length is that of the cut, not one token more for an EOS."""
     for side, column in file_seen.stored["pairs"]["measures"].items():
-        cut = [by_hand.load({"before": "sft", "after": "pairs"}[side]), file_seen.held, 4, 1]
-        lengths, ends = zip(*((len(a), a[-1] == EOS) for several in by_hand.drawn(*cut) for a in several))
+        model = by_hand.load({"before": "sft", "after": "pairs"}[side])
+        samples = sum(by_hand.drawn(model, file_seen.held, 4, 1), [])
+        lengths, ends = [len(tokens) for tokens in samples], [tokens[-1] == EOS for tokens in samples]
         assert max(lengths) == 3 and 0 <= sum(ends) < 28 / 4
         assert column["length"][0] == pytest.approx(by_hand.mean(lengths))
         assert column["eos"][0] == pytest.approx(by_hand.mean(ends))
 
 def test_greedy_samples_are_the_likeliest_tokens(toy_seen):
-    """One sample a prompt, by the policy, with no draw in it: each token has the largest logit."""
+    """At temperature 0 there is one sample per prompt, by the policy, and each token must have the largest logit."""
     found = toy_seen.stored["a"]["temperatures"][1]
     policy = by_hand.load("a")
     for prompt, text in zip(toy_seen.held.prompts, found["samples"], strict=True):
@@ -402,7 +423,7 @@ def test_greedy_samples_are_the_likeliest_tokens(toy_seen):
 
 @pytest.mark.parametrize("name", ["imdb", "file"])
 def test_the_table_at_the_end_of_training_is_that_of_the_best_weights(name, request):
-    """train_pref.py measures by itself: it must take the run's own rows, reward model, reference and saved weights."""
+    """train_pref.py calls eval.py itself, with the run's own rows, reward model, reference and saved weights."""
     result, text = request.getfixturevalue(f"{name}_run")
     held = reviews_held(None, [1], 4) if name == "imdb" else file_held(None, 256)
     run = TRAINED[name]["run"]
@@ -427,18 +448,18 @@ def trained_rows(name):
     return {split: by_hand.flipped(part, NOISE[name]) for split, part in rows.items()}
 
 def beta_at(t, update):
-    """From beta on to beta_end, which the last update has."""
+    """Beta of update 1, 2, ...: a line from beta to beta_end, which the last update has."""
     return t["beta"] + (t["beta_end"] - t["beta"]) * update / t["steps"]
 
 def lr_at(t, update):
-    """A line up over the warmup, then half a cosine; of update 1, 2, ..."""
+    """The learning rate of update 1, 2, ...: a line over the warmup, then half a cosine."""
     if update <= t["warmup"]:
         return t["lr"] * update / t["warmup"]
     done = (update - 1 - t["warmup"]) / (t["steps"] - t["warmup"])
     return t["min_lr"] + (t["lr"] - t["min_lr"]) * (1 + math.cos(math.pi * done)) / 2
 
 def check_logged(found, want, where):
-    """One line of the log; the accuracy lies in its range."""
+    """Asserts that a step's row of the log is as wanted, where the accuracy may lie in a range."""
     assert found.keys() == want.keys(), where
     for key, value in want.items():
         if key == "rewards/accuracies":
@@ -452,8 +473,9 @@ def name(request):
     return request.param
 
 def test_every_validation_of_log_csv(name):
-    """On validation rows, at the last beta, by the weights of that step, with nothing of a training batch in it."""
-    t, rows, log = TRAINED[name], trained_rows(name)["val"], by_hand.read_log(TRAINED[name]["run"])
+    """It must use validation rows, the last beta and the weights of its step, and no row of a training batch."""
+    t = TRAINED[name]
+    rows, log = trained_rows(name)["val"], by_hand.read_log(t["run"])
     assert [step for step, split in log if split == "val"] == [*range(t["steps"] + 1)]
     for step in range(t["steps"] + 1):
         with torch.no_grad():
@@ -463,14 +485,16 @@ def test_every_validation_of_log_csv(name):
     assert log[0, "val"]["loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 def test_every_update_of_log_csv_and_its_weights(name):
-    """Each update by plain AdamW, on its own rows of the shuffled stream, at its own beta and learning rate."""
-    t, rows, log = TRAINED[name], trained_rows(name)["train"], by_hand.read_log(TRAINED[name]["run"])
+    """Each update has its own rows of the shuffled stream, its own beta and its own learning rate."""
+    t = TRAINED[name]
+    rows, log = trained_rows(name)["train"], by_hand.read_log(t["run"])
     model = GPT.from_pretrained("sft")
     optimizer = by_hand.AdamW(model, 1e-3, t["decay"])
     assert [step for step, split in log if split == "train"] == [*range(1, t["steps"] + 1)]
     for update in range(1, t["steps"] + 1):
-        numbers = range((update - 1) * ACCUM[name], update * ACCUM[name])
-        batch = [row for i in numbers for row in by_hand.batch_rows(rows, t["batch"], i)]
+        batch = []
+        for i in range((update - 1) * ACCUM[name], update * ACCUM[name]):
+            batch += by_hand.batch_rows(rows, t["batch"], i)
         loss, found = by_hand.dpo(model, by_hand.load("sft"), batch, beta_at(t, update))
         loss.backward()
         more = {"lr": lr_at(t, update), "grad_norm": optimizer.step(lr_at(t, update))}
@@ -478,17 +502,20 @@ def test_every_update_of_log_csv_and_its_weights(name):
         saved = GPT.from_pretrained(f"{t['run']}/step-{update}").state_dict()
         for key, p in model.state_dict().items():
             assert torch.allclose(saved[key], p, rtol=1e-3, atol=2e-4), f"update {update}: {key}"
-        model.load_state_dict(saved)    # so that rounding does not add up
+        model.load_state_dict(saved)    # so that rounding errors do not add up
 
 def test_the_saved_weights_are_those_of_the_lowest_validation_loss(name):
-    """The last ones are what is at hand when training ends; step 0 must be the reference itself."""
-    t, log = TRAINED[name], by_hand.read_log(TRAINED[name]["run"])
+    """When training ends, the last weights are in memory. Step 0 must be the reference itself."""
+    t = TRAINED[name]
+    log = by_hand.read_log(t["run"])
     losses = [log[step, "val"]["loss"] for step in range(t["steps"] + 1)]
-    result, best = json.loads((Path(t["run"]) / "result.json").read_text()), losses.index(min(losses))
-    assert {k: v for k, v in result.items() if k != "seconds"} == {"step": t["steps"], "best_step": best, "skipped": 0,
-                                                                   "best_val_loss": pytest.approx(min(losses))}
+    best = losses.index(min(losses))
+    result = json.loads((Path(t["run"]) / "result.json").read_text())
+    del result["seconds"]
+    lowest = pytest.approx(min(losses))
+    assert result == {"step": t["steps"], "best_step": best, "skipped": 0, "best_val_loss": lowest}
     folders = t["run"], f"{t['run']}/step-{best}", "sft", f"{t['run']}/step-0"
     weights = [GPT.from_pretrained(folder).state_dict() for folder in folders]
     for one, other in (weights[:2], weights[2:]):
         assert all(torch.equal(one[key], other[key]) for key in one)
-    assert best > 0 and (name != "toy" or best < t["steps"])    # or nothing here could tell them apart
+    assert best > 0 and (name != "toy" or best < t["steps"])    # else the best, first and last weights are the same

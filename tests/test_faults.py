@@ -1,34 +1,37 @@
 """
-The usual mistakes, planted one at a time in a copy of the project: each must make some test fail. A fault that no test sees means a
-missing test. A plant whose line is no longer in the code fails too, so that this list keeps up with it.
+Planted faults: the usual mistakes, each planted in a copy of the project, where it must make a test fail.
+
+A fault that no test sees means a missing test. A fault whose line is no longer in the code fails too, so the list
+stays up to date.
 """
-import compileall
 import importlib
-import shutil
 from pathlib import Path
 
 import pytest
-from warm import Warm
+from warm import Warm, copied, write_source
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # name -> (file, right text, wrong text, the tests that must fail), from the modules of tests/planted
-FAULTS = {f"{path.stem}: {name}": fault for path in sorted((ROOT / "tests" / "planted").glob("*.py"))
-          for name, fault in importlib.import_module(f"planted.{path.stem}").FAULTS.items()}
+FAULTS = {}
+for path in sorted((ROOT / "tests" / "planted").glob("*.py")):
+    for name, fault in importlib.import_module(f"planted.{path.stem}").FAULTS.items():
+        FAULTS[f"{path.stem}: {name}"] = fault
+
+# every sixth is among the slow tests; docs/tests.md has the command for all of them
+MARKED = [pytest.param(name, marks=pytest.mark.planted if i % 6 else pytest.mark.slow) for i, name in enumerate(FAULTS)]
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_line_that_is_to_be_broken_is_still_there(name):
     """A fault that can no longer be planted is seen by no test, and only the slow ones would say so."""
     file, right, wrong, tests = FAULTS[name]
-    assert right in (ROOT / file).read_text() and right != wrong and (ROOT / "tests" / tests.split("::")[0]).is_file()
+    assert right in (ROOT / file).read_text() and right != wrong
+    assert (ROOT / "tests" / tests.split("::")[0]).is_file()
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     """A copy of the project to plant faults in, one after the other."""
-    folder = tmp_path_factory.mktemp("faults") / "copy"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", "out", "__pycache__", ".*_cache", "venv", ".venv"))
-    compileall.compile_dir(folder, quiet=2)
-    return folder
+    return copied(ROOT, tmp_path_factory.mktemp("faults") / "copy")
 
 @pytest.fixture(scope="module")
 def warm():
@@ -36,24 +39,16 @@ def warm():
     yield process
     process.close()
 
-def write_source(path, text):
-    """Writes a Python file and removes its bytecode, which would stay valid if the new file had the same second and size as the old one."""
-    path.write_text(text)
-    for stale in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
-        stale.unlink()
-
-# every fourth is among the slow tests; docs/tests.md has the command for all of them
-OFTEN = {name for i, name in enumerate(FAULTS) if i % 4 == 0}
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in OFTEN else pytest.mark.planted) for n in FAULTS])
+@pytest.mark.parametrize("name", MARKED)
 def test_a_planted_fault_is_seen(name, copy, warm):
-    """The suite is worth what it catches: these are the mistakes that implementations of these losses were found with."""
+    """The tests are worth what they catch: these mistakes were found in real implementations of the losses."""
     file, right, wrong, tests = FAULTS[name]
-    path, text = copy / file, (ROOT / file).read_text()
+    path = copy / file
+    text = (ROOT / file).read_text()
     assert right in text, f"{file} no longer has the line that is to be broken: {right}"
     write_source(path, text.replace(right, wrong))
     try:
-        status, said = warm.run(copy, ["-x", f"tests/{tests}"])
+        status, printed = warm.run(copy, ["-x", f"tests/{tests}"])
     finally:
         write_source(path, text)
-    assert status == 1 and " failed" in said, f"no test has seen it: {said[-600:]}"
+    assert status == 1 and " failed" in printed, f"no test has seen it: {printed[-600:]}"

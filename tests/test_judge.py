@@ -1,4 +1,4 @@
-"""The judge, against a local server that answers as real ones do: slowly, with 429 and 500, cut off, rambling."""
+"""The judge against a local server that behaves as real ones do: slow answers, 429, 500, cut connections, rambling."""
 import json
 import math
 import threading
@@ -14,7 +14,7 @@ import judge
 pytest.importorskip("openai")
 
 class Server:
-    """An endpoint in this process. behave(text, times asked) -> an answer, or (status, headers), or "cut"."""
+    """An endpoint in this process. behave(text, times asked) gives an answer, or (status, headers), or "cut"."""
     def __init__(self, behave):
         self.asked, self.keys, self.at_once, self.most = Counter(), set(), 0, 0
         lock, server = threading.Lock(), self
@@ -37,10 +37,13 @@ class Server:
                     return
                 status, headers = said if isinstance(said, tuple) else (200, {})
                 choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
-                reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]} if status == 200 else {}
+                reply = {}
+                if status == 200:
+                    reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
                 reply = json.dumps(reply).encode()
                 self.send_response(status)
-                for name, value in ({"Content-Length": str(len(reply)), "Content-Type": "application/json"} | headers).items():
+                headers = {"Content-Length": str(len(reply)), "Content-Type": "application/json"} | headers
+                for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(reply)
@@ -61,7 +64,7 @@ def serve():
 
 @pytest.fixture
 def run(tmp_path):
-    """Ten samples: the run's answer is the longer one in six, the shorter in three, and the same in one."""
+    """Ten samples: the run's answer is the longer one in six, the shorter one in three, and equal in one."""
     better, worse = "a good long answer", "no"
     samples = [{"prompt": f"question {i}?", "after": better, "before": worse} for i in range(6)]
     samples += [{"prompt": f"question {i}?", "after": worse, "before": better} for i in range(6, 9)]
@@ -70,7 +73,9 @@ def run(tmp_path):
     return tmp_path
 
 def answers(text):
-    return text.split("<answer A>\n")[1].split("\n</answer A>")[0], text.split("<answer B>\n")[1].split("\n</answer B>")[0]
+    """(answer A, answer B) of a question."""
+    part = lambda name: text.split(f"<answer {name}>\n")[1].split(f"\n</answer {name}>")[0]
+    return part("A"), part("B")
 
 def honest(text, n=1):
     a, b = map(len, answers(text))
@@ -83,23 +88,40 @@ def ask(run, server, *more):
 # reading verdicts, counting
 
 @pytest.mark.parametrize("answer, verdict", [
-    ("Better: A", "A"), ("A is shorter.\nBetter: B\n", "B"), ("**Better: B**", "B"), ("better:  neither", "neither"),
+    ("Better: A", "A"),
+    ("A is shorter.\nBetter: B\n", "B"),
+    ("**Better: B**", "B"),
+    ("better:  neither", "neither"),
     ("Better: tie", "neither"),
-    ("The better is A, since B is wrong.", "A"), ("Better: Answer B.", "B"), ("Better: B\n\nB has more detail than A.", "B"),
-    ('Verdict:\n"Better: A"', "A"), ("Better: A ... on reflection, Better: B", None), ("Both are good.", None), ("", None),
-    ("A is a better answer", None), ("Better: Another answer would be", None)])
+    ("The better is A, since B is wrong.", "A"),
+    ("Better: Answer B.", "B"),
+    ("Better: B\n\nB has more detail than A.", "B"),
+    ('Verdict:\n"Better: A"', "A"),
+    ("Better: A ... on reflection, Better: B", None),
+    ("Both are good.", None),
+    ("", None),
+    ("A is a better answer", None),
+    ("Better: Another answer would be", None),
+])
 def test_verdicts_are_read(answer, verdict):
-    """Verdict first or last, in bold, with words around it; two different ones, or none, are not guessed at."""
+    """
+    A verdict may stand first or last, in bold, or among other words. With two different verdicts, or none, nothing
+    is guessed.
+    """
     assert judge.read_verdict(answer) == verdict
 
 def test_outcomes_by_hand():
-    """The run's answer is A when asked first and B when asked second: A then A is a judge that prefers what stands first."""
-    assert judge.outcome("A", "B") == "win" and judge.outcome("B", "A") == "lose" and judge.outcome("A", "A") == "flip"
-    assert judge.outcome("B", "B") == "flip" and judge.outcome("neither", "neither") == "tie" and judge.outcome("A", "neither") == "tie"
+    """
+    The run's answer is A when asked first and B when asked second. A judge that says A both times prefers the first
+    place.
+    """
+    assert judge.outcome("A", "B") == "win" and judge.outcome("B", "A") == "lose"
+    assert judge.outcome("A", "A") == "flip" and judge.outcome("B", "B") == "flip"
+    assert judge.outcome("neither", "neither") == "tie" and judge.outcome("A", "neither") == "tie"
     assert judge.outcome(None, "B") == judge.outcome("A", None) == "invalid"
 
 def test_wilson_by_hand():
-    """8 of 10: 0.490 to 0.943 (Wilson 1927); at 0 of n the interval has a width, where Wald's has none."""
+    """8 of 10 give 0.490 to 0.943 (Wilson 1927). At 0 of n Wilson's interval has a width, while Wald's has none."""
     assert judge.wilson(8, 10) == pytest.approx([0.8, 0.490, 0.943], abs=1e-3)
     share, low, high = judge.wilson(0, 20)
     assert share == 0 == pytest.approx(low) and 0.1 < high < 0.2 and math.isnan(judge.wilson(0, 0)[0])
@@ -108,7 +130,10 @@ def test_wilson_by_hand():
 # asking
 
 def test_a_fair_judge(run, serve, capsys):
-    """Every pair in both orders, and the pair of equal answers once: 19 questions; rates and lengths as made."""
+    """
+    Every pair is asked in both orders, and the pair of equal answers once: 19 questions. Rates and lengths are
+    known.
+    """
     server = serve(honest)
     found = ask(run, server, "--judge_price", "1", "2")
     assert len(server.asked) == 19 and set(server.asked.values()) == {1}
@@ -118,17 +143,21 @@ def test_a_fair_judge(run, serve, capsys):
     assert "19 questions to ask" in out and "about $" in out
 
 def test_a_judge_that_prefers_what_stands_first_ties_everything(run, serve):
-    """Asked in one order alone it would give the run a win rate of 1."""
+    """Asked in one order only, this judge would give the run a win rate of 1."""
     found = ask(run, serve(lambda text, n: "Better: A"))
     assert found["rates"]["flip"][0] == found["rates"]["tie"][0] == 1 and found["rates"]["win"][0] == 0
 
 def test_unreadable_verdicts_are_counted_and_not_dropped(run, serve):
-    """They leave the denominator of the others, and are told."""
+    """An unreadable verdict leaves the denominator of the other rates, and its own rate is reported."""
     found = ask(run, serve(lambda text, n: "Hard to say." if "question 3?" in text else honest(text)))
-    assert found["pairs"] == 10 and found["rates"]["invalid"][0] == 0.1 and found["rates"]["win"][0] == pytest.approx(5 / 9)
+    assert found["pairs"] == 10 and found["rates"]["invalid"][0] == 0.1
+    assert found["rates"]["win"][0] == pytest.approx(5 / 9)
 
 def test_a_server_with_bad_days_loses_nothing(run, serve):
-    """429 with Retry-After, 500, a cut connection, slowness: each is asked again until it answers; answers are those of a good one."""
+    """
+    After 429 with Retry-After, 500 or a cut connection the question is asked again. The rates are those of a good
+    server.
+    """
     def behave(text, n):
         kind = int(text.split("question ")[1][0]) % 5
         if n == 1 and kind == 0:
@@ -145,7 +174,7 @@ def test_a_server_with_bad_days_loses_nothing(run, serve):
     assert all(n == 1 + (int(text.split("question ")[1][0]) % 5 < 3) for text, n in server.asked.items())
 
 def test_a_run_that_was_interrupted_asks_the_rest_alone(run, serve):
-    """Killed in the midst of a line: what was answered is not asked, nor paid for, again."""
+    """Killed in the middle of a line, the run keeps its complete answers, and nobody pays for them twice."""
     ask(run, serve(honest), "--judge_limit", "6")
     path = run / "judge.jsonl"
     path.write_bytes(path.read_bytes()[:-9])    # the last line is cut
@@ -155,11 +184,11 @@ def test_a_run_that_was_interrupted_asks_the_rest_alone(run, serve):
     server = serve(honest)
     ask(run, server)
     assert not server.asked
-    ask(run, server, "--judge_model", "another")    # another judge is asked everything
+    ask(run, server, "--judge_model", "another")    # answers of one judge do not count for another
     assert len(server.asked) == 19
 
 def test_a_question_that_never_gets_an_answer_is_told(run, serve, monkeypatch, capsys):
-    """The others' answers stay; the same command asks the rest when the server is well again."""
+    """The other answers stay. The same command asks the missing ones when the server works again."""
     monkeypatch.setattr(endpoint, "RETRIES", 0)
     with pytest.raises(SystemExit, match="2 questions got no answer"):
         ask(run, serve(lambda text, n: (500, {}) if "question 4?" in text else honest(text)))
@@ -168,7 +197,7 @@ def test_a_question_that_never_gets_an_answer_is_told(run, serve, monkeypatch, c
     assert ask(run, server)["pairs"] == 10 and len(server.asked) == 2
 
 def test_as_many_at_a_time_as_asked_for(run, serve):
-    """A local model has one slot; a hosted one many."""
+    """A local model answers one question at a time, a hosted one many."""
     def slow(text, n):
         time.sleep(0.05)
         return honest(text)
@@ -179,7 +208,7 @@ def test_as_many_at_a_time_as_asked_for(run, serve):
     assert one.most == 1 and 1 < four.most <= 4
 
 def test_the_key_is_sent_and_neither_printed_nor_stored(run, serve, monkeypatch, capsys):
-    """It comes from the environment alone."""
+    """The key comes from the environment, and judge.json, judge.jsonl and the screen are often shared."""
     monkeypatch.setenv("MY_KEY", "sk-secret")
     server = serve(honest)
     ask(run, server, "--judge_key", "MY_KEY")
@@ -188,7 +217,7 @@ def test_the_key_is_sent_and_neither_printed_nor_stored(run, serve, monkeypatch,
     assert "sk-secret" not in said.out + said.err + "".join(p.read_text() for p in run.iterdir())
 
 def test_what_cannot_be_judged_is_refused(run, tmp_path, capsys):
-    """One line, before anything is asked."""
+    """The message is one line and comes before anything is asked."""
     for more in (["--against", "chosen"], ["--temperature", "0.5"]):
         with pytest.raises(SystemExit):
             judge.main(["--run", str(run), *more])
@@ -199,7 +228,10 @@ def test_what_cannot_be_judged_is_refused(run, tmp_path, capsys):
     assert "judge.jsonl" in capsys.readouterr().err
 
 def test_a_win_rate_for_each_temperature(run, serve, capsys):
-    """The samples that eval.py drew there, against the reference's at its first; what two temperatures share is asked once."""
+    """
+    eval.py's samples at each temperature meet the reference's at its first temperature. Equal questions are asked
+    once.
+    """
     found = json.loads((run / "eval.json").read_text())
     colder = [s["after"] for s in found["samples"][:6]] + ["a good long answer, always"] * 4
     found["temperatures"] = [{"temperature": 0.5, "samples": colder}]
@@ -218,7 +250,7 @@ def test_a_win_rate_for_each_temperature(run, serve, capsys):
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"samples": []}'])
 def test_a_file_that_is_no_evaluation_is_refused(run, content, capsys):
-    """An eval.json of another tool, or one that somebody cut down, ended in a KeyError."""
+    """An eval.json of another tool, or a truncated one, once ended in a KeyError."""
     (run / "eval.json").write_text(content)
     with pytest.raises(SystemExit) as end:
         judge.main(["--run", str(run)])

@@ -1,6 +1,6 @@
 """
-Layouts of local files: which text stands in the prompt, which is the answer, what is refused, dropped or said; and the
-form in which a run is asked.
+Layouts of local files: which text becomes the prompt and which the answer, which rows are refused, dropped or
+reported, and the form in which questions are put to a run.
 """
 import csv
 import json
@@ -33,7 +33,7 @@ def sides(before=(), chosen="Yes", rejected="No"):
     return {"chosen": [*before, assistant(chosen)], "rejected": [*before, assistant(rejected)]}
 
 def loaded(path, pairs=True):
-    """(examples, dropped, the lines that were said)."""
+    """(examples, dropped, the printed lines)."""
     said = []
     splits, dropped = sources.load_examples(str(path), pairs=pairs, say=said.append)
     return [e for part in splits.values() for e in part], dict(dropped), said
@@ -60,12 +60,12 @@ TALK = "Be brief.\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant:"
          "system in the answers", "overlap", "the last turn in the prompt", "text: last", "text: first",
          "text: dialogue", "text: whole", "text: whole and end", "no prompt"])
 def test_the_prompt_is_all_that_prompt_and_answers_say_and_each_message_once(prompt, before):
-    """Whichever is longer, kept alone, loses the system message or the question, and the pair then means nothing."""
+    """Keeping only the longer of the two loses the system message or the question, and the pair becomes meaningless."""
     record = sides(before) | ({} if prompt is None else {"prompt": prompt})
     assert read(record) == {"prompt": TALK, "chosen": " Yes", "rejected": " No"}
 
 def test_spaces_alone_do_not_make_two_messages_of_one():
-    """Exporters strip one column and not the other."""
+    """Some exporters strip one column and not the other."""
     assert prompt_of({"prompt": " Hi\n"} | sides([SYS, HI])) == "Be brief.\n\nHuman: Hi\n\nAssistant:"
 
 @pytest.mark.parametrize("prompt, before", [
@@ -75,12 +75,12 @@ def test_spaces_alone_do_not_make_two_messages_of_one():
     ids=["two questions", "two questions, text", "two systems", "another answer", "cut short", "two answers",
          "ambiguous"])
 def test_parts_that_contradict_each_other_are_refused_with_file_and_row(tmp_path, prompt, before):
-    """One of the two must be wrong, and a choice between them trains on answers to another question."""
+    """One of the two parts must be wrong. Choosing one would train on answers to another question."""
     rows = [{"prompt": [HI]} | sides([HI]), {"prompt": prompt} | sides(before)]
     refused(write_jsonl(tmp_path / "m.jsonl", rows), "m.jsonl, row 2", "prompt (", "chosen (", "contradict")
 
 def test_answers_that_go_on_from_different_prompts_are_dropped_and_those_that_repeat_more_or_less_are_not():
-    """The rejected side may leave out what the chosen one repeats: the question is the same."""
+    """The rejected side may leave out a part that the chosen side repeats, since the question is the same."""
     record = {"prompt": [SYS, HI], "chosen": [HI, assistant("Yes")], "rejected": [assistant("No")]}
     assert read(record) == {"prompt": "Be brief.\n\nHuman: Hi\n\nAssistant:", "chosen": " Yes", "rejected": " No"}
     for other in ([user("Ho")], [HI, HELLO, AND], [HI, user("Ho")]):
@@ -90,21 +90,23 @@ def test_answers_that_go_on_from_different_prompts_are_dropped_and_those_that_re
 @pytest.mark.parametrize("answers", [("lly", "d"), ("Sure, really", "Sure, read")], ids=["goes on", "repeats it"])
 @pytest.mark.parametrize("as_messages", [True, False])
 def test_an_answer_continues_the_beginning_that_the_prompt_ends_with(answers, as_messages):
-    """A second "Assistant:", or a space, would stand in the middle of a sentence, or of a word."""
+    """A second "Assistant:" or a space would appear in the middle of a sentence or a word."""
     answers = dict(zip(("chosen", "rejected"), ([assistant(a)] if as_messages else a for a in answers)))
     got = read({"prompt": [HI, assistant("Sure, rea")]} | answers)
     assert got == {"prompt": "\n\nHuman: Hi\n\nAssistant: Sure, rea", "chosen": "lly", "rejected": "d"}
 
 def test_an_empty_turn_of_the_assistants_only_asks_for_the_answer():
-    """Chat templates add it; rendered, the prompt would end in a space, which no tokenizer puts there."""
+    """Chat templates add such a turn. Rendered as text, the prompt would end in a space, which changes its tokens."""
     assert prompt_of({"prompt": [HI, assistant("")]} | sides()) == "\n\nHuman: Hi\n\nAssistant:"
 
 @pytest.mark.slow
 def test_where_the_system_message_decides_dpo_learns(tmp_path, own_tokenizer, monkeypatch):
-    """Lost, the same pair stands there in both directions, and the loss stays at log 2."""
+    """Without the system message, the same pair appears in both directions, and the loss stays at log 2."""
     monkeypatch.chdir(tmp_path)
-    rows = [{"prompt": [system(word)], **sides([user(f"the plot {i} was")], *pair)}
-            for i in range(24) for word, pair in (("superb", ("superb .", "dull .")), ("dull", ("dull .", "superb .")))]
+    rows = []
+    for i in range(24):
+        for word, pair in (("superb", ("superb .", "dull .")), ("dull", ("dull .", "superb ."))):
+            rows.append({"prompt": [system(word)], **sides([user(f"the plot {i} was")], *pair)})
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     sizes = ["--max_len", "64", "--batch_size", "16", "--lr", "1e-2"]
     train_sft.main(["--data", path, "--out_dir", "sft", *TINY[:6], *sizes, "--max_steps", "30", "--eval_every", "30"])
@@ -113,7 +115,7 @@ def test_where_the_system_message_decides_dpo_learns(tmp_path, own_tokenizer, mo
                            "--eval_every", "30", "--warmup_steps", "2"])
     assert got["best_val_loss"] < 0.9 * math.log(2), got
     facts = json.loads((tmp_path / "dpo" / "args.json").read_text())
-    assert facts["prompt_format"] == chat.DIALOGUE    # the two system messages are no part of it
+    assert facts["prompt_format"] == chat.DIALOGUE    # the form leaves out the two system messages
 
 # ---------------------------------------------------------------------------------------------------------------------
 # columns system and history
@@ -137,11 +139,11 @@ HISTORY = [["Hi", "Hello"]]
     ({"history": [["go on", "so"]], "prompt": "go on", "chosen": "Yes", "rejected": "No"},
      "\n\nHuman: go on\n\nAssistant: so\n\nHuman: go on\n\nAssistant:")])
 def test_system_and_history_stand_in_the_prompt_of_every_layout(record, prompt):
-    """Left out, the answer is to a question that nobody sees."""
+    """Without them the answer is to a question that the model does not see."""
     assert prompt_of(record) == prompt
 
 def test_an_instruction_keeps_its_template_with_system_and_history():
-    """Rows of one file with a history and without must not be of two forms."""
+    """Rows with and without a history in one file must have the same form."""
     record = {"instruction": "And?", "input": "1", "chosen": "Yes", "rejected": "No"}
     plain = prompt_of(record)
     for empty in ([], None, ""):
@@ -151,7 +153,7 @@ def test_an_instruction_keeps_its_template_with_system_and_history():
     assert got == "Be brief.\n\n" + plain.replace("### Instruction:", earlier + "### Instruction:")
 
 def test_system_stands_before_a_text_that_is_learned_as_a_whole():
-    """The last layout in which it could be lost."""
+    """In this layout, too, the system message must not be lost."""
     assert read({"system": "Be brief.", "text": "a film"}, False) == {"prompt": "Be brief.\n\n", "chosen": "a film"}
 
 @pytest.mark.parametrize("change, words", [
@@ -160,7 +162,7 @@ def test_system_stands_before_a_text_that_is_learned_as_a_whole():
     ({"history": ["Hi", "Hello"]}, ("'history'", "pairs")), ({"history": [["Hi"]]}, ("'history'", "pairs")),
     ({"history": [["Hi", None]]}, ("'history'", "pairs")), ({"history": [HI]}, ("history", "contradict"))])
 def test_a_system_or_history_that_cannot_be_read_is_refused(tmp_path, change, words):
-    """File, row and field."""
+    """The message has file, row and field."""
     path = write_jsonl(tmp_path / "s.jsonl", [sides([SYS, AND]), sides([SYS, AND]) | change])
     refused(path, "s.jsonl, row 2", *words)
 
@@ -168,7 +170,7 @@ def test_a_system_or_history_that_cannot_be_read_is_refused(tmp_path, change, wo
 # text that is not used
 
 def test_text_in_other_columns_is_named_once(tmp_path):
-    """A context, a persona: what the answers were written for. Ids, numbers and copies are nothing that is lost."""
+    """A context or a persona may decide the answers, so it is reported. Ids, numbers and copies are no loss."""
     rows = [{"prompt": f"q {i}", "chosen": "a", "rejected": "b", "context": "c", "notes": ["d"], "id": "x",
              "prompt_id": "y", "score": "0.5", "n": 3, "source": "web", "question": f"q {i}", "price": "1,200.5"}
             for i in range(3)]
@@ -183,11 +185,11 @@ def test_text_in_other_columns_is_named_once(tmp_path):
     ({"text": "a", "label": "pos"}, False),
     ({"system": "s", "history": HISTORY, "prompt": "p", "completion": "a"}, False)])
 def test_nothing_is_said_where_all_text_is_used(tmp_path, record, pairs):
-    """A line that is always there is read by nobody."""
+    """Nobody reads a line that is printed for every file."""
     assert loaded(write_jsonl(tmp_path / "r.jsonl", [record]), pairs)[2] == []
 
 def test_an_instruction_beside_a_prompt_is_named(tmp_path):
-    """One of the two stands in the prompt."""
+    """Only one of the two becomes the prompt."""
     row = {"prompt": "p", "instruction": "do it", "input": "with this", "completion": "a"}
     assert loaded(write_jsonl(tmp_path / "r.jsonl", [row]), False)[2][0].endswith("not used: instruction, input")
 
@@ -202,7 +204,7 @@ def write_csv(path, rows):
     return path
 
 def test_messages_in_cells_are_read_where_they_are_json(tmp_path):
-    """As text the model would learn to write brackets and roles."""
+    """Read as text, they would teach the model to write brackets and roles."""
     row = {side: json.dumps(part) for side, part in sides([SYS, HI]).items()} | {"prompt": json.dumps([SYS])}
     (got,), _, _ = loaded(write_csv(tmp_path / "r.csv", [row]))
     assert got == {"prompt": "Be brief.\n\nHuman: Hi\n\nAssistant:", "chosen": " Yes", "rejected": " No"}
@@ -215,7 +217,7 @@ def test_messages_in_cells_are_read_where_they_are_json(tmp_path):
     "array([{'role': 'user'}])"])
 @pytest.mark.parametrize("field", ["chosen", "prompt"])
 def test_what_looks_like_messages_and_is_not_json_is_refused(tmp_path, cell, field):
-    """pandas writes a column of lists as Python prints it, or numpy."""
+    """pandas writes a column of lists as Python or numpy prints it."""
     row = {"prompt": "Hi", "chosen": "Yes", "rejected": "No"}
     refused(write_csv(tmp_path / "r.csv", [row, row | {field: cell}]), "r.csv, row 2", repr(field), "json.dumps")
 
@@ -240,15 +242,15 @@ GPT = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Hi"
     {"messages": json.dumps(GPT)}, {"conversations": GPT[1:], "system": "Be brief."},
     {"messages": [SYS, HI, HELLO, AND, assistant("Yes"), user("Thanks")]}])
 def test_the_last_message_of_the_assistant_is_the_answer(record):
-    """The layouts of chat data for SFT."""
+    """These are the usual layouts of chat data for SFT."""
     assert read(record, False) == {"prompt": TALK, "chosen": " Yes"}
 
 def test_prompt_and_response_are_prompt_and_answer():
-    """Another name for completion."""
+    """`response` is another name for `completion`."""
     assert read({"prompt": "p", "response": "a"}, False) == {"prompt": "p", "chosen": "a"}
 
 def test_rows_labelled_false_are_dropped_and_counted(tmp_path):
-    """KTO's files hold answers that are not wanted: SFT would learn them."""
+    """KTO's files contain unwanted answers, and SFT would learn them."""
     for false, true in ((False, True), ("false", "True"), (0, 1), ("0", "1"), (0.0, 1.0)):
         rows = [{"prompt": f"p{i}", "completion": f"a{i}", "label": false if i == 1 else true} for i in range(4)]
         for path in (write_jsonl(tmp_path / "k.jsonl", rows), write_csv(tmp_path / "k.csv", rows)):
@@ -260,12 +262,12 @@ def test_rows_labelled_false_are_dropped_and_counted(tmp_path):
     [{"prompt": "p", "completion": f"a{i}", "label": i} for i in range(4)],
     [{"prompt": "p", "completion": f"a{i}", "label": "ham"} for i in range(4)]], ids=["reviews", "classes", "names"])
 def test_a_label_that_is_a_class_drops_nothing(tmp_path, rows):
-    """A review labelled 0 is a negative one, and text like any other."""
+    """A review labelled 0 is a negative review, and its text is valid."""
     examples, dropped, _ = loaded(write_jsonl(tmp_path / "k.jsonl", rows), False)
     assert len(examples) == 4 and not dropped
 
 def test_supervised_rows_without_an_answer_are_told_the_names(tmp_path):
-    """A message about chosen alone sends people to make pairs."""
+    """A message about `chosen` only would make users build pairs."""
     path = write_jsonl(tmp_path / "r.jsonl", [{"question": "q", "answer": "a"}])
     refused(path, "row 1", "completion", "messages", "conversations", "response", "question, answer", pairs=False)
 
@@ -274,23 +276,23 @@ def test_supervised_rows_without_an_answer_are_told_the_names(tmp_path):
     ([{"from": "function", "value": "7"}], ("'function'",)), ([HI], ("assistant's",)), ([], ("assistant's",)),
     ([HI, {"role": "assistant", "content": None}], ("content",)), ([assistant("a")], ("prompt",))])
 def test_a_conversation_that_cannot_be_learned_is_refused(tmp_path, turns, words):
-    """A tool's output rendered as a person's words is a lie about who said it."""
+    """A tool's output must not be rendered as the words of a person."""
     path = write_jsonl(tmp_path / "r.jsonl", [{"messages": [HI, HELLO]}, {"messages": turns}])
     refused(path, "r.jsonl, row 2", *words, pairs=False)
 
 def test_texts_given_as_pairs_are_told_where_they_belong(tmp_path):
-    """The likeliest mistake with a file of chats."""
+    """This is the most likely mistake with a file of chats."""
     path = write_jsonl(tmp_path / "r.jsonl", [{"messages": [HI, HELLO]}])
     refused(path, "row 1", "'chosen'", "'rejected'", "train_sft.py", "messages")
 
 def test_ultrafeedbacks_prompt_is_that_of_its_messages(tmp_path):
-    """Its column prompt repeats the first message; a row where it does not, of 60,000, must not stop the run."""
+    """Its prompt column repeats the first message. One exception in 60,000 rows must not stop the run."""
     write_jsonl(tmp_path / "train.jsonl", [{"prompt": "H", "messages": [HI, HELLO]} | sides([HI])])
     splits, dropped = sources.load_examples("ultrafeedback", str(tmp_path))
     assert splits["train"][0]["prompt"] == "\n\nHuman: Hi\n\nAssistant:" and not dropped
 
 def test_what_is_said_after_the_last_answer_is_counted(tmp_path):
-    """A person's thanks are no answer; left out, they are text lost."""
+    """A person's thanks are no answer. They are left out, so the user is told about the lost text."""
     rows = [{"messages": [HI, HELLO, AND]}, {"messages": [HI, HELLO]}]
     _, _, said = loaded(write_jsonl(tmp_path / "r.jsonl", rows), False)
     assert len(said) == 1 and "1 conversations go on" in said[0]
@@ -322,12 +324,12 @@ def form_of(records, tokenizer, pairs=True, max_prompt_len=None):
     ("plain", lambda i: {"prompt": f"Q: {i}\nA:", "chosen": "a", "rejected": "b"}, "X\nA:"),
     ("plain", lambda i: {"prompt": "Tell me\nmore", "chosen": f"a{i}", "rejected": "b"}, "X")])
 def test_a_question_is_put_into_the_form_of_the_training_prompts(tokenizer, name, make, wrapped):
-    """In another form the run is asked what it never saw, and looks as if it had learned nothing."""
+    """A question in another form looks new to the run, which then seems to have learned nothing."""
     form = form_of(map(make, range(12)), tokenizer)
     assert form["kind"] == name and chat.wrap("X", form) == wrapped and chat.wrap(wrapped, form) == wrapped
 
 def test_a_question_to_a_run_on_instructions_stands_in_alpacas_template(tokenizer):
-    """Without an input, whatever the rows have; the same as such a row's own prompt."""
+    """The question has no input, even if the rows have one. Its prompt equals that of a row without input."""
     row = lambda i, **more: {"instruction": f"Q{i}", "input": "1" * (i % 3), "chosen": "a", "rejected": "b"} | more
     want = prompt_of({"instruction": "X", "chosen": "a", "rejected": "b"})
     assert chat.wrap("X", form_of(map(row, range(12)), tokenizer)) == want
@@ -335,12 +337,12 @@ def test_a_question_to_a_run_on_instructions_stands_in_alpacas_template(tokenize
     assert chat.wrap("X", with_system) == "Be brief.\n\n" + want
 
 def test_prompts_that_lost_their_beginning_have_the_same_form(tokenizer):
-    """--max_prompt_len cuts there; what is left still ends as it did."""
+    """--max_prompt_len cuts the beginning. The end still has its form."""
     form = form_of([sides([SYS, user(f"{i} " + "so " * 30)]) for i in range(12)], tokenizer, max_prompt_len=20)
     assert chat.wrap("X", form) == "\n\nHuman: X\n\nAssistant:"
 
 def test_a_run_on_texts_is_asked_behind_an_eos(tokenizer):
-    """Where every text of training began."""
+    """In training, every text begins after an EOS."""
     form = form_of([{"text": f"the plot {i}"} for i in range(12)], tokenizer, pairs=False)
     the = tokenizer.encode_ordinary("the")
     assert form["kind"] == "text" and chat.encode("the", form, tokenizer) == [tokenizer.eot_token, *the]
@@ -349,18 +351,18 @@ def test_a_run_on_texts_is_asked_behind_an_eos(tokenizer):
 @pytest.mark.parametrize("name, wrapped", [
     ("hh", "\n\nHuman: X\n\nAssistant:"), ("ultrafeedback", "\n\nHuman: X\n\nAssistant:"), ("a.jsonl", "X")])
 def test_a_run_from_before_the_form_was_recorded_is_asked_as_before(name, wrapped):
-    """Its args.json knows the data set alone."""
+    """The args.json of such a run names the data set only."""
     assert chat.wrap("X", chat.form_of({"args": {"data": name}})) == wrapped
 
 @pytest.mark.parametrize("form", [None, "dialogue", {"kind": "plain"}, {"kind": "plain", "before": 1, "after": ""}])
 def test_a_damaged_form_is_refused_in_one_line(form):
-    """args.json is edited by hand."""
+    """Users edit args.json by hand."""
     with pytest.raises(ValueError, match="prompt_format is damaged"):
         chat.form_of({"args": {"data": "x"}, "prompt_format": form})
 
 @pytest.fixture(scope="module")
 def dialogue_run(tmp_path_factory, tokenizer):
-    """A finished SFT run on dialogues with a system message, by the toy world's tokenizer."""
+    """A finished SFT run on dialogues with a system message, with the toy world's tokenizer."""
     root = tmp_path_factory.mktemp("dialogues")
     rows = [{"messages": [SYS, user(f"the plot {i}"), assistant(f"was fine {i} .")]} for i in range(20)]
     path = write_jsonl(root / "talk.jsonl", rows)
@@ -370,14 +372,14 @@ def dialogue_run(tmp_path_factory, tokenizer):
     return root / "run"
 
 def test_eval_asks_in_the_form_that_args_json_records(dialogue_run, own_tokenizer, capsys):
-    """With the system message that all training prompts had."""
+    """The form includes the system message that all training prompts had."""
     facts = json.loads((dialogue_run / "args.json").read_text())
     assert facts["prompt_format"] == {"kind": "dialogue", "before": "Be brief.\n\nHuman: ", "after": "\n\nAssistant:"}
     eval.main(["--run", str(dialogue_run), "--prompt", "And?", "--show", "1", "--max_new_tokens", "4"])
     assert "prompt   Be brief.\n\nHuman: And?\n\nAssistant:\n" in capsys.readouterr().out
 
 def test_a_run_without_the_record_can_be_resumed(dialogue_run, own_tokenizer, tmp_path):
-    """Runs of before have none; that is no other data."""
+    """Older runs have no record of the form. Its absence does not mean other data."""
     run = shutil.copytree(dialogue_run, tmp_path / "run")
     facts = json.loads((run / "args.json").read_text())
     del facts["prompt_format"]
@@ -390,7 +392,7 @@ def test_a_run_without_the_record_can_be_resumed(dialogue_run, own_tokenizer, tm
 
 @pytest.fixture
 def talk(monkeypatch, tokenizer, capsys):
-    """talk(form, room, lines, answer) -> (the prompts that the policy was given, what was printed)."""
+    """talk(form, room, lines, answer) returns (the prompts that the policy was given, the printed text)."""
     def start(form, room, lines, answer=" fine .", **flags):
         given, left = [], list(lines)
         def read_line(_):
@@ -409,35 +411,35 @@ def talk(monkeypatch, tokenizer, capsys):
     return start
 
 def test_a_chat_keeps_the_conversation_of_a_run_on_dialogues(talk):
-    """In the form of training prompts with earlier turns; what the policy writes for the person is no answer."""
+    """The prompt is that of training with earlier turns. Text that the policy writes for the person is cut off."""
     given, out = talk(chat.DIALOGUE, 400, ["Hi", "And?", ""], " fine .\n\nHuman: me")
     first = "\n\nHuman: Hi\n\nAssistant:"
     assert given == [first, f"{first} fine .\n\nHuman: And?\n\nAssistant:"] and "me" not in out
 
 def test_a_chat_with_another_run_asks_each_question_alone(talk):
-    """Its training prompts have no turns."""
+    """The training prompts of such a run have no turns."""
     given, _ = talk({"kind": "plain", "before": "Q\n", "after": "\nA"}, 400, ["Hi", "And?", EOFError])
     assert given == ["Q\nHi\nA", "Q\nAnd?\nA"]
 
 def test_the_oldest_turns_are_dropped_when_the_room_is_used_up_and_that_is_said(talk, tokenizer):
-    """A prompt that leaves the answer no room would end the chat, or be cut in the middle of a turn."""
+    """A prompt without room for an answer would end the chat, or be cut in the middle of a turn."""
     given, out = talk(chat.DIALOGUE, 100, ["one", "two", "three", "four", ""], " fine", max_new_tokens=10)
     assert "one" in given[1] and "one" not in given[-1]
     assert given[-1].startswith("\n\nHuman: ") and given[-1].endswith("four\n\nAssistant:")
     assert all(len(tokenizer.encode_ordinary(g)) <= 90 for g in given) and "oldest turns left out: 1)" in out
 
 def test_a_question_that_is_too_long_is_refused_and_the_chat_goes_on(talk):
-    """An error would take the conversation along."""
+    """An error would lose the conversation."""
     given, out = talk(chat.DIALOGUE, 60, ["x" * 100, "Hi", ""])
     assert len(given) == 1 and "tokens" in out and given[0].endswith("Hi\n\nAssistant:")
 
 @pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt, "", "  "])
 def test_a_chat_ends_without_a_traceback(talk, end):
-    """Ctrl-D, Ctrl-C, an empty line."""
+    """A chat may end with Ctrl-D, Ctrl-C or an empty line."""
     assert talk(chat.PLAIN, 60, [end])[0] == []
 
 def test_eval_chats_with_one_run(dialogue_run, own_tokenizer, monkeypatch, capsys):
-    """From the flag to the policy's answer; nothing is measured."""
+    """The flag starts a chat with the policy. Nothing is measured or written."""
     lines = iter(["the plot", ""])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     eval.main(["--run", str(dialogue_run), "--chat", "--max_new_tokens", "4"])
@@ -448,7 +450,7 @@ def test_eval_chats_with_one_run(dialogue_run, own_tokenizer, monkeypatch, capsy
         assert "--chat has no effect" in capsys.readouterr().err
 
 def test_a_look_at_a_file_shows_all_of_it(tmp_path, own_tokenizer, capsys):
-    """data.py is where people look first."""
+    """Users look at a new file with data.py first."""
     rows = [{"prompt": f"p{i}", "completion": "a </s>", "label": i > 0, "context": "c"} for i in range(3)]
     path = write_jsonl(tmp_path / "k.jsonl", rows)
     data.main(["--data", path, "--texts", "--show", "1"])

@@ -1,6 +1,7 @@
 """
-logps.py and support/fast_logps.py: the log-prob of a token by hand, and in chunks against the plain way; of a completion
-against a slow loop and the plain way; of a pair behind one prompt against each completion behind its own.
+logps.py and support/fast_logps.py. The log-prob of a token is tested by hand, and in chunks against the plain way. That
+of a completion is tested against a slow loop. That of a pair behind one prompt is tested against each completion behind
+its own.
 """
 import copy
 import math
@@ -28,7 +29,8 @@ M, V, C = 23, 31, 6
 def case(dtype=torch.float32, scale=1.0):
     """states (M, C), weight (V, C), targets (M,), and a gradient (M,) of the log-probs, of both signs."""
     g = torch.Generator().manual_seed(0)
-    states, weight, grad = (torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype) for shape in ((M, C), (V, C), (M,)))
+    sizes = ((M, C), (V, C), (M,))
+    states, weight, grad = (torch.randn(*size, generator=g, dtype=torch.float64).to(dtype) for size in sizes)
     return (scale * states).requires_grad_(), weight.requires_grad_(), torch.randint(V, (M,), generator=g), grad
 
 def run(fn, states, weight, targets, grad):
@@ -42,21 +44,32 @@ def near(got, want, atol=1e-5, rtol=1e-5):
 
 @pytest.mark.parametrize("fn", [plain, token_logps], ids=["plain", "fast"])
 def test_a_token_logp_and_its_gradients_by_hand(fn):
-    """On paper: logits log 3 and 0, so p = 3/4 and 1/4, and d logp[0] / d logits = (1/4, -1/4). Without the one-hot: (-3/4, -1/4)."""
-    states, weight = torch.tensor([[math.log(3), 0.0]], requires_grad=True), torch.tensor([[1.0, 2.0], [0.0, 4.0]], requires_grad=True)
+    """
+    On paper: logits log 3 and 0, so p = (3/4, 1/4) and d logp[0] / d logits = (1/4, -1/4). Without the one-hot term the
+    gradient is (-3/4, -1/4).
+    """
+    states = torch.tensor([[math.log(3), 0.0]], requires_grad=True)
+    weight = torch.tensor([[1.0, 2.0], [0.0, 4.0]], requires_grad=True)
     logp, = out = fn(states, weight, torch.tensor([0]))
     assert logp.item() == pytest.approx(math.log(3 / 4))
     out.sum().backward()
     assert states.grad.flatten().tolist() == pytest.approx([1 / 4, 2 / 4 - 4 / 4], abs=1e-6)    # w[0] / 4 - w[1] / 4
     assert weight.grad.flatten().tolist() == pytest.approx([math.log(3) / 4, 0, -math.log(3) / 4, 0], abs=1e-6)
 
-PIECES = {"a row": 1, "a row and some": 2 * V - 1, "seven rows": 7 * V, "all but one": (M - 1) * V, "all": M * V, "far more": 2**24}
+PIECES = {
+    "a row": 1,
+    "a row and some": 2 * V - 1,
+    "seven rows": 7 * V,
+    "all but one": (M - 1) * V,
+    "all": M * V,
+    "far more": 2**24,
+}
 pieces = pytest.mark.parametrize("piece", PIECES.values(), ids=PIECES)
 
 @pieces
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_token_logps_equal_log_softmax_and_gather_whatever_the_pieces(dtype, piece, monkeypatch):
-    """A last piece that is shorter, a weight's gradient of the last piece alone, a piece of no rows: each is right for some sizes."""
+    """A shorter last piece, or a weight gradient that keeps the last piece only, is still right for some sizes."""
     monkeypatch.setattr(fast_logps, "CHUNK", piece)
     got, want = run(token_logps, *case(dtype)), run(plain, *case(dtype))
     assert {x.dtype for x in got} == {dtype}
@@ -64,15 +77,19 @@ def test_token_logps_equal_log_softmax_and_gather_whatever_the_pieces(dtype, pie
 
 @pieces
 def test_gradients_equal_finite_differences(piece, monkeypatch):
-    """A gradient written by hand is the derivative of nothing until it is compared with one."""
+    """A gradient written by hand may be wrong in one term; finite differences show it."""
     monkeypatch.setattr(fast_logps, "CHUNK", piece)
     states, weight, targets, _ = case(torch.float64)
     assert torch.autograd.gradcheck(lambda s, w: token_logps(s, w, targets), (states, weight))
 
 @pytest.mark.parametrize("inside", [True, False], ids=["backward inside", "backward outside"])
-@pytest.mark.parametrize("dtype, atol", [(torch.bfloat16, 0.032), (torch.float16, 0.004)])    # the last bit of numbers from 4 to 8
+@pytest.mark.parametrize("dtype, atol", [    # atol: the last bit of numbers from 4 to 8
+    (torch.bfloat16, 0.032),
+    (torch.float16, 0.004)])
 def test_under_autocast_logps_are_float32_of_the_products_that_autocast_makes(dtype, atol, inside, monkeypatch):
-    """Autocast does not reach a backward of one's own: its products would be float32's, or fail for dtypes that do not fit."""
+    """
+    Autocast does not reach a backward pass written by hand: its products would be float32, or fail on mixed dtypes.
+    """
     for piece in (1, 7 * V, M * V):
         monkeypatch.setattr(fast_logps, "CHUNK", piece)
         results = []
@@ -87,18 +104,21 @@ def test_under_autocast_logps_are_float32_of_the_products_that_autocast_makes(dt
         assert not torch.equal(results[0][0], plain(*case()[:3]))    # autocast was on
 
 def test_logits_of_ten_thousand_do_not_overflow():
-    """exp(1e4) is inf, inf / inf is NaN: the largest must be subtracted first, and in backward too."""
-    states, weight = torch.tensor([[1e4]], requires_grad=True), torch.tensor([[1.0], [0.0], [-1.0]], requires_grad=True)
+    """exp(1e4) is inf and inf / inf is NaN. The largest logit must be subtracted first, in the backward pass too."""
+    states = torch.tensor([[1e4]], requires_grad=True)
+    weight = torch.tensor([[1.0], [0.0], [-1.0]], requires_grad=True)
     for target, want in enumerate([0.0, -1e4, -2e4]):
         logp, grad_states, grad_weight = run(token_logps, states, weight, torch.tensor([target]), torch.ones(1))
-        assert logp.item() == want and grad_states.item() == -target    # all of the mass is on the first: w[target] - w[0]
-        assert grad_weight.flatten().tolist() == [(1e4 if i == target else 0) - (1e4 if i == 0 else 0) for i in range(3)]
+        assert logp.item() == want
+        assert grad_states.item() == -target    # all of the mass is on token 0: w[target] - w[0]
+        want_weight = [(1e4 if i == target else 0) - (1e4 if i == 0 else 0) for i in range(3)]
+        assert grad_weight.flatten().tolist() == want_weight
     double = [x.detach().double().requires_grad_() if x.is_floating_point() else x for x in case(scale=1e4)]
     got, want = run(token_logps, *case(scale=1e4)), run(plain, *double)    # sums of products of 1e4 are rounded at 1e-3
     near(got, [x.float() for x in want], atol=2e-2, rtol=1e-3)
 
 def test_a_row_does_not_depend_on_the_rows_beside_it():
-    """A maximum or a sum taken over the piece in place of the row is right for rows that are alike."""
+    """A maximum or a sum over the piece instead of the row is right as long as rows are alike."""
     states, weight, targets, _ = case()
     spread = torch.logspace(-2, 2, M)[:, None]
     together = token_logps(states * spread, weight, targets)
@@ -106,7 +126,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 class Watch(TorchDispatchMode):
-    """(name, shape) of every tensor that an operation gives, in forward and backward."""
+    """(name, shape) of every tensor that an operation returns, in forward and backward."""
     def __init__(self):
         super().__init__()
         self.seen = []
@@ -120,7 +140,10 @@ class Watch(TorchDispatchMode):
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_more_logits_than_a_piece_stand_in_memory(rows, dtype, monkeypatch):
-    """One tensor of (M, V), in backward say, and the memory is that of the plain way: 3.3 GB for 16,384 tokens of GPT-2."""
+    """
+    One tensor of shape (M, V), for example in backward, costs as much memory as the plain way: 3.3 GB for 16,384
+    tokens of GPT-2.
+    """
     monkeypatch.setattr(fast_logps, "CHUNK", rows * V)
     largest = {}
     for fn in (token_logps, plain):
@@ -132,7 +155,7 @@ def test_no_more_logits_than_a_piece_stand_in_memory(rows, dtype, monkeypatch):
 
 @pytest.mark.parametrize("frozen", ["nothing", "the states", "the weight"])
 def test_what_is_frozen_costs_no_product(frozen, monkeypatch):
-    """Under an adapter the vocabulary is frozen: its gradient would be a third of the work, and 154 MB for GPT-2."""
+    """Under an adapter the vocabulary is frozen. Its gradient would be a third of the work, and 154 MB for GPT-2."""
     monkeypatch.setattr(fast_logps, "CHUNK", 4 * V)
     states, weight, targets, grad = case()
     states.requires_grad_(frozen != "the states")
@@ -140,19 +163,23 @@ def test_what_is_frozen_costs_no_product(frozen, monkeypatch):
     out = token_logps(states, weight, targets)
     with Watch() as watch:
         out.backward(grad)
-    products = {shape for name, shape in watch.seen if "mm" in name or "linear" in name}    # 23 rows are five times four and three
-    want = [(4, V), (3, V)] + [(4, C), (3, C)] * states.requires_grad + [(V, C)] * weight.requires_grad
-    assert products == set(want)
+    products = {shape for name, shape in watch.seen if "mm" in name or "linear" in name}
+    want = {(4, V), (3, V)}    # 23 rows are five pieces of four and one of three
+    if states.requires_grad:
+        want |= {(4, C), (3, C)}
+    if weight.requires_grad:
+        want.add((V, C))
+    assert products == want
     want = run(plain, *case())
     for x, g in zip((states, weight), want[1:], strict=True):
         assert x.grad is None if not x.requires_grad else torch.allclose(x.grad, g, atol=1e-5)
 
 def test_the_fast_way_is_what_runs():
-    """The choice is one line: `logps.token_logps` is set there, and everything else reads it."""
+    """One line chooses: `logps.token_logps` is set there, and everything else reads it."""
     assert logps.token_logps is token_logps
 
 def test_with_nothing_to_train_there_is_no_graph():
-    """The reference and the evaluation: what backward would need must not be kept."""
+    """The reference and the evaluation need no gradient, so nothing may be kept for backward."""
     states, weight, targets, _ = case()
     with torch.no_grad():
         assert not token_logps(states, weight, targets).requires_grad
@@ -166,7 +193,7 @@ def tiny():
     torch.manual_seed(0)
     return GPT(GPTConfig(block_size=32, vocab_size=50, n_layer=2, n_head=2, n_embd=16)).eval()
 
-SPANS = ((5, 9), (1, 20), (12, 13), (3, 18))    # first token of the completion, first behind it
+SPANS = ((5, 9), (1, 20), (12, 13), (3, 18))    # first token of the completion, first token after it
 
 @pytest.fixture(scope="module")
 def batch():
@@ -177,7 +204,10 @@ def batch():
     return idx, mask
 
 def test_logps_of_a_uniform_model_are_the_length_times_log_v(tiny, batch):
-    """On paper: with equal logits each token has probability 1 / 50. A mean for the sum gives log V whatever the length."""
+    """
+    On paper: equal logits give each token probability 1 / 50. A mean instead of the sum gives log V for every
+    length.
+    """
     flat = copy.deepcopy(tiny)
     flat.lm_head.weight.data.zero_()
     logps, lens = sequence_logps(flat, *batch)
@@ -185,15 +215,17 @@ def test_logps_of_a_uniform_model_are_the_length_times_log_v(tiny, batch):
     assert logps.tolist() == pytest.approx([-(b - a) * math.log(50) for a, b in SPANS], rel=1e-5)
 
 def test_logps_equal_a_slow_double_loop(tiny, batch):
-    """Unshifted, logits[:, t] would be read as the prediction of idx[:, t], which is the input itself."""
+    """Without the shift, logits[:, t] would be read as the prediction of idx[:, t], which is the input itself."""
     idx, mask = batch
     with torch.no_grad():
         log_p = tiny(idx).log_softmax(-1)
-        want = [sum(log_p[i, t - 1, idx[i, t]].item() for t in range(a, b)) for i, (a, b) in enumerate(SPANS)]
+        want = []
+        for i, (a, b) in enumerate(SPANS):
+            want.append(sum(log_p[i, t - 1, idx[i, t]].item() for t in range(a, b)))
         assert sequence_logps(tiny, idx, mask)[0].tolist() == pytest.approx(want, abs=1e-4)
 
 def test_logps_do_not_see_what_stands_behind_a_completion(tiny, batch):
-    """Padding that is counted, or attended to, changes the sum."""
+    """Padding that is counted or attended to changes the sum."""
     idx, mask = batch
     other = idx.clone()
     for i, (_, b) in enumerate(SPANS):
@@ -201,7 +233,7 @@ def test_logps_do_not_see_what_stands_behind_a_completion(tiny, batch):
     assert torch.allclose(sequence_logps(tiny, other, mask)[0], sequence_logps(tiny, idx, mask)[0], atol=1e-5)
 
 def test_logps_depend_on_the_prompt_but_do_not_count_it(tiny, batch):
-    """A prompt that is counted adds its own log-prob; one that is masked out of attention changes nothing."""
+    """A counted prompt adds its own log-prob. A prompt that is masked out of attention changes nothing."""
     idx, mask = batch
     longer = mask.clone()
     longer[0, 3:5] = True
@@ -211,7 +243,7 @@ def test_logps_depend_on_the_prompt_but_do_not_count_it(tiny, batch):
     assert not torch.allclose(sequence_logps(tiny, other, mask)[0][0], sequence_logps(tiny, idx, mask)[0][0], atol=1e-6)
 
 def test_a_row_has_the_same_logps_in_any_batch(tiny, batch):
-    """Rows must not leak into each other: alone, or in another order, a row has the sum it has."""
+    """Rows must not leak into each other: a row has the same sum alone, in a batch, and in another order."""
     idx, mask = batch
     together, order = sequence_logps(tiny, idx, mask)[0], torch.tensor([2, 0, 3, 1])
     alone = torch.cat([sequence_logps(tiny, idx[i:i + 1], mask[i:i + 1])[0] for i in range(4)])
@@ -219,7 +251,7 @@ def test_a_row_has_the_same_logps_in_any_batch(tiny, batch):
     assert torch.allclose(sequence_logps(tiny, idx[order], mask[order])[0], together[order], atol=1e-5)
 
 def test_the_gradient_equals_that_of_the_whole_log_softmax(tiny, batch):
-    """The vocabulary is paid for under the mask only, and what is left out must have had no gradient."""
+    """Logits are computed under the mask only. What is left out must have had no gradient."""
     idx, mask = batch
     grads = []
     for slow in (False, True):
@@ -236,9 +268,10 @@ def test_the_gradient_equals_that_of_the_whole_log_softmax(tiny, batch):
 @pytest.mark.parametrize("mode", [None, *MODES])
 @pytest.mark.parametrize("dtype, tol", [(torch.float32, 1e-5), (torch.float64, 1e-11)])
 def test_the_fast_way_equals_the_definition_in_value_and_gradient(dtype, tol, mode, monkeypatch):
-    """Chunks, states under the mask only, a frozen head: each is a chance to be almost right."""
+    """Chunks, states under the mask only and a frozen head may each be almost right."""
     monkeypatch.setattr(fast_logps, "CHUNK", 7 * 50)    # several chunks
-    idx, mask, results = torch.randint(50, (4, 16)), torch.zeros(4, 16, dtype=torch.bool), []
+    idx, mask = torch.randint(50, (4, 16)), torch.zeros(4, 16, dtype=torch.bool)
+    results = []
     for row, (a, b) in enumerate(((5, 9), (1, 16), (12, 13), (3, 14))):
         mask[row, a:b] = True
     m = strong(dtype) if mode is None else add_adapters(strong(dtype), mode, 3)
@@ -252,20 +285,22 @@ def test_the_fast_way_equals_the_definition_in_value_and_gradient(dtype, tol, mo
 
 @pytest.mark.parametrize("dtype, rtol", [(torch.bfloat16, 0.01), (torch.float16, 0.002)])
 def test_under_autocast_both_ways_give_float32_of_the_same_products(dtype, rtol, tiny, batch):
-    """A definition that forgets float() sums in bfloat16; a fast way that leaves autocast has other logits."""
+    """A definition that forgets float() sums in bfloat16. A fast way that leaves autocast has other logits."""
     with torch.autocast("cpu", dtype), torch.no_grad():
         fast, slow = sequence_logps(tiny, *batch)[0], plain_logps(tiny, *batch)[0]
     assert fast.dtype == slow.dtype == torch.float32
     torch.testing.assert_close(fast, slow, atol=1e-3, rtol=rtol)
 
 def test_the_plain_way_can_be_chosen_in_its_place(tiny, batch, monkeypatch):
-    """A reader may set the one line that chooses to the plain function: nothing else may depend on the fast one."""
+    """A reader may set the one line that chooses to the plain function. Nothing else may depend on the fast one."""
     want = sequence_logps(tiny, *batch)
     monkeypatch.setattr(logps, "token_logps", plain)
     torch.testing.assert_close(sequence_logps(tiny, *batch), want, atol=1e-5, rtol=1e-5)
 
 def test_log_probs_of_single_tokens_equal_a_slow_double_loop_and_add_up(tiny, batch):
-    """One column too far to the left or right, the page of a run would color the wrong words; the prompt must stay 0."""
+    """
+    One column too far to the left or right, the page of a run would color the wrong words. The prompt must stay 0.
+    """
     idx, mask = batch
     with torch.no_grad():
         per_token, log_p = completion_token_logps(tiny, idx, mask), tiny(idx).log_softmax(-1)
@@ -278,7 +313,7 @@ def test_log_probs_of_single_tokens_equal_a_slow_double_loop_and_add_up(tiny, ba
     assert torch.equal(per_token.sum(1), sequence_logps(tiny, idx, mask)[0]) and (per_token[~mask[:, 1:]] == 0).all()
 
 def test_logps_are_float32_under_bfloat16_autocast(tiny, batch):
-    """A sum of hundreds in bfloat16 has two digits: the difference of two such sums is noise."""
+    """A sum of hundreds has two digits in bfloat16, so the difference of two such sums is noise."""
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         logps = sequence_logps(tiny, *batch)[0]
     assert logps.dtype == torch.float32
@@ -286,7 +321,7 @@ def test_logps_are_float32_under_bfloat16_autocast(tiny, batch):
         assert torch.allclose(logps, sequence_logps(tiny, *batch)[0], rtol=0.01)
 
 def test_the_first_column_never_counts(tiny):
-    """Nothing stands before it, so nothing predicts it: counting it would read the last token's logits."""
+    """No token precedes the first one, so nothing predicts it. Counting it would read the last token's logits."""
     idx, mask = torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.bool)
     later = mask.clone()
     later[0, 0] = False
@@ -297,7 +332,7 @@ def test_the_first_column_never_counts(tiny):
 # both completions of a pair behind one prompt
 
 def strong(dtype=torch.float32, **sizes):
-    """A model with weights so large that a position or a token seen too much shows in the first digits."""
+    """A model with large weights: a wrong position or a token seen by mistake shows in the first digits."""
     m = GPT(GPTConfig(**(dict(block_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=16) | sizes)))
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -319,13 +354,18 @@ PAIRS = {
     "chosen == rejected": [SAME, pair(2, 6, 3)],
     "a row alone": [pair(4, 3, 5)],
     "no padding": [pair(2, 4, 3), pair(3, 1, 5)],
-    "longer than block_size": [pair(4, 12, 12), pair(1, 15, 15), pair(15, 1, 1), pair(9, 7, 2), pair(2, 3, 14)],    # which is 16
+    # as one row they do not fit into a block_size of 16
+    "longer than block_size": [pair(4, 12, 12), pair(1, 15, 15), pair(15, 1, 1), pair(9, 7, 2), pair(2, 3, 14)],
 }
 pairs = pytest.mark.parametrize("rows", PAIRS.values(), ids=PAIRS)
 
 def both_ways(m, rows, backward=True):
-    """[(logps (2B,), lens (2B,), gradients of what trains)]: each completion behind its own prompt, and both behind one."""
-    apart, shared, results = data.collate(rows), data.collate(rows, share_prefix=True), []
+    """
+    [(logps (2B,), lens (2B,), gradients of trainable parameters)], first with each completion behind its own prompt,
+    then with both behind one.
+    """
+    apart, shared = data.collate(rows), data.collate(rows, share_prefix=True)
+    results = []
     assert shared["idx"].numel() < apart["idx"].numel()
     for fn, second, batch in ((sequence_logps, "completion_mask", apart), (shared_logps, "segments", shared)):
         m.zero_grad()
@@ -345,13 +385,20 @@ def same(got, want, atol, rtol):
 @pairs
 @pytest.mark.parametrize("dtype, tol", [(torch.float32, 1e-5), (torch.float64, 1e-11)])
 def test_both_completions_behind_one_prompt_have_the_logps_and_gradients_of_each_behind_its_own(dtype, tol, rows):
-    """Wrong positions, a first token predicted at the wrong place or one token seen too much: the numbers stay plausible."""
+    """
+    With wrong positions, a first token predicted at the wrong place or one token seen by mistake, the numbers stay
+    plausible.
+    """
     apart, shared = both_ways(strong(dtype), rows)
-    assert shared[0].dtype == dtype and apart[1].tolist() == [len(r[side]) for side in ("chosen", "rejected") for r in rows]
+    lens = [len(r[side]) for side in ("chosen", "rejected") for r in rows]
+    assert shared[0].dtype == dtype and apart[1].tolist() == lens
     same(shared, apart, atol=5 * tol, rtol=tol)    # gradients are sums of a hundred terms of order 10
 
 def test_the_layout_of_a_shared_prompt_is_the_example_of_its_docstring():
-    """On paper: ab cd ef, and p q rs with padding. A rejected token counts on from the prompt and skips the chosen."""
+    """
+    On paper: ab cd ef, and p q rs with padding. A rejected token's position continues from the prompt and skips the
+    chosen.
+    """
     positions, sees, before = shared_layout(torch.tensor([[0, 0, 1, 1, 2, 2], [0, 1, 2, 2, 3, 3]]))
     assert positions.tolist() == [[0, 1, 2, 3, 2, 3], [0, 1, 1, 2, 0, 0]]
     assert before[0, 2:].tolist() == [1, 2, 1, 4] and before[1, 1:4].tolist() == [0, 0, 2]
@@ -362,7 +409,7 @@ def test_the_layout_of_a_shared_prompt_is_the_example_of_its_docstring():
         assert sees[row].tolist() == shown
 
 def test_logps_by_one_prompt_equal_a_slow_double_loop():
-    """Against the model itself, one text and one token at a time, in case both ways err alike."""
+    """Both ways may share an error, so this compares with the model itself, one text and one token at a time."""
     m, rows = strong(), PAIRS["ragged"]
     batch = data.collate(rows, share_prefix=True)
     want = []
@@ -373,28 +420,33 @@ def test_logps_by_one_prompt_equal_a_slow_double_loop():
     assert shared_logps(m, batch["idx"], batch["segments"])[0].tolist() == pytest.approx(want, abs=1e-3, rel=1e-5)
 
 def test_equal_completions_have_equal_logps():
-    """By hand, as it were: the same tokens behind the same prompt. A rejected one with its own columns as positions has others."""
+    """The same tokens follow the same prompt. If a rejected token's position is its column, its log-probs differ."""
     batch = data.collate([SAME], share_prefix=True)
     chosen, rejected = shared_logps(strong(), batch["idx"], batch["segments"])[0]
     assert chosen.item() == pytest.approx(rejected.item(), abs=1e-5)
 
 @pytest.mark.parametrize("mode", MODES)
 def test_with_adapters_on_and_off_it_is_the_same_too(mode):
-    """The policy has them on, the reference off: an adapter that looks at rows rather than tokens would tell the two layouts apart."""
+    """
+    The policy has adapters on and the reference off. An adapter that acts on rows instead of tokens would tell the
+    layouts apart.
+    """
     plain_model, m, g = strong(), add_adapters(strong(), mode, 3), torch.Generator().manual_seed(7)
     for p in adapter_state_dict(m).values():
         p.copy_(torch.randn(p.shape, generator=g) * 0.3)
     apart, shared = both_ways(m, PAIRS["ragged"])
-    assert all(".mlp.down." in name or ".mlp.up." in name for name in shared[2]) and all(g is not None for g in shared[2].values())
+    assert all(".mlp.down." in name or ".mlp.up." in name for name in shared[2])
+    assert all(g is not None for g in shared[2].values())
     same(shared, apart, atol=5e-5, rtol=1e-5)
     with adapters_off(m), torch.no_grad():
-        off, base = both_ways(m, PAIRS["ragged"], backward=False)[1], both_ways(plain_model, PAIRS["ragged"], backward=False)[0]
+        off = both_ways(m, PAIRS["ragged"], backward=False)[1]
+        base = both_ways(plain_model, PAIRS["ragged"], backward=False)[0]
     torch.testing.assert_close(off[0], base[0], atol=1e-5, rtol=1e-5)
     assert (off[0] - shared[0]).abs().max() > 0.1
 
 @pytest.mark.parametrize("dtype, rtol", [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
 def test_under_autocast_it_is_the_same_within_the_dtypes_digits(dtype, rtol):
-    """A mask in another dtype than the states raises under autocast only; sums must be float32 there."""
+    """A mask in another dtype than the states raises under autocast only. Sums must be float32 there."""
     m = strong()
     with torch.autocast("cpu", dtype):
         apart, shared = both_ways(m, PAIRS["ragged"], backward=False)
@@ -404,7 +456,7 @@ def test_under_autocast_it_is_the_same_within_the_dtypes_digits(dtype, rtol):
         torch.testing.assert_close(got, exact, atol=rtol, rtol=rtol)
 
 def watched(m, monkeypatch):
-    """(embeddings, states) of the next forward pass, as leaves and as results of it."""
+    """(embeddings, states) of the next forward pass: the embeddings as leaves, the states as results."""
     leaves, states, features = [], [], m.features
     def make_leaf(module, args, output):
         leaves.append(output.detach().requires_grad_())
@@ -414,7 +466,10 @@ def watched(m, monkeypatch):
     return leaves, states
 
 def test_a_token_sees_its_prompt_and_its_own_completion_so_far_and_nothing_else(monkeypatch):
-    """The gradient shows every single pair of tokens: one that looks across, ahead or into the padding changes few digits of a sum."""
+    """
+    Attention across completions, ahead or into the padding changes few digits of a sum. The gradient shows every
+    pair of tokens.
+    """
     m, rows = strong(), [pair(3, 4, 2), pair(1, 2, 5), pair(4, 1, 1)]
     batch = data.collate(rows, share_prefix=True)
     leaves, states = watched(m, monkeypatch)
@@ -422,13 +477,16 @@ def test_a_token_sees_its_prompt_and_its_own_completion_so_far_and_nothing_else(
     for b, row in enumerate(batch["segments"].tolist()):
         for t, segment in enumerate(row):
             if segment == 3:
-                continue    # what padding sees is nobody's concern
+                continue    # attention of the padding itself does not matter
             g, = torch.autograd.grad(states[0][b, t].square().sum(), leaves[0], retain_graph=True)
             seen = [[i, s] for i, s in g.abs().sum(-1).nonzero().tolist()]
             assert seen == [[b, s] for s in range(t + 1) if row[s] in (0, segment)], (b, t)
 
 def test_a_completions_logp_has_no_gradient_from_the_other_one_or_the_padding(monkeypatch):
-    """States may be right and the wrong one read: the chosen's last state predicts nothing, least of all the first rejected token."""
+    """
+    The states may be right and the wrong one be read: the chosen's last state predicts nothing, and not the first
+    rejected token.
+    """
     m, rows = strong(), PAIRS["ragged"]
     batch, B = data.collate(rows, share_prefix=True), len(rows)
     leaves, _ = watched(m, monkeypatch)
@@ -437,10 +495,11 @@ def test_a_completions_logp_has_no_gradient_from_the_other_one_or_the_padding(mo
         g, = torch.autograd.grad(value, leaves[0], retain_graph=True)
         row, side = rows[k % B], 1 + k // B
         inputs = [s for s, segment in enumerate(batch["segments"][k % B].tolist()) if segment in (0, side)]
-        assert g.abs().sum(-1).nonzero().tolist() == [[k % B, s] for s in inputs[:-1]], row    # the last token predicts nothing
+        seen = g.abs().sum(-1).nonzero().tolist()
+        assert seen == [[k % B, s] for s in inputs[:-1]], row    # the last token predicts nothing
 
 def test_what_stands_under_the_padding_does_not_matter():
-    """0 is a token like any other: a sum over it, or a look at it, is a number that nobody can tell from the right one."""
+    """Padding is token 0, which is a valid token. A sum over it, or attention to it, gives a plausible number."""
     m, batch = strong(), data.collate(PAIRS["ragged"], share_prefix=True)
     wide = {"idx": F.pad(batch["idx"], (0, 3)), "segments": F.pad(batch["segments"], (0, 3), value=3)}
     want = shared_logps(m, batch["idx"], batch["segments"])
@@ -450,14 +509,14 @@ def test_what_stands_under_the_padding_does_not_matter():
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 def test_a_pair_has_the_same_logps_in_any_batch():
-    """The mask is a batch's own: one row's lengths used for all is right for the first."""
+    """The mask belongs to one batch. If one row's lengths were used for all, the first row would still be right."""
     m, rows = strong(), PAIRS["ragged"]
     together = both_ways(m, rows, backward=False)[1][0].view(2, -1)
     for b, row in enumerate(rows):
         torch.testing.assert_close(both_ways(m, [row], backward=False)[1][0], together[:, b], atol=1e-5, rtol=1e-5)
 
 def test_each_layout_goes_to_its_own_way():
-    """batch_logps is what training calls: the chosen on top of the rejected, whatever the layout."""
+    """Training calls batch_logps, which returns the chosen above the rejected in either layout."""
     m, rows = strong(), PAIRS["ragged"]
     for share_prefix, want in zip((False, True), both_ways(m, rows, backward=False), strict=True):
         values, lens = batch_logps(m, data.collate(rows, share_prefix))

@@ -1,4 +1,6 @@
-"""The training loop: schedule, early stopping, gradient accumulation, what is saved, and going on after an interruption."""
+"""
+The training loop: schedule, early stopping, gradient accumulation, saved files, and resuming after an interruption.
+"""
 import csv
 import json
 import math
@@ -13,7 +15,7 @@ import loop
 from support import cli, log, parallel
 
 class Line(torch.nn.Module):
-    """y = a x + b with a dropout in front that does nothing unless it is left on."""
+    """y = a x + b, with dropout before it. Dropout has no effect in evaluation."""
     def __init__(self, dropout=0.0):
         super().__init__()
         self.a, self.b = torch.nn.Parameter(torch.tensor([[0.5]])), torch.nn.Parameter(torch.zeros(1))
@@ -39,10 +41,11 @@ def squared_error(model):
 def fit(model, out_dir, save=lambda folder: None, compute_loss=None, train=None, val=VAL, **flags):
     flags = dict(max_steps=12, eval_every=4, lr=0.05) | flags
     out_dir.mkdir(exist_ok=True)
-    return loop.fit(model, compute_loss or squared_error(model), train or Stream(), val, out_dir=out_dir, save=save, **flags)
+    compute_loss = compute_loss or squared_error(model)
+    return loop.fit(model, compute_loss, train or Stream(), val, out_dir=out_dir, save=save, **flags)
 
 def log_rows(run):
-    """(step, split, metric, value) of each line of a run's log, in their order."""
+    """(step, split, metric, value) of each line of a run's log, in file order."""
     with open(Path(run) / "log.csv", newline="") as f:
         return [(int(r["step"]), r["split"], r["metric"], float(r["value"])) for r in csv.DictReader(f)]
 
@@ -50,7 +53,7 @@ def log_rows(run):
 # schedule and stopping
 
 def test_cosine_lr_by_hand():
-    """Warmup that starts at 0 wastes the first update; a cosine over max_steps from step 0 starts too low behind the warmup."""
+    """A warmup that starts at 0 wastes the first update. A cosine counted from step 0 is too low after the warmup."""
     lr = [loop.cosine_lr(step, 1.0, 0.1, 4, 12) for step in range(13)]
     assert lr[:4] == [0.25, 0.5, 0.75, 1.0]
     assert lr[4] == 1.0 and lr[8] == pytest.approx(0.55) and lr[12] == pytest.approx(0.1)
@@ -58,16 +61,20 @@ def test_cosine_lr_by_hand():
     assert loop.cosine_lr(0, 1.0, 0.0, 0, 1) == 1.0
 
 def test_annealing_by_hand():
-    """Update 1 is the first and max_steps the last, which has the end's value; step 0 is validation before any update."""
+    """
+    Update 1 is the first and max_steps the last, where the value is the end's. Step 0 is validation before any
+    update.
+    """
     line = [loop.anneal(step, 0.0, 1.0, "linear", 4) for step in range(5)]
     assert line == [0.25, 0.25, 0.5, 0.75, 1.0]    # never exactly 0, where dpo would have no gradient
-    assert loop.anneal(2, 1.0, 0.01, "cosine", 4) == pytest.approx(0.505) and loop.anneal(4, 1.0, 0.01, "cosine", 4) == pytest.approx(0.01)
+    assert loop.anneal(2, 1.0, 0.01, "cosine", 4) == pytest.approx(0.505)
+    assert loop.anneal(4, 1.0, 0.01, "cosine", 4) == pytest.approx(0.01)
     assert loop.anneal(1, 1.0, 0.0, "cosine", 4) == pytest.approx(0.5 + 0.5 * math.cos(math.pi / 4))
     assert loop.anneal(3, 0.7, None, None, 4) == 0.7 and loop.anneal(3, 0.7, 0.1, "constant", 4) == 0.7
     assert loop.anneal(2, 0.0, 1.0, None, 4) == 0.5    # linear unless told otherwise
 
 def test_compute_loss_is_told_the_number_of_the_update(tmp_path):
-    """A schedule that counts calls instead is wrong with gradient accumulation, and after a resumed run."""
+    """A schedule that counts calls instead is wrong with gradient accumulation and after a resumed run."""
     model, seen = Line(), {"train": [], "val": []}
     def compute_loss(batch):
         seen["train" if model.training else "val"].append(batch["step"])
@@ -85,7 +92,7 @@ def test_early_stopping_counts_evaluations_in_a_row():
     assert not any(never.update(1.0, i) and never.stop for i in range(9)) and not never.stop
 
 def test_patience_stops_the_run_and_says_so(tmp_path, capsys):
-    """At lr 0 nothing improves: after the first evaluation two more, then the end."""
+    """At learning rate 0 nothing improves. The run ends two evaluations after the first."""
     result = fit(Line(), tmp_path, lr=0.0, patience=2, max_steps=100)
     assert result["step"] == 8 and result["best_step"] == 0
     assert "early stopping at step 8" in capsys.readouterr().out
@@ -94,29 +101,34 @@ def test_patience_stops_the_run_and_says_so(tmp_path, capsys):
 # one update
 
 def test_accumulated_ragged_batches_give_the_gradient_of_their_union():
-    """The mean of the batches' means weighs a point of a small batch more: with 1 and 4 points, four times."""
+    """A mean of batch means gives a point of a small batch more weight: with 1 and 4 points, four times as much."""
     small, large = Stream()[0], Stream()[3]
     union = {"x": torch.cat([small["x"], large["x"]]), "y": torch.cat([small["y"], large["y"]]), "weight": 5}
     grads = []
     for batches in ([small, large], [union]):
         model = Line()
-        metrics = loop.train_step(model, squared_error(model), batches, torch.optim.SGD(model.parameters(), lr=0.0), grad_clip=0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        metrics = loop.train_step(model, squared_error(model), batches, optimizer, grad_clip=0)
         grads.append([model.a.grad.item(), model.b.grad.item(), metrics["loss"]])
     assert grads[0] == pytest.approx(grads[1], rel=1e-5, abs=1e-6)
 
 def test_accumulated_gradients_by_hand():
-    """Losses a, 2a and 5a of batches of 1, 1 and 2 pairs: the gradient of their mean is (1 + 2 + 2 * 5) / 4, not (1 + 2 + 5) / 3."""
+    """
+    Batches of 1, 1 and 2 pairs have the losses a, 2a and 5a. The gradient of the mean over pairs is
+    (1 + 2 + 2 * 5) / 4. A mean over batches would give (1 + 2 + 5) / 3.
+    """
     a = torch.nn.Parameter(torch.tensor(1.0))
     compute_loss = lambda batch: (batch["slope"] * a, {"slope": batch["slope"]})
     batches = [{"slope": slope, "weight": weight} for slope, weight in ((1.0, 1), (2.0, 1), (5.0, 2))]
     parts = loop.accumulate_gradients(compute_loss, batches, total=4)
     assert a.grad.item() == 13 / 4
-    assert [(weight, m["slope"], m["loss"].item()) for weight, m in parts] == [(1, 1.0, 1.0), (1, 2.0, 2.0), (2, 5.0, 5.0)]
+    found = [(weight, m["slope"], m["loss"].item()) for weight, m in parts]
+    assert found == [(1, 1.0, 1.0), (1, 2.0, 2.0), (2, 5.0, 5.0)]
     assert not any(m["loss"].requires_grad for _, m in parts)    # or every graph would stay in memory
     assert parallel.averaged(parts) == {"loss": 13 / 4, "slope": 13 / 4}
 
 def test_matrices_decay_and_vectors_do_not():
-    """By their dimensions, and frozen parameters are in neither group."""
+    """The groups go by a parameter's dimensions. Frozen parameters are in neither."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3), torch.nn.Linear(3, 1))
     model[2].requires_grad_(False)
     matrices, vectors = loop.make_optimizer(model, lr=0.1, weight_decay=0.5, adam_epsilon=1e-6).param_groups
@@ -124,13 +136,13 @@ def test_matrices_decay_and_vectors_do_not():
     assert (matrices["weight_decay"], vectors["weight_decay"], vectors["eps"]) == (0.5, 0.0, 1e-6)
 
 def test_evaluate_weighs_batches_by_their_size():
-    """Likewise for the validation loss: the last, smaller batch must not count as much as the others."""
+    """The last, smaller batch must count less in the validation loss than the others."""
     model, whole = Line(), {k: torch.cat([b[k] for b in VAL]) for k in ("x", "y")}
     want = (model(whole["x"]) - whole["y"]).pow(2).mean().item()
     assert loop.evaluate(model, squared_error(model), VAL)["loss"] == pytest.approx(want, rel=1e-6)
 
 def test_dropout_is_on_in_training_and_off_in_evaluation():
-    """Left on in evaluation the validation loss is noise, and early stopping stops by chance."""
+    """With dropout on, the validation loss is noise and early stopping stops by chance."""
     model = Line(dropout=0.5)
     losses = {loop.evaluate(model.train(), squared_error(model), VAL)["loss"] for _ in range(5)}
     assert len(losses) == 1 and model.training
@@ -138,7 +150,7 @@ def test_dropout_is_on_in_training_and_off_in_evaluation():
     assert len({loop.train_step(model, squared_error(model), [Stream()[3]], optimizer)["loss"] for _ in range(9)}) > 1
 
 def test_grad_norm_is_the_norm_before_clipping_and_0_does_not_clip():
-    """Logged after clipping it would read 1.0 for ever; 0 taken as a norm would freeze the model."""
+    """Logged after clipping, the norm would read 1.0 for ever. Taken as a limit, 0 would freeze the model."""
     for clip in (0.0, 1e-3):
         model = Line()
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -147,30 +159,31 @@ def test_grad_norm_is_the_norm_before_clipping_and_0_does_not_clip():
         assert metrics["grad_norm"] > 0.1 and moved == pytest.approx(clip or metrics["grad_norm"], rel=1e-3)
 
 # ---------------------------------------------------------------------------------------------------------------------
-# float16: a loss that is scaled
+# float16: a scaled loss
 
 def scaled(scale=1024.0):
     return torch.amp.GradScaler("cpu", init_scale=scale)
 
 def overflowing(model, yes=(True,)):
-    """A gradient that is not finite in those updates where `yes` says so."""
+    """The gradient is infinite in those updates where `yes` says so."""
     left = list(yes)
     model.a.register_hook(lambda g: g * math.inf if left and left.pop(0) else g)
     return model
 
 def test_an_overflow_leaves_out_the_update_and_halves_the_scale():
-    """A loss that was scaled by too much is no divergence: stopping there ends most float16 runs at their first update."""
+    """An overflow from a large scale is no divergence. Stopping there ends most float16 runs at their first update."""
     model = overflowing(Line())
     optimizer, scaler = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5, fused=True), scaled()
     step = lambda: loop.train_step(model, squared_error(model), [Stream()[3]], optimizer, 1.0, None, scaler)
     metrics = step()
     assert not math.isfinite(metrics["grad_norm"]) and math.isfinite(metrics["loss"])
-    assert (model.a.item(), model.b.item()) == (0.5, 0.0) and scaler.get_scale() == 512    # nor has weight decay moved it
+    assert (model.a.item(), model.b.item()) == (0.5, 0.0)    # weight decay has not moved them either
+    assert scaler.get_scale() == 512
     assert all(not state[key].any() for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq", "step"))
     assert math.isfinite(step()["grad_norm"]) and model.a.item() != 0.5 and scaler.get_scale() == 512
 
 def test_without_a_scaler_the_same_gradient_stops_the_run():
-    """In float32 and bfloat16 nothing was scaled: an infinite gradient is the run's own."""
+    """In float32 and bfloat16 nothing was scaled, so an infinite gradient means divergence."""
     for scaler in (None, torch.amp.GradScaler("cpu", enabled=False)):
         model = overflowing(Line())
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
@@ -179,21 +192,26 @@ def test_without_a_scaler_the_same_gradient_stops_the_run():
         assert model.a.item() == 0.5
 
 def test_a_loss_that_is_not_finite_stops_a_scaled_run_too():
-    """The scale has no part in it: left to the scaler such a run would leave out every update to its end."""
+    """The scale does not cause a NaN loss. Left to the scaler, such a run would skip every update to its end."""
     model, scaler = Line(), scaled()
     nan = lambda batch: (squared_error(model)(batch)[0] * math.nan, {})
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     with pytest.raises(FloatingPointError, match="loss nan"):
-        loop.train_step(model, nan, [Stream()[3]], torch.optim.AdamW(model.parameters(), fused=True), 1.0, None, scaler)
+        loop.train_step(model, nan, [Stream()[3]], optimizer, 1.0, None, scaler)
     assert model.a.item() == 0.5
 
 @pytest.mark.parametrize("clip", [0.0, 1e-3, 1.0])
 def test_the_scale_is_undone_before_the_norm_is_taken_and_clipped(clip):
-    """Clipped at 1.0 while it is 1024 times too large, every gradient is cut to a thousandth; the log shows the scale, not the norm."""
+    """
+    Clipped at 1.0 while it is 1024 times too large, every gradient is cut to a thousandth. The log would show the scale
+    instead of the norm.
+    """
     results = []
     for scaler in (None, scaled(), scaled(8.0)):    # powers of two: the numbers are the same to the bit
         model = Line()
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        metrics = loop.train_step(model, squared_error(model), [Stream()[1], Stream()[3]], optimizer, clip, None, scaler)
+        batches = [Stream()[1], Stream()[3]]
+        metrics = loop.train_step(model, squared_error(model), batches, optimizer, clip, None, scaler)
         results.append((metrics, model.a.item(), model.b.item()))
     assert results[0] == results[1] == results[2]
     moved = math.hypot(results[0][1] - 0.5, results[0][2])
@@ -203,7 +221,10 @@ HALF = dict(autocast=torch.autocast("cpu", torch.float16))
 
 @pytest.mark.usefixtures("painted")
 def test_a_float16_run_finds_its_scale_and_learns(tmp_path):
-    """It starts at 65,536, which is too much for gradients of order 1: the first updates only look for a scale."""
+    """
+    The scale starts at 65,536, which is too large for gradients of order 1. The first updates only search for a
+    scale.
+    """
     model = Line()
     result = fit(model, tmp_path, max_steps=40, eval_every=10, **HALF)
     norms = [v for _, _, metric, v in log_rows(tmp_path) if metric == "grad_norm"]
@@ -211,10 +232,11 @@ def test_a_float16_run_finds_its_scale_and_learns(tmp_path):
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert result["step"] == len(norms) == 40 and skipped and state["scaler"]["scale"] == 2.0 ** (16 - skipped)
     assert {int(s["step"]) for s in state["optimizer"]["state"].values()} == {40 - skipped}
-    assert result["best_step"] == 40 and model.a.item() > 1 and (tmp_path / "curves.png").exists()    # an infinite point is drawn past
+    assert result["best_step"] == 40 and model.a.item() > 1
+    assert (tmp_path / "curves.png").exists()    # the plot skips infinite points
 
 def test_a_float16_run_resumed_equals_one_not_stopped(tmp_path):
-    """A scale that starts anew at 65,536 leaves out updates that the whole run made."""
+    """A scale that restarts at 65,536 skips updates that the uninterrupted run made."""
     whole, cut, again = Line(), Line(), Line()
     flags = dict(max_steps=16, eval_every=8, patience=9, **HALF)
     fit(whole, tmp_path / "whole", **flags)
@@ -235,8 +257,8 @@ def test_a_float16_run_resumed_equals_one_not_stopped(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_only_a_float16_run_is_scaled(dtype, tmp_path):
     """
-    An autocast that is off has a dtype all the same, on a GPU float16, and a scaler in a float32 run leaves out the updates that
-    should have stopped it.
+    An autocast that is off still has a dtype, float16 on a GPU. A scaler in a float32 run skips the updates that should
+    have stopped it.
     """
     default = torch.get_autocast_dtype("cpu")
     torch.set_autocast_dtype("cpu", torch.float16)    # as it is for CUDA
@@ -251,7 +273,7 @@ def test_only_a_float16_run_is_scaled(dtype, tmp_path):
 # the run
 
 def test_it_evaluates_before_the_first_update_and_at_the_end(tmp_path):
-    """Without the first number there is nothing to compare with: for dpo it is log 2."""
+    """Without the first number there is nothing to compare with. For dpo it is log 2."""
     model = Line()
     before = loop.evaluate(model, squared_error(model), VAL)["loss"]
     fit(model, tmp_path, max_steps=10)
@@ -261,7 +283,7 @@ def test_it_evaluates_before_the_first_update_and_at_the_end(tmp_path):
     assert [s for s, split, metric, _ in log if (split, metric) == ("train", "lr")] == list(range(1, 11))
 
 def test_the_best_weights_are_kept_not_the_last(tmp_path):
-    """The last weights may be the worst: here training pulls away from what validation wants."""
+    """The last weights may be the worst: here training moves away from the validation targets."""
     model, saved = Line(), []
     away = lambda batch: (((model(batch["x"]) - batch["y"] * batch["sign"]).pow(2).mean()), {})
     train = [{**Stream()[3], "sign": 1 if i < 6 else -1} for i in range(20)]
@@ -272,21 +294,24 @@ def test_the_best_weights_are_kept_not_the_last(tmp_path):
     assert torch.load(tmp_path / "state.pt", weights_only=True)["model"]["a"].item() == model.a.item()
 
 def test_frozen_parameters_stay_frozen(tmp_path):
-    """Weight decay moves a parameter without a gradient too, if the optimizer is given it."""
+    """If the optimizer holds a parameter without a gradient, weight decay moves it."""
     model = Line()
     model.a.requires_grad_(False)
     fit(model, tmp_path, weight_decay=0.5)
     assert model.a.item() == 0.5 and model.b.item() != 0
 
 def test_weight_decay_leaves_biases_alone(tmp_path):
-    """On a bias or a layer norm it pulls towards a wrong function, not towards a simpler one."""
+    """On a bias or a layer norm, decay pulls towards a wrong function and not towards a simpler one."""
     model, still = Line(), lambda batch: (0.0 * (model.a.sum() + model.b.sum()), {})
     model.b.data.fill_(1.0)
     fit(model, tmp_path, compute_loss=still, weight_decay=0.5)
     assert model.b.item() == 1.0 and model.a.item() < 0.5
 
 def test_a_run_resumed_equals_a_run_not_stopped(tmp_path):
-    """Optimizer moments, schedule, position, dropout's random state, early stopping and log: whatever is forgotten shows here."""
+    """
+    Optimizer moments, schedule, position, dropout's random state, early stopping and log: a forgotten one shows
+    here.
+    """
     whole, cut = Line(dropout=0.3), Line(dropout=0.3)
     torch.manual_seed(5)
     fit(whole, tmp_path / "whole", grad_accum=2, patience=9)
@@ -309,7 +334,7 @@ def test_a_run_resumed_equals_a_run_not_stopped(tmp_path):
     assert {**results[0], "seconds": 0} == {**results[1], "seconds": 0}
 
 def test_an_interruption_says_how_to_go_on(tmp_path, capsys):
-    """SIGTERM is what a scheduler sends: the last finished update is saved, and the command to type is on the screen."""
+    """A scheduler sends SIGTERM. The last finished update is saved, and the command to resume is printed."""
     class Interrupting(Stream):
         def __getitem__(self, i):
             if i == 5:
@@ -324,7 +349,7 @@ def test_an_interruption_says_how_to_go_on(tmp_path, capsys):
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_loss_or_gradient_that_is_not_finite_stops_with_one_line(tmp_path, what):
-    """One update with a NaN destroys every weight; the weights must still be those of the step before."""
+    """One update with a NaN destroys every weight. The weights must still be those of the step before."""
     model = Line()
     def compute_loss(batch):
         loss, metrics = squared_error(model)(batch)
@@ -337,7 +362,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_with_one_line(tmp_path, wha
     assert model.a.isfinite().all()
 
 def test_a_damaged_state_is_refused_in_one_line(tmp_path):
-    """Half a checkpoint must not be taken for a whole one."""
+    """Half a checkpoint must not be read as a whole one."""
     fit(Line(), tmp_path, max_steps=4)
     (tmp_path / "state.old.pt").unlink()
     state = (tmp_path / "state.pt").read_bytes()
@@ -348,23 +373,29 @@ def test_a_damaged_state_is_refused_in_one_line(tmp_path):
 
 @pytest.mark.usefixtures("painted")
 def test_the_curves_are_drawn_from_the_log(tmp_path):
-    """A PNG of some size with every metric in it: a run's picture must not need the run in memory."""
+    """A PNG with every metric. The picture must not need the run in memory."""
     fit(Line(), tmp_path)
     (tmp_path / "curves.png").unlink()
     loop.plot_curves(tmp_path)
-    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG" and (tmp_path / "curves.png").stat().st_size > 10_000
+    picture = tmp_path / "curves.png"
+    assert picture.read_bytes()[:4] == b"\x89PNG" and picture.stat().st_size > 10_000
 
 def test_a_constant_has_no_panel_and_no_cell_is_empty(tmp_path):
-    """beta, or a learning rate of 0, says nothing in a picture; nine panels in rows of four leave three cells empty."""
-    series = {"loss": {"train": [(1, 0.7), (2, 0.6)]}, "beta": {"train": [(1, 0.1), (2, 0.1)], "val": [(0, 0.1)]},
-              "grad_norm": {"train": [(1, math.inf), (2, 1.0), (3, 1.0)]}, "accuracy": {"train": [(1, 0.5)], "val": [(0, 0.6)]}}
+    """
+    A constant beta, or a learning rate of 0, shows nothing. Nine panels in rows of four would leave three cells
+    empty.
+    """
+    series = {"loss": {"train": [(1, 0.7), (2, 0.6)]},
+              "beta": {"train": [(1, 0.1), (2, 0.1)], "val": [(0, 0.1)]},
+              "grad_norm": {"train": [(1, math.inf), (2, 1.0), (3, 1.0)]},
+              "accuracy": {"train": [(1, 0.5)], "val": [(0, 0.6)]}}
     assert log.varying(series) == ["loss", "accuracy"] and log.varying({"lr": {"train": [(1, 0.0)]}}) == ["lr"]
     assert [log.row_sizes(n) for n in (1, 4, 5, 7, 9, 10)] == [[1], [4], [3, 2], [4, 3], [3, 3, 3], [4, 3, 3]]
-    assert [log.unit(m) for m in ("rewards/margins", "rewards/accuracies", "logps/chosen", "loss")] == [
-        "beta x nats", "share of pairs", "nats per completion", ""]
+    units = [log.unit(m) for m in ("rewards/margins", "rewards/accuracies", "logps/chosen", "loss")]
+    assert units == ["beta x nats", "share of pairs", "nats per completion", ""]
 
 def test_a_picture_that_cannot_be_drawn_does_not_end_a_run(tmp_path, capsys):
-    """The run is over and its weights are there: only the picture is missing."""
+    """The run is finished and its weights are saved, so only the picture may be missing."""
     (tmp_path / "log.csv").write_text("step,split,metric,value\n")
     log.plot_curves(tmp_path)
     assert "curves.png was not drawn" in capsys.readouterr().out and not (tmp_path / "curves.png").exists()

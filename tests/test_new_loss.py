@@ -1,4 +1,7 @@
-"""A loss that somebody adds: one function, every kind of hyperparameter as a flag, and one line for whatever is written wrongly."""
+"""
+A loss added by a user: one function, a flag for every kind of hyperparameter, and a one-line error for each
+mistake.
+"""
 import csv
 import inspect
 import runpy
@@ -17,7 +20,7 @@ from support.registry import number, try_out
 
 @pytest.fixture(autouse=True)
 def as_before():
-    """What a test registers is gone behind it."""
+    """Remove the losses that a test registers."""
     before = dict(LOSSES)
     yield
     LOSSES.clear()
@@ -29,12 +32,12 @@ def answer(pairs, scale=1.0):
     return F.softplus(-scale * gap), gap.detach(), -gap.detach()
 
 def hparams(*argv):
-    """What train_pref hands to the loss `mine`."""
+    """The hyperparameters that train_pref passes to the loss `mine`."""
     args = train_pref.get_args(["--loss", "mine", *argv])
     return {h: getattr(args, h) for h in LOSSES["mine"].hparams}
 
 def refused(capsys, *argv):
-    """The one line of a refusal."""
+    """The one line of the error message."""
     with pytest.raises(SystemExit) as end:
         train_pref.get_args(["--loss", "mine", *argv])
     err = capsys.readouterr().err
@@ -45,21 +48,26 @@ def refused(capsys, *argv):
 # hyperparameters and their flags
 
 def test_every_kind_of_hyperparameter_is_a_flag_and_keeps_its_default():
-    """A flag whose type is read off the default alone takes no 0.5 for 0, cannot turn a bool off, and has no type for None."""
+    """
+    If the type came from the default alone, a default of 0 would refuse 0.5, a bool could not be turned off, and
+    None would have no type.
+    """
     @register(needs_ref=False)
-    def mine(pairs, *, whole=0, power=0.5, flip=True, quiet=False, cap=None, name: str = None, limit: float | None = None, k: int = 4,
-             beta: float = 1, kind="50% a"):
+    def mine(pairs, *, whole=0, power=0.5, flip=True, quiet=False, cap=None, name: str = None,
+             limit: float | None = None, k: int = 4, beta: float = 1, kind="50% a"):
         """Mine."""
         return answer(pairs)
-    defaults = dict(whole=0, power=0.5, flip=True, quiet=False, cap=None, name=None, limit=None, k=4, beta=1, kind="50% a")
+    defaults = dict(whole=0, power=0.5, flip=True, quiet=False, cap=None, name=None,
+                    limit=None, k=4, beta=1, kind="50% a")
     assert hparams() == defaults == LOSSES["mine"].hparams
-    given = hparams("--whole", "0.5", "--power", "2", "--no-flip", "--quiet", "--cap", "1.5", "--name", "7", "--limit", "-2", "--k", "3",
-                    "--beta", "0.25", "--kind", "b")
-    assert given == dict(whole=0.5, power=2.0, flip=False, quiet=True, cap=1.5, name="7", limit=-2.0, k=3, beta=0.25, kind="b")
+    given = hparams("--whole", "0.5", "--power", "2", "--no-flip", "--quiet", "--cap", "1.5", "--name", "7",
+                    "--limit", "-2", "--k", "3", "--beta", "0.25", "--kind", "b")
+    assert given == dict(whole=0.5, power=2.0, flip=False, quiet=True, cap=1.5, name="7",
+                         limit=-2.0, k=3, beta=0.25, kind="b")
     assert type(hparams("--whole", "3")["whole"]) is int and type(given["power"]) is float
 
 def test_the_help_shows_defaults_with_a_percent_sign(capsys):
-    """argparse takes % in a help text for a place to fill in, and stops with a traceback for every loss."""
+    """argparse reads % in a help text as a placeholder, and --help would end with a traceback for every loss."""
     @register(needs_ref=False)
     def mine(pairs, *, kind="50% a", flip=True):
         return answer(pairs)
@@ -68,7 +76,7 @@ def test_the_help_shows_defaults_with_a_percent_sign(capsys):
     assert end.value.code == 0 and "for mine (default: 50% a)" in " ".join(capsys.readouterr().out.split())
 
 def test_a_whole_number_is_refused_a_fraction_only_where_its_annotation_says_so(capsys):
-    """k: int = 4 counts something; 4 alone may be a weight."""
+    """k: int = 4 counts something. 4 without an annotation may be a weight."""
     @register(needs_ref=False)
     def mine(pairs, *, k: int = 4):
         return answer(pairs)
@@ -76,7 +84,7 @@ def test_a_whole_number_is_refused_a_fraction_only_where_its_annotation_says_so(
 
 @pytest.mark.parametrize("argv", [("--power", "0"), ("--power", "2"), ("--no-flip",), ("--flip",)], ids=" ".join)
 def test_a_flag_of_another_loss_is_refused_also_when_it_is_0_or_off(argv, capsys):
-    """0 == False == not given, for whoever compares carelessly: the run would go on with a flag that does nothing."""
+    """0 == False, and both may be taken for a flag that was not given. The run would then ignore the flag."""
     @register(needs_ref=False)
     def mine(pairs):
         return answer(pairs)
@@ -86,7 +94,10 @@ def test_a_flag_of_another_loss_is_refused_also_when_it_is_0_or_off(argv, capsys
     assert "no effect on --loss mine, which takes no hyperparameter" in refused(capsys, *argv)
 
 def test_losses_that_share_a_name_share_its_flag(capsys):
-    """The type of the first loss that has it would refuse --alpha 0.5 to the second; a word and a number cannot share at all."""
+    """
+    With the type of the first loss, --alpha 0.5 would be refused for the second. A word and a number cannot share a
+    flag.
+    """
     @register(needs_ref=False)
     def mine(pairs, *, alpha=0, share=1):
         return answer(pairs)
@@ -100,10 +111,11 @@ def test_losses_that_share_a_name_share_its_flag(capsys):
     err = refused(capsys)
     assert "--alpha has two types" in err and "str for third" in err and "float for" in err
 
-@pytest.mark.parametrize("name", ["lr", "seed", "loss", "adapter", "label_noise", "reward", "help", "beta_end", "sft_weight", "save",
-                                  "show", "autocast"])
+@pytest.mark.parametrize("name", [
+    "lr", "seed", "loss", "adapter", "label_noise", "reward",
+    "help", "beta_end", "sft_weight", "save", "show", "autocast"])
 def test_a_hyperparameter_with_the_name_of_a_flag_is_refused(name, capsys):
-    """argparse stops with a traceback; a name that only the training loop knows would be handed to the loop."""
+    """argparse ends with a traceback. A name that only the training loop uses would be passed to the loop."""
     exec(f"def mine(pairs, *, {name}=1.0):\n    return answer(pairs)", made := {"answer": answer})
     register(needs_ref=False)(made["mine"])
     err = refused(capsys)
@@ -111,13 +123,13 @@ def test_a_hyperparameter_with_the_name_of_a_flag_is_refused(name, capsys):
 
 @pytest.mark.parametrize("name", ["temperature", "run", "pairs_", "show_"])
 def test_other_names_are_free(name):
-    """Only what train_pref.py has as a flag is taken."""
+    """Only the names of train_pref.py's flags are taken."""
     exec(f"def mine(pairs, *, {name}=1.0):\n    return answer(pairs)", made := {"answer": answer})
     register(needs_ref=False)(made["mine"])
     assert hparams(f"--{name}", "3") == {name: 3.0}
 
 def test_the_example_of_the_page_is_a_loss():
-    """Whoever copies it from docs/new-loss.md has a loss that trains, with the flags that the page names."""
+    """Users copy it from docs/new-loss.md. It must train and have the flags that the page names."""
     page = (Path(__file__).parent.parent / "docs" / "new-loss.md").read_text()
     exec(page.split("```python\n")[1].split("```")[0], made := dict(vars(losses)))
     try_out("mine", LOSSES["mine"].hparams, Pairs)
@@ -126,7 +138,7 @@ def test_the_example_of_the_page_is_a_loss():
     assert all(f"\n| `{p}` |" in page for p in arguments)
 
 # ---------------------------------------------------------------------------------------------------------------------
-# what is no loss
+# mistakes in a loss
 
 def without_parentheses():
     @register
@@ -189,15 +201,24 @@ def an_annotation_that_is_no_type_of_a_flag():
         return answer(pairs)
 
 @pytest.mark.parametrize("wrong, words", [
-    (without_parentheses, "@register(needs_ref=True)"), (without_needs_ref, "@register(needs_ref=True)"),
-    (a_word_for_needs_ref, "@register(needs_ref=True)"), (without_a_star, "beta does not stand behind a star; write def mine(pairs, *,"),
-    (without_a_default, "beta has no default; write def mine(pairs, *,"), (without_pairs, "write def mine(pairs, *,"),
-    (with_any_keywords, "write def mine(pairs, *,"), (registered_twice, "loss dpo: there is a loss of this name already"),
-    (a_list, "betas, a list, cannot be a flag"), (a_tensor, "betas, a Tensor, cannot be a flag"),
+    (without_parentheses, "@register(needs_ref=True)"),
+    (without_needs_ref, "@register(needs_ref=True)"),
+    (a_word_for_needs_ref, "@register(needs_ref=True)"),
+    (without_a_star, "beta does not stand behind a star; write def mine(pairs, *,"),
+    (without_a_default, "beta has no default; write def mine(pairs, *,"),
+    (without_pairs, "write def mine(pairs, *,"),
+    (with_any_keywords, "write def mine(pairs, *,"),
+    (registered_twice, "loss dpo: there is a loss of this name already"),
+    (a_list, "betas, a list, cannot be a flag"),
+    (a_tensor, "betas, a Tensor, cannot be a flag"),
     (an_annotation_with_another_default, "k, a float, cannot be a flag"),
-    (an_annotation_that_is_no_type_of_a_flag, "betas, a NoneType, cannot be a flag")], ids=lambda x: getattr(x, "__name__", ""))
+    (an_annotation_that_is_no_type_of_a_flag, "betas, a NoneType, cannot be a flag"),
+], ids=lambda x: getattr(x, "__name__", ""))
 def test_what_register_refuses_it_says_in_one_line_with_file_line_and_remedy(wrong, words):
-    """Without its star a hyperparameter is no flag and silently keeps its default; the rest are tracebacks out of inspect or argparse."""
+    """
+    Without the star a hyperparameter has no flag and silently keeps its default. The other mistakes would end in
+    tracebacks from inspect or argparse.
+    """
     before = dict(LOSSES)
     with pytest.raises(ValueError) as e:
         wrong()
@@ -205,14 +226,14 @@ def test_what_register_refuses_it_says_in_one_line_with_file_line_and_remedy(wro
     assert LOSSES == before
 
 def test_a_script_shows_that_line_and_no_traceback(monkeypatch, capsys):
-    """losses.py is imported before main runs, so nothing in main could catch it."""
+    """losses.py is imported before main runs, so main cannot catch the error."""
     class Broken:
         def __getattr__(self, name):
             raise ValueError("losses.py, line 9, loss mine: write it so")
     monkeypatch.setitem(sys.modules, "losses", Broken())
     with pytest.raises(SystemExit) as end:
         runpy.run_path(train_pref.__file__)
-    assert end.value.code == "error: losses.py, line 9, loss mine: write it so"    # what Python prints, with status 1
+    assert end.value.code == "error: losses.py, line 9, loss mine: write it so"    # Python prints it and exits with 1
 
 def a_mean(pairs):
     losses, *rewards = answer(pairs)
@@ -250,12 +271,22 @@ def the_kl_unasked(pairs):
     return answer(pairs)[0] + pairs.kl_logratios.mean(), *answer(pairs)[1:]
 
 @pytest.mark.parametrize("wrong, words", [
-    (a_mean, "returns the shapes [], [2], [2]"), (kept_dimension, "the shapes [1], [2], [2]"), (one_tensor, "the shapes [2] for 2 pairs"),
-    (two_tensors, "the shapes [2], [2] for"), (a_number, "the shapes float, [2]"), (nothing, "the shapes NoneType for"),
-    (rewards_with_a_gradient, "return them with .detach()"), (detached, "its losses have no gradient"),
-    (the_reference_unasked, "unless needs_ref=True"), (the_kl_unasked, "unless needs_kl=True")], ids=lambda x: getattr(x, "__name__", ""))
+    (a_mean, "returns the shapes [], [2], [2]"),
+    (kept_dimension, "the shapes [1], [2], [2]"),
+    (one_tensor, "the shapes [2] for 2 pairs"),
+    (two_tensors, "the shapes [2], [2] for"),
+    (a_number, "the shapes float, [2]"),
+    (nothing, "the shapes NoneType for"),
+    (rewards_with_a_gradient, "return them with .detach()"),
+    (detached, "its losses have no gradient"),
+    (the_reference_unasked, "unless needs_ref=True"),
+    (the_kl_unasked, "unless needs_kl=True"),
+], ids=lambda x: getattr(x, "__name__", ""))
 def test_what_a_loss_returns_is_looked_at_before_a_run_begins(wrong, words, capsys, in_tmp, monkeypatch):
-    """A mean trains the same run but for aot and --sft_weight; rewards with a gradient keep every batch's graph in memory."""
+    """
+    A mean trains most runs correctly, but not aot or --sft_weight. Rewards with a gradient keep every batch's graph
+    in memory.
+    """
     monkeypatch.setattr(train_pref.sources, "check_source", lambda *args, **more: pytest.fail("the run has begun"))
     LOSSES["mine"] = LOSSES[register(needs_ref=False)(wrong).__name__]
     with pytest.raises(SystemExit) as end:
@@ -265,7 +296,7 @@ def test_what_a_loss_returns_is_looked_at_before_a_run_begins(wrong, words, caps
     assert not Path("out").exists()
 
 def test_a_bug_inside_a_loss_keeps_its_traceback():
-    """The line in the function is what its author needs; only what Pairs leaves out is explained."""
+    """The author needs the line in the function. Only fields that Pairs leaves out get an explanation."""
     @register(needs_ref=False)
     def mine(pairs):
         return answer(pairs, scale="2")
@@ -274,7 +305,7 @@ def test_a_bug_inside_a_loss_keeps_its_traceback():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_passes_the_trial(name):
-    """It stands before every run: what it refused no one could train."""
+    """The trial precedes every run, so a loss that it refuses could not be trained."""
     try_out(name, LOSSES[name].hparams, Pairs)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -285,7 +316,10 @@ def only(monkeypatch, fn, **facts):
     register(**facts)(fn)
 
 def test_a_new_loss_has_a_row_in_the_table_whatever_its_docstring(monkeypatch):
-    """The formula and the source are searched for; a docstring without them stopped the table of all losses. A bar would end the cell."""
+    """
+    The table finds formula and source in the docstring. A docstring without them once stopped the table of all
+    losses.
+    """
     def mine(pairs, *, kind="a|b"):
         return answer(pairs)
     only(monkeypatch, mine, needs_ref=False)
@@ -299,16 +333,18 @@ def test_a_new_loss_has_a_row_in_the_table_whatever_its_docstring(monkeypatch):
 
 @pytest.mark.parametrize("hparams", [{"beta": 0.1}, {"scale": 2.0}, {}], ids=str)
 def test_the_exact_world_takes_a_new_loss_with_any_hyperparameters(hparams, monkeypatch):
-    """beta is set there by hand; a loss without beta must be left at its defaults, one that looks at the KL be given one."""
+    """The study sets beta itself. A loss without beta must keep its defaults, and one with needs_kl must get the KL."""
     signature = "".join(f", {h}={v}" for h, v in hparams.items())
-    exec(f"def mine(pairs{', *' * bool(hparams)}{signature}):\n    return answer(pairs, 1 + pairs.kl_logratios.mean())",
-         made := {"answer": answer})
+    if hparams:
+        signature = ", *" + signature
+    source = f"def mine(pairs{signature}):\n    return answer(pairs, 1 + pairs.kl_logratios.mean())"
+    exec(source, made := {"answer": answer})
     only(monkeypatch, made["mine"], needs_ref=False, needs_kl=True)
     row, = bandit.rows()
     assert row["settings"] == ("beta=1.0" if "beta" in hparams else "") and row["below the frontier"] > -1e-4
 
 def test_a_loss_without_a_minimum_ends_somewhere_in_the_exact_world(monkeypatch):
-    """A line search on it runs off to infinity, and NaN is below no frontier."""
+    """A line search on it goes to infinity, and a comparison of NaN with the frontier is always false."""
     def mine(pairs):
         gap = pairs.policy_chosen_logps - pairs.policy_rejected_logps
         return -gap.exp(), gap.detach(), gap.detach()
@@ -318,7 +354,10 @@ def test_a_loss_without_a_minimum_ends_somewhere_in_the_exact_world(monkeypatch)
 
 @pytest.mark.usefixtures("painted")
 def test_the_bandit_overwrites_the_results_only_with_update(monkeypatch, in_tmp):
-    """study/results and study/figures are under version control and in the README: a look at another beta must not change them."""
+    """
+    study/results and study/figures are under version control and in the README. A run with another beta must not
+    change them.
+    """
     numbers = {"reward": 0.5, "kl": 0.25, "below the frontier": 0.0, "unseen before": 0.5, "unseen after": 0.5}
     row = {"loss": "dpo", "settings": "beta=1.0"} | numbers
     monkeypatch.setattr(bandit, "rows", lambda seed, beta: [row])
@@ -332,6 +371,6 @@ def test_the_bandit_overwrites_the_results_only_with_update(monkeypatch, in_tmp)
     assert (in_tmp / "study/results/bandit.csv").exists() and (in_tmp / "study/figures/bandit.png").exists()
 
 def test_a_number_of_a_flag_is_whole_only_if_written_so():
-    """An index must stay an int; nothing of a float may be lost."""
+    """An index must stay an int, and a float must keep its digits."""
     assert [number(text) for text in ("3", "-2", "0.5", "1e-3", "2.0")] == [3, -2, 0.5, 1e-3, 2.0]
     assert [type(number(text)) for text in ("3", "-2", "2.0")] == [int, int, float]

@@ -1,4 +1,7 @@
-"""Running a script: its threads, Ctrl-C at any moment, flags with senseless values, and what is said of runs that mean nothing."""
+"""
+Running a script: threads, Ctrl-C at any moment, flags with impossible values, and notes on runs whose numbers mean
+little.
+"""
 import argparse
 import json
 import math
@@ -35,11 +38,13 @@ ROOT = Path(__file__).resolve().parents[1]
 GOOD = [{"prompt": f"the plot {i}", "chosen": f" was fine {i}", "rejected": " was dull"} for i in range(20)]
 QUICK = ["--max_steps", "2", "--eval_every", "2", "--batch_size", "8", "--warmup_steps", "0"]
 PREF = ["--data", "good.jsonl", "--init_from", "sft", *QUICK, "--n_show", "0"]
-PPO = ["--true_reward", "--rollout", "8", "--batch_size", "8", "--max_steps", "2", "--eval_every", "2", "--n_prompts", "8", "--n_show", "0"]
+PPO = "--true_reward --rollout 8 --batch_size 8 --max_steps 2 --eval_every 2 --n_prompts 8 --n_show 0".split()
 
 @pytest.fixture
 def here(in_tmp, own_tokenizer, sft_run, monkeypatch):
-    """A folder with pairs and a run, which is the toy world's policy too; no pictures, which take longer than all the rest."""
+    """
+    A folder with pairs, and a run that is the toy world's policy too. No pictures, which take longer than the rest.
+    """
     shutil.copytree(sft_run, "sft")
     shutil.copytree(sft_run, "out/toy/sft")
     Path("good.jsonl").write_text("".join(json.dumps(r) + "\n" for r in GOOD))
@@ -52,15 +57,16 @@ def here(in_tmp, own_tokenizer, sft_run, monkeypatch):
 
 @pytest.fixture
 def two_threads():
-    """As PyTorch chooses on two cores."""
+    """PyTorch's own choice on two cores."""
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
 
-@pytest.mark.parametrize("flags, threads", [({"data": "toy"}, 1), ({"data": "toy", "threads": 2}, 2), ({"data": "hh"}, 2),
-                                            ({"data": "hh", "threads": 1}, 1), ({}, 2)], ids=str)
+@pytest.mark.parametrize("flags, threads", [
+    ({"data": "toy"}, 1), ({"data": "toy", "threads": 2}, 2), ({"data": "hh"}, 2), ({"data": "hh", "threads": 1}, 1),
+    ({}, 2)], ids=str)
 def test_the_toy_world_takes_one_thread_unless_told_otherwise(two_threads, flags, threads):
-    """Its sums, and so a seed's numbers, would depend on the machine; and two threads wait for each other on a busy one."""
+    """With the machine's own number of threads, the numbers of a seed would depend on the machine."""
     said = []
     cli.set_up(seed=0, device="cpu", dtype="float32", **flags, say=said.append)
     assert torch.get_num_threads() == threads
@@ -68,7 +74,7 @@ def test_the_toy_world_takes_one_thread_unless_told_otherwise(two_threads, flags
 
 @pytest.mark.parametrize("threads", [None, "2"])
 def test_the_threads_are_those_of_all_scripts_that_a_script_calls(here, monkeypatch, threads):
-    """An SFT policy of other threads is another policy, and measures of other threads are other numbers."""
+    """An SFT policy trained with other threads is another policy, and measures with other threads are other numbers."""
     calls, flag = [], ["--threads", threads] if threads else []
     monkeypatch.setattr(evaluation, "main", lambda argv, say=None: calls.append(argv) or {})
     train_pref.main([*PREF, *flag])
@@ -79,10 +85,13 @@ def test_the_threads_are_those_of_all_scripts_that_a_script_calls(here, monkeypa
     monkeypatch.setattr(train_reward, "main", calls.append)
     with pytest.raises(SystemExit):    # no reward model was trained
         train_ppo.main(["--init_from", "sft", *flag])
-    assert len(calls) == 3 and all(flag == argv[argv.index("--threads"):][:2] if flag else "--threads" not in argv for argv in calls)
+    assert len(calls) == 3
+    for argv in calls:
+        given = argv[argv.index("--threads"):][:2] if "--threads" in argv else []
+        assert given == flag
 
 def test_a_toy_run_is_evaluated_on_one_thread(here, two_threads):
-    """eval.py's own --data is empty as a rule: which data it is says the run."""
+    """eval.py's own --data is usually empty. Its data are those in the run's args.json."""
     args = json.loads(Path("out/toy/sft/args.json").read_text())
     Path("out/toy/sft/args.json").write_text(json.dumps(args | {"args": args["args"] | {"data": "toy"}}))
     evaluation.main(["--run", "out/toy/sft", "--n_prompts", "2", "--n_samples", "1", "--show", "0"])
@@ -98,14 +107,15 @@ def test_the_bandit_takes_one_thread(two_threads, monkeypatch):
     assert seen == [1, 2]
 
 def test_a_run_may_go_on_with_other_threads_and_says_so(here, capsys):
-    """As with another device: only the last bits differ."""
+    """As with another device, only the last bits differ."""
     assert train_sft.get_args(["--resume", "--out_dir", "sft", "--threads", "2"]).threads == 2
     assert "--threads was None, and is 2" in capsys.readouterr().out
 
 @pytest.mark.slow
 def test_a_seed_gives_the_same_bytes_whatever_the_environment_says(in_tmp):
-    """Through the shell, where PyTorch reads the variable."""
-    command, logs = [sys.executable, str(ROOT / "train_sft.py"), *"--n_layer 1 --n_embd 32 --max_steps 4 --eval_every 4".split()], []
+    """This starts a new process, because PyTorch reads the variable at its start."""
+    tiny = "--n_layer 1 --n_embd 32 --max_steps 4 --eval_every 4".split()
+    command, logs = [sys.executable, str(ROOT / "train_sft.py"), *tiny], []
     for name, threads in (("unset", {}), ("two", {"OMP_NUM_THREADS": "2"}), ("one", {"OMP_NUM_THREADS": "1"})):
         env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | threads
         done = subprocess.run([*command, "--out_dir", name], env=env, capture_output=True, text=True)
@@ -121,29 +131,39 @@ def ctrl_c(*args, **more):
 
 RESUME = "python train_pref.py --resume --out_dir out/good/dpo"
 REAL = ["--data", "imdb", "--data_dir", "x"]
-MOMENTS = {
-    "sft, data are read": (train_sft.main, ["--data", "good.jsonl", *QUICK], (data, "load_rows"),
-                           "python train_sft.py --data good.jsonl --max_steps 2"),
-    "dpo, data are read": (train_pref.main, PREF, (data, "load_rows"), "python train_pref.py --data good.jsonl --init_from sft"),
-    "dpo, pairs are sampled": (train_pref.main, ["--n_prompts", "2"], (sampling, "sample_completions"),
-                               "python train_pref.py --n_prompts 2"),
-    "dpo, sft's data are read": (train_pref.main, ["--loss", "ipo"], (data, "load_rows"), "python train_pref.py --loss ipo"),
+AGAIN = "python -m rlhf.train_ppo --resume --out_dir out/toy/ppo"
+REWARD = ["--data", "good.jsonl", "--init_from", "sft"]
+MOMENTS = {    # the script, its flags, the function that Ctrl-C interrupts, and a part of the printed command
+    "sft, data are read": (
+        train_sft.main, ["--data", "good.jsonl", *QUICK], (data, "load_rows"),
+        "python train_sft.py --data good.jsonl --max_steps 2"),
+    "dpo, data are read": (
+        train_pref.main, PREF, (data, "load_rows"), "python train_pref.py --data good.jsonl --init_from sft"),
+    "dpo, pairs are sampled": (
+        train_pref.main, ["--n_prompts", "2"], (sampling, "sample_completions"), "python train_pref.py --n_prompts 2"),
+    "dpo, sft's data are read": (
+        train_pref.main, ["--loss", "ipo"], (data, "load_rows"), "python train_pref.py --loss ipo"),
     "dpo, the reference's log-probs": (train_pref.main, PREF, (reference, "batch_logps"), RESUME),
     "dpo, validation": (train_pref.main, PREF, (loop, "evaluate"), RESUME),
     "dpo, the curves": (train_pref.main, PREF, (loop, "plot_curves"), RESUME),
     "dpo, samples at the end": (train_pref.main, PREF, (evaluation, "measure"), RESUME),
-    "dpo, pairs at the end": (train_pref.main, PREF, (measures, "pair_measures"), RESUME),
-    "eval, the model is loaded": (evaluation.main, ["--run", "sft"], (evaluation, "load_policy"), "python eval.py --run sft"),
-    "eval, samples": (evaluation.main, ["--run", "sft", "--show", "1"], (evaluation, "measure"), "python eval.py --run sft --show 1"),
-    "reward, data are read": (train_reward.main, ["--data", "good.jsonl", "--init_from", "sft"], (data, "load_rows"),
-                              "python -m rlhf.train_reward --data good.jsonl --init_from sft"),
-    "reward, it is judged": (train_reward.main, ["--data", "good.jsonl", "--init_from", "sft", *QUICK], (train_reward, "evaluate_pairs"),
-                             "python -m rlhf.train_reward --resume --out_dir out/good/reward"),
-    "ppo, its reward's pairs": (train_ppo.main, ["--n_prompts", "512"], (sampling, "sample_completions"),
-                                "python -m rlhf.train_ppo --n_prompts 512"),
-    "ppo, it samples": (train_ppo.main, PPO, (sampling, "sample_completions"), "python -m rlhf.train_ppo --resume --out_dir out/toy/ppo"),
-    "ppo, its reward judges": (train_ppo.main, PPO, (toy, "reward"), "python -m rlhf.train_ppo --resume --out_dir out/toy/ppo"),
-    "data": (data.main, ["--data", "good.jsonl"], (data, "make_rows"), "the same command"),
+    "dpo, pairs at the end": (train_pref.main, PREF, (evaluation, "pair_measures"), RESUME),
+    "eval, the model is loaded": (
+        evaluation.main, ["--run", "sft"], (evaluation, "load_policy"), "python eval.py --run sft"),
+    "eval, samples": (
+        evaluation.main, ["--run", "sft", "--show", "1"], (evaluation, "measure"), "python eval.py --run sft --show 1"),
+    "reward, data are read": (
+        train_reward.main, REWARD, (data, "load_rows"),
+        "python -m rlhf.train_reward --data good.jsonl --init_from sft"),
+    "reward, it is judged": (
+        train_reward.main, [*REWARD, *QUICK], (train_reward, "evaluate_pairs"),
+        "python -m rlhf.train_reward --resume --out_dir out/good/reward"),
+    "ppo, its reward's pairs": (
+        train_ppo.main, ["--n_prompts", "512"], (sampling, "sample_completions"),
+        "python -m rlhf.train_ppo --n_prompts 512"),
+    "ppo, it samples": (train_ppo.main, PPO, (sampling, "sample_completions"), AGAIN),
+    "ppo, its reward judges": (train_ppo.main, PPO, (toy, "reward"), AGAIN),
+    "data": (data.main, ["--data", "good.jsonl"], (data, "make_rows"), "python data.py --data good.jsonl"),
     "bandit": (bandit.main, ["--seed", "3"], (bandit, "train"), "python -m study.bandit --seed 3"),
     "bag": (bag.main, ["--half", "first"], (bag, "load_labeled_reviews"), "python -m study.bag --half first"),
     "real": (real.main, REAL, (data, "load_rows"), "python -m study.real --data imdb --data_dir x"),
@@ -153,7 +173,7 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_ctrl_c_at_any_moment_is_one_line_with_the_command_that_goes_on(here, capsys, monkeypatch, moment):
-    """A traceback looks as if something were broken; and of two commands one would be refused, or begin again."""
+    """A traceback looks like a bug. The printed command must neither be refused nor start the run again from zero."""
     main, argv, (module, name), command = MOMENTS[moment]
     if moment == "dpo, sft's data are read":
         shutil.rmtree("out/toy/sft")
@@ -169,7 +189,7 @@ def test_ctrl_c_at_any_moment_is_one_line_with_the_command_that_goes_on(here, ca
     assert not cli.RUNNING
 
 def test_the_command_that_is_given_goes_on_to_the_same_run(here, capsys, monkeypatch):
-    """Stopped before the first state: to type the first command again would make a second run."""
+    """The run stops before its first saved state. Repeating the first command would start a second run."""
     with monkeypatch.context() as patch:
         patch.setattr(reference, "batch_logps", ctrl_c)
         with pytest.raises(SystemExit):
@@ -179,7 +199,7 @@ def test_the_command_that_is_given_goes_on_to_the_same_run(here, capsys, monkeyp
     assert [p.name for p in Path("out/good").iterdir()] == ["dpo"] and Path("out/good/dpo/eval.json").is_file()
 
 def test_only_ctrl_c_is_made_a_line(here, monkeypatch):
-    """A ValueError in training is a bug, and its traceback says where."""
+    """A ValueError in training is a bug, and its traceback shows the place."""
     def broken(*args):
         raise ValueError("a bug")
     monkeypatch.setattr(train_pref, "batch_logps", broken)
@@ -188,17 +208,17 @@ def test_only_ctrl_c_is_made_a_line(here, monkeypatch):
     assert not cli.RUNNING
 
 def test_a_sweeps_worker_takes_no_other_run_after_an_interruption(tmp_path, monkeypatch):
-    """The pool waits for its workers: one that goes on with the next run, or waits for it, is waited for as long."""
+    """The pool waits for its workers, so a worker that takes the next run delays the end by that run."""
     ends = []
     monkeypatch.setattr(os, "_exit", ends.append)
     def job(root, *args):
         raise SystemExit(130)
-    sweep.quietly((job, tmp_path, "dpo", 0))
+    sweep.quietly((job, tmp_path, "dpo", 0, {}))
     assert ends == [130]
 
 @pytest.mark.slow
 def test_ctrl_c_from_the_shell(here):
-    """A real signal, wherever it finds the process: status 130 and no traceback, in training and in the evaluation after it."""
+    """A real signal to a process, in training and in the evaluation after it: status 130 and no traceback."""
     flags = ["--init_from", "sft", "--max_steps", "2", "--eval_every", "2", "--batch_size", "4"]
     tiny = f"""
 import sys, time; sys.path.insert(0, {str(ROOT)!r})
@@ -215,22 +235,36 @@ real[0] = getattr(*module)
 setattr(*module, slow)
 train_pref.main(["--data", "good.jsonl", *{flags!r}, "--out_dir", sys.argv[1]])
 """
-    Path("good.jsonl").write_text("".join(json.dumps(r | {"prompt": f"{r['prompt']} {i}"}) + "\n" for i in range(100) for r in GOOD))
+    rows = [row | {"prompt": f"{row['prompt']} {i}"} for i in range(100) for row in GOOD]
+    Path("good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for moment in ("reference", "samples"):
-        process = subprocess.Popen([sys.executable, "-c", tiny, moment], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen([sys.executable, "-c", tiny, moment], text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         while process.stdout.readline().strip() != "now":
             pass
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         err = process.communicate(timeout=120)[1]
-        assert process.returncode == 130 and "Traceback" not in err and f"--resume --out_dir {moment}" in err, err
+        assert process.returncode == 130 and "Traceback" not in err
+        assert f"--resume --out_dir {moment}" in err, err
 
 # ---------------------------------------------------------------------------------------------------------------------
 # flags
 
-SCRIPTS = {"train_sft": (train_sft, []), "train_pref": (train_pref, []), "eval": (evaluation, ["--run", "sft"]), "data": (data, []),
-           "judge": (judge, ["--run", "sft"]), "train_ppo": (train_ppo, []), "train_reward": (train_reward, []), "bandit": (bandit, []),
-           "bag": (bag, []), "bench": (bench, []), "real": (real, []), "sweep": (sweep, [])}
+SCRIPTS = {    # module, the flags that it requires
+    "train_sft": (train_sft, []),
+    "train_pref": (train_pref, []),
+    "eval": (evaluation, ["--run", "sft"]),
+    "data": (data, []),
+    "judge": (judge, ["--run", "sft"]),
+    "train_ppo": (train_ppo, []),
+    "train_reward": (train_reward, []),
+    "bandit": (bandit, []),
+    "bag": (bag, []),
+    "bench": (bench, []),
+    "real": (real, []),
+    "sweep": (sweep, []),
+}
 NASTY = ("nan", "-nan", "inf", "-inf", "1e999", "-1", "0", "1e3", "2.5", "9" * 30, "9" * 400, "x", "", "  ")
 
 def options(module, argv):
@@ -243,11 +277,17 @@ def options(module, argv):
     return [a.option_strings[-1] for a in found[0]._actions if a.option_strings and a.nargs != 0]
 
 def numbers(values):
-    return [v for value in values for v in (value if isinstance(value, list) else [value]) if isinstance(v, float)]
+    """The floats among the values and inside lists of values."""
+    found = []
+    for value in values:
+        found += value if isinstance(value, list) else [value]
+    return [x for x in found if isinstance(x, float)]
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_no_flag_takes_nonsense_in_silence_nor_with_a_traceback(script, capsys, in_tmp):
-    """NaN passes every comparison, an empty shell variable is taken for no flag at all, and 400 digits are too many for a float."""
+    """
+    NaN passes every comparison, an empty shell variable looks like a missing flag, and 400 digits overflow a float.
+    """
     module, needed = SCRIPTS[script]
     flags, plain = options(module, needed), vars(module.get_args(needed))
     assert len(flags) > 1
@@ -266,18 +306,27 @@ def test_no_flag_takes_nonsense_in_silence_nor_with_a_traceback(script, capsys, 
 
 @pytest.mark.parametrize("text, value", [("0", 0), ("3", 3), ("0.5", 0.5), ("1e3", 1000.0), (" 7", 7)])
 def test_a_whole_number_stays_one(text, value):
-    """--temperature 1 is shown as 1 and looked up as 1; and a count of steps must be one."""
+    """--temperature 1 is printed and looked up as 1, and a number of steps must be an int."""
     assert cli.not_negative(text) == value and type(cli.not_negative(text)) is type(value)
     with pytest.raises(ValueError):
         cli.count("2.5")
 
 @pytest.mark.parametrize("flags, word", [
-    (["--warmup_steps", "2.5"], "--warmup_steps"), (["--patience", "1.5"], "--patience"), (["--adam_epsilon", "0"], "--adam_epsilon"),
-    (["--seed", str(2**63)], "--seed"), (["--data", ""], "--data"), (["--beta", "inf"], "beta"), (["--lr", "nan"], "--lr"),
-    (["--label_noise", "nan"], "--label_noise"), (["--label_noise", "1.5"], "--label_noise"), (["--dropout", "1.5"], "dropout"),
-    (["--threads", "0"], "--threads"), (["--out_dir", "good.jsonl"], "good.jsonl"), (["--out_dir", "good.jsonl/run"], "good.jsonl")])
+    (["--warmup_steps", "2.5"], "--warmup_steps"),
+    (["--patience", "1.5"], "--patience"),
+    (["--adam_epsilon", "0"], "--adam_epsilon"),
+    (["--seed", str(2**63)], "--seed"),
+    (["--data", ""], "--data"),
+    (["--beta", "inf"], "beta"),
+    (["--lr", "nan"], "--lr"),
+    (["--label_noise", "nan"], "--label_noise"),
+    (["--label_noise", "1.5"], "--label_noise"),
+    (["--dropout", "1.5"], "dropout"),
+    (["--threads", "0"], "--threads"),
+    (["--out_dir", "good.jsonl"], "good.jsonl"),
+    (["--out_dir", "good.jsonl/run"], "good.jsonl")])
 def test_what_cannot_be_meant_is_refused_in_one_line(here, capsys, flags, word):
-    """A learning rate that overshoots in its warm-up, 0 / 0 in AdamW, a run's folder inside a file."""
+    """Among them are a fractional warmup, 0 / 0 in AdamW, and a run's folder inside a file."""
     with pytest.raises(SystemExit) as end:
         train_pref.main([*PREF, *flags])
     err = capsys.readouterr().err
@@ -286,67 +335,88 @@ def test_what_cannot_be_meant_is_refused_in_one_line(here, capsys, flags, word):
 
 @pytest.mark.parametrize("temperature", ["1e-9", "1e-300"])
 def test_a_temperature_at_which_logits_overflow_is_refused(temperature, capsys):
-    """Infinity less infinity is drawn from as NaN, which gives a token that there is not."""
+    """Infinity minus infinity is NaN, and sampling from NaN gives an invalid token."""
     with pytest.raises(SystemExit) as end:
         evaluation.get_args(["--run", "x", "--temperature", "1", temperature])
     assert end.value.code == 2 and "--temperature" in capsys.readouterr().err
 
 def test_a_run_shorter_than_its_first_evaluation_is_evaluated_at_both_ends(here, monkeypatch):
-    """--eval_every larger than --max_steps: nothing would be saved but the reference."""
+    """With --eval_every larger than --max_steps, only the reference's weights would be saved."""
     monkeypatch.setattr(evaluation, "main", lambda *args, **more: {})
     train_pref.main([*PREF, "--max_steps", "1", "--eval_every", "1000", "--lr", "1e-2"])
     log = Path("out/good/dpo/log.csv").read_text()
     assert "0,val,loss," in log and "1,val,loss," in log
 
 def test_weights_that_were_never_kept_are_not_spoken_of(tmp_path):
-    """If the first validation loss is NaN already, there are no weights of any step, let alone of step None."""
+    """If the first validation loss is NaN, no weights were saved, and the message must not name a step None."""
     model = Line()
     nan = lambda batch: ((model(batch["x"]) * math.nan).mean(), {})
     with pytest.raises(SystemExit) as stop:
         fit(model, tmp_path / "a", compute_loss=nan)
     assert "No weights are in" in str(stop.value) and "None" not in str(stop.value)
-    later = lambda batch: ((model(batch["x"]) - batch["y"]).pow(2).mean() * (1 if model.training else math.nan), {})
+    def later(batch):
+        loss = (model(batch["x"]) - batch["y"]).pow(2).mean()
+        return loss * (1 if model.training else math.nan), {}
     with pytest.raises(SystemExit) as stop:
         fit(model, tmp_path / "b", compute_loss=later, max_steps=2, eval_every=2)
     assert "no weights" in str(stop.value) and "\n" not in str(stop.value)
-    assert not (tmp_path / "b" / "result.json").exists()    # or it would be taken for a finished run
+    assert not (tmp_path / "b" / "result.json").exists()    # this file marks a finished run
 
 # ---------------------------------------------------------------------------------------------------------------------
 # notes
 
 @pytest.mark.parametrize("facts, word", [
-    ({"val_loss": 10.8, "n_vocab": 50257}, "guessing"), ({"val_loss": 10.5, "n_vocab": 50257}, None),
-    ({"val_loss": 5.9, "n_vocab": 373}, "guessing"), ({"val_loss": 1.15, "n_vocab": 373}, None),
-    ({"entropy": 10.8, "n_vocab": 50257}, "guessing"), ({"entropy": 10.5, "n_vocab": 50257}, None),
-    ({"pairs": 31}, "31 validation pairs are"), ({"pairs": 1}, "1 validation pair is"), ({"pairs": 32}, None), ({"pairs": 0}, None),
-    ({"accuracy": 1.0, "same": 0.99}, "word for word"), ({"accuracy": 1.0, "same": 0.5}, None), ({"accuracy": 0.6, "same": 1.0}, None),
-    ({"accuracy": 1.0}, None), ({"whole": 0.3}, "broken"), ({"whole": 0.89}, None), ({}, None)], ids=str)
+    ({"val_loss": 10.8, "n_vocab": 50257}, "guessing"),
+    ({"val_loss": 10.5, "n_vocab": 50257}, None),
+    ({"val_loss": 5.9, "n_vocab": 373}, "guessing"),
+    ({"val_loss": 1.15, "n_vocab": 373}, None),
+    ({"entropy": 10.8, "n_vocab": 50257}, "guessing"),
+    ({"entropy": 10.5, "n_vocab": 50257}, None),
+    ({"pairs": 31}, "31 validation pairs are"),
+    ({"pairs": 1}, "1 validation pair is"),
+    ({"pairs": 32}, None),
+    ({"pairs": 0}, None),
+    ({"accuracy": 1.0, "same": 0.99}, "word for word"),
+    ({"accuracy": 1.0, "same": 0.5}, None),
+    ({"accuracy": 0.6, "same": 1.0}, None),
+    ({"accuracy": 1.0}, None),
+    ({"whole": 0.3}, "broken"),
+    ({"whole": 0.89}, None),
+    ({}, None)], ids=str)
 def test_a_note_is_made_when_it_is_due_and_not_otherwise(facts, word):
-    """A sentence at the end of each run is read by nobody; none at the end of a run without meaning is believed."""
+    """Nobody reads a note that every run has. Without a note, a meaningless result is believed."""
     found = measures.notes(**facts)
     assert len(found) == bool(word) and all(word in sentence and "\n" not in sentence for sentence in found)
 
 OPENING, OPINION, END = "my wife saw this film at home .", " the plot was not so dull .", " in short , a gem ."
 
 @pytest.mark.parametrize("text, share", [
-    (OPENING + OPINION + END, 1), (OPENING, 1), (OPINION + " plot plot .", 0.5), (OPINION + " the plot", 0.5), (" gem gem .", 0), ("", 0),
+    (OPENING + OPINION + END, 1),
+    (OPENING, 1),
+    (OPINION + " plot plot .", 0.5),
+    (OPINION + " the plot", 0.5),
+    (" gem gem .", 0),
+    ("", 0),
     (OPENING.replace("saw", "plot") + END, 0.5)])
 def test_whole_sentences_by_hand(text, share):
-    """Openings count, and a sentence that was cut does not."""
+    """Openings count as sentences. An unfinished sentence is not whole."""
     assert toy.whole_sentences(text) == share
 
 def test_every_review_of_the_grammar_is_whole():
-    """A note on good policies would be one on all."""
+    """Otherwise good policies would get the note too."""
     assert all(toy.whole_sentences(e["prompt"] + e["chosen"]) == 1 for e in toy.examples("train", 200))
 
 def result(n, after, before=None, **more):
-    samples = [{"prompt": OPENING + " the plot", "after": a} | ({"before": b} if before else {}) for a, b in zip(after, before or after)]
+    samples = [{"prompt": OPENING + " the plot", "after": text} for text in after]
+    for sample, text in zip(samples, before or []):
+        sample["before"] = text
     shares = [measures.whole_share(s["prompt"], s["after"]) for s in samples]
     share = [sum(shares) / len(shares)] * 3
-    return {"samples": samples, "pairs": n, "measures": {"after": {"entropy": [1.1, 1.0, 1.2], "whole": share} | more}}
+    after = {"entropy": [1.1, 1.0, 1.2], "whole": share} | more
+    return {"samples": samples, "pairs": n, "measures": {"after": after}}
 
 def test_the_notes_on_samples_see_what_the_policy_wrote():
-    """The opening is the prompt's: with it a policy that only stammers would have every second sentence right."""
+    """The prompt's opening must not count: with it, a policy that writes nonsense has every second sentence right."""
     good, bad = " was dull ." + END, " plot plot gem gem the the"
     assert not measures.notes_on(result(50, [good, good]), 373, True)
     assert "broken" in measures.notes_on(result(50, [bad, bad]), 373, True)[0]
@@ -356,10 +426,11 @@ def test_the_notes_on_samples_see_what_the_policy_wrote():
     assert not measures.notes_on(result(50, [good, good], [good, bad], accuracy=[1.0, 1.0, 1.0]), 373, True)
 
 def test_the_notes_are_the_last_lines_of_a_run(here, capsys):
-    """After the tables, where they are seen."""
+    """At the end of the output, users see them."""
     train_pref.main(PREF)
     last = capsys.readouterr().out.splitlines()[-2:]
-    assert all(line.startswith("note: ") for line in last) and "validation pair" in last[0] and "word for word" in last[1]
+    assert all(line.startswith("note: ") for line in last)
+    assert "validation pair" in last[0] and "word for word" in last[1]
     train_sft.main(["--data", "good.jsonl", *QUICK, "--lr", "0"])
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("note: ") and "guessing" in last
@@ -368,14 +439,15 @@ def test_the_notes_are_the_last_lines_of_a_run(here, capsys):
 # several processes
 
 def test_an_error_of_the_users_ends_every_process_with_its_line(here, tmp_path):
-    """The one that is first to see it also holds the store by which the others are still to arrive."""
+    """The first process that sees the error also runs the store through which the others connect."""
     for _ in range(3):
         codes = ended(start(2, [*PREF, "--data", "gone.jsonl"], folder=tmp_path))
         said = [(tmp_path / f"rank-{r}").read_text() for r in (0, 1)]
-        assert codes == [2, 2] and all("gone.jsonl: no such file" in text and "Traceback" not in text for text in said), said
+        assert codes == [2, 2], said
+        assert all("gone.jsonl: no such file" in text and "Traceback" not in text for text in said), said
 
 def test_who_waits_for_a_process_that_has_gone_says_so_in_one_line(here, tmp_path):
-    """Four hundred lines of gloo's traceback hide the one line that says what happened."""
+    """Four hundred lines of gloo's traceback would hide the one line that explains the error."""
     def damaged(rank):
         if rank == 0:
             def fail(*args, **more):
@@ -387,7 +459,7 @@ def test_who_waits_for_a_process_that_has_gone_says_so_in_one_line(here, tmp_pat
     assert "another process of this run has stopped" in second and "Traceback" not in second, second
 
 def test_an_error_that_is_no_others_is_raised_as_it_is(monkeypatch):
-    """Said to be another process's fault, a bug of this one is looked for in the wrong place."""
+    """If it were reported as another process's fault, users would look for the bug in the wrong place."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="shape"), parallel.together():
         raise RuntimeError("shape mismatch")
@@ -395,14 +467,28 @@ def test_an_error_that_is_no_others_is_raised_as_it_is(monkeypatch):
         raise RuntimeError("Connection closed by peer")
 
 # ---------------------------------------------------------------------------------------------------------------------
-# what the scripts share
+# shared parts of the scripts
+
+def test_the_help_of_a_flag_says_its_default_once(capsys):
+    """The default may be set after the flag, for one script; a flag whose help explains its default says no other."""
+    p = cli.Parser("A script.")
+    p.add_argument("--steps", type=int, default=3, help="updates")
+    p.add_argument("--rank", type=int, default=0, help="hidden units (default: the script's)")
+    p.add_argument("--name", help="a name")
+    p.add_argument("--fast", action="store_true", help="is fast")
+    p.set_defaults(steps=7)
+    with pytest.raises(SystemExit):
+        p.parse_args(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "updates (default: 7)" in shown and "hidden units (default: the script's)" in shown
+    assert shown.count("(default") == 2
 
 def test_help_opens_with_the_first_line_of_the_script(capsys):
-    """The last line of a docstring names the next file to read, and says nothing of the script."""
+    """The last line of a docstring names the next file to read and does not describe the script."""
     assert cli.Parser("What it is.\n\nMore of it.\nRead next: x.py\n").description == "What it is."
 
 def test_the_same_command_again_is_the_one_that_was_given(tmp_path, monkeypatch):
-    """A script that another one calls has its own words; those of the terminal are the other's."""
+    """A script that another script calls has its own arguments. Those of the terminal belong to the caller."""
     monkeypatch.setattr(sys, "argv", ["other.py", "--of", "another"])
     args = SimpleNamespace(out_dir=str(tmp_path / "none"))
     with cli.interruptible("train_sft.py", args, ["--lr", "1", "a b"]):
@@ -411,7 +497,7 @@ def test_the_same_command_again_is_the_one_that_was_given(tmp_path, monkeypatch)
         assert cli.go_on() == "python train_sft.py --of another"
 
 def test_a_folder_with_what_a_kill_left_is_free(tmp_path):
-    """A run that was killed while its first file was written leaves that, and its name would be taken for ever."""
+    """A run killed while it wrote its first file leaves a temporary file. The name must stay free."""
     assert rundir.is_free(tmp_path) and rundir.is_free(tmp_path / "none")
     (tmp_path / "args.json.12.tmp").write_text("{")
     assert rundir.is_free(tmp_path)

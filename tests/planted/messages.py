@@ -4,11 +4,11 @@ WHOLE = "test_layouts.py::test_the_prompt_is_all_that_prompt_and_answers_say_and
 COLUMNS = "test_layouts.py::test_system_and_history_stand_in_the_prompt_of_every_layout"
 
 FAULTS = {
-    "the longer of two lists kept": ("support/messages.py", "return (other or system) + turns[:n - k] + more",
+    "the longer of two lists kept": ("support/messages.py", "return (other or system) + turns[:len(turns) - repeated] + more",
                                      "return max(first, second, key=len)", WHOLE),
-    "overlap of two lists stands twice": ("support/messages.py", "turns[:n - k] + more", "turns + more", WHOLE),
+    "overlap of two lists stands twice": ("support/messages.py", "turns[:len(turns) - repeated] + more", "turns + more", WHOLE),
     "prompts that contradict each other joined": (
-        "support/messages.py", "if fits and more and not k:", "if False:",
+        "support/messages.py", "if fits and more and not repeated:", "if False:",
         "test_layouts.py::test_parts_that_contradict_each_other_are_refused_with_file_and_row"),
     "two system messages, one taken": (
         "support/messages.py", "fits = not (system and other) or same(system, other)", "fits = True",
@@ -28,7 +28,7 @@ FAULTS = {
     "columns that are not used left unsaid": ("support/messages.py", "if self.columns:", "if False:",
                                               "test_layouts.py::test_text_in_other_columns_is_named_once"),
     "a run asked in a form that it never saw": (
-        "chat.py", 'return form["before"] + text + form["after"]', "return text",
+        "chat.py", 'return text if is_wrapped else form["before"] + text + form["after"]', "return text",
         "test_layouts.py::test_a_question_is_put_into_the_form_of_the_training_prompts"),
     "the form of prompts not recorded": (
         "train_sft.py", """,
@@ -39,6 +39,6 @@ FAULTS = {
     "a chat without the earlier turns": ("chat.py", 'form["before"] + earlier + question', 'form["before"] + question',
                                          "test_layouts.py::test_a_chat_keeps_the_conversation_of_a_run_on_dialogues"),
     "a chat that outgrows its room": (
-        "chat.py", "while turns and max_len - len(tokens) < least:", "while False:",
+        "chat.py", "if max_len - len(tokens) >= least:", "if True:",
         "test_layouts.py::test_the_oldest_turns_are_dropped_when_the_room_is_used_up_and_that_is_said"),
 }

@@ -40,13 +40,13 @@ FAULTS = {
                                     "test_elsewhere.py::test_a_panic_of_the_tokenizer_is_an_error_in_one_line_and_ctrl_c_is_not"),
     # an adapter run as a start
     "the reference of a start with an adapter is its bare base": (
-        "train_pref.py", "adapters.adapters_off if adapters.adapter_modules(model) and not start else nullcontext",
+        "train_pref.py", "adapters.adapters_off if adapters.adapter_modules(model) and not about else nullcontext",
         "adapters.adapters_off if adapters.adapter_modules(model) else nullcontext",
         "test_elsewhere.py::test_a_run_from_an_adapter_run_starts_as_its_own_reference"),
     "evaluation compares with the bare base": ("eval.py", 'if about and want in (None, about["base_fingerprint"]):', "if about:",
                                                "test_elsewhere.py::test_evaluation_compares_with_the_start_and_not_with_the_bare_base"),
     "the start's fingerprint is taken for the base's": (
-        "train_pref.py", '(start["base"], start["base_fingerprint"]) if start else', '(start["base"], base) if start else',
+        "train_pref.py", '(about["base"], about["base_fingerprint"]) if about else', '(about["base"], base) if about else',
         "test_elsewhere.py::test_the_adapter_goes_on_and_stands_on_the_first_base"),
     "a new rank for the start's adapter is ignored": ("support/cli.py", "if getattr(args, flag) not in (None, own):", "if False:",
                                                       "test_elsewhere.py::test_flags_that_contradict_the_adapter_of_the_start_are_refused"),
