@@ -32,12 +32,12 @@ def run(module, probe):
     halvings, centered, normal, constant = [], [], [], []
     for p in model.parameters():
         p, std = p.detach().double(), p.detach().double().std().item()
-        halvings.append(round(4 * math.log2(std / 0.02)) / 4 if std > 1e-9 else -99.0)
+        halvings.append(round(4 * math.log2(std / 0.02)) / 4 if std > 1e-9 else -9.0)
         within = (p.abs() < std).double().mean().item()    # of a normal distribution 0.683
         beyond = (p.abs() > 2.5 * std).double().mean().item()    # 0.0124
         centered.append(p.dim() < 2 or abs(p.mean().item()) < 0.1 * std)
         normal.append(p.dim() < 2 or abs(within - 0.683) < 0.04 and beyond > 0.006 or not centered[-1])
-        constant.append(round(p.flatten()[0].item(), 6) if std <= 1e-9 else -99.0)
+        constant.append(round(p.flatten()[0].item(), 6) if std <= 1e-9 else -9.0)
     return dict(log2_of_std_over_002=halvings, mean_is_0=centered, looks_normal=normal, constant=constant,
                 head_is_embedding=[model.lm_head.weight is model.transformer.wte.weight],
                 trainable=[p.requires_grad for p in model.parameters()])

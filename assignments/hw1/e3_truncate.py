@@ -20,7 +20,7 @@ def probes(rng):
     table = [("top_k 3", rows(3, 7), 3, None), ("top_k 2, ties at the second place", ties, 2, None),
              ("top_k 99 of 7 tokens", rows(2, 7), 99, None), ("top_p 0.75", rows(3, 7), None, 0.75),
              ("top_p 0.1, below the largest probability", rows(2, 7), None, 0.1), ("top_p 1", rows(2, 7), None, 1.0),
-             ("top_k 2 and top_p 0.5", rows(3, 7), 2, 0.5), ("neither", rows(1, 7), None, None)]
+             ("top_k 3 and top_p 0.7", rows(3, 7), 3, 0.7), ("neither", rows(1, 7), None, None)]
     found = [dict(title=title, logits=logits, top_k=k, top_p=p, count=0) for title, logits, k, p in table]
     return [*found, dict(title="top_p 0.5 of eight equal tokens: how many stay", logits=equal, top_k=None, top_p=0.5,
                          count=1)]
@@ -82,7 +82,7 @@ MISTAKES = {
         "Print what you sum up. Is it between 0 and 1?", P, SETS),
     "top_p before top_k": Mistake(
         ((IF_K, "    original = logits\n" + IF_K), (ORDER, "original.softmax(-1).sort(descending=True)")),
-        "With top_k = 2 and top_p = 0.5: of which distribution are the probabilities that you sum up?", BOTH,
+        "With top_k = 3 and top_p = 0.7: of which distribution are the probabilities that you sum up?", BOTH,
         "test_model.py::test_top_p_counts_what_top_k_has_left"),
     "zero for -inf": Mistake(((CUT, CUT.replace("-math.inf", "0.0")), (LESS, LESS.replace("-math.inf", "0.0"))),
         "Take the softmax of your result. Which probability does a token have that was cut?", BOTH, BY_HAND),
@@ -145,8 +145,10 @@ DOC = "keep the smallest set of tokens whose probabilities reach top_p in sum (n
 VARIANTS = {
     "tokens near the likeliest": (
         (DOC, "keep the tokens whose probability is at least top_p times the largest (min-p). If top_k is given"),
-        (OUTSIDE, "outside = probs < top_p * probs[:, :1]")),
+        (ORDER, "logits.softmax(dim=-1).sort(descending=True)"), (BEFORE, "largest = probs[:, :1]"),
+        (OUTSIDE, "outside = probs < top_p * largest")),
     "the largest set below top_p": (
         (DOC, "keep the likeliest tokens while their sum is at most top_p, and always the first. If top_k is given"),
-        (OUTSIDE, "outside = mass_before + probs > top_p\n        outside[:, 0] = False")),
+        (BEFORE, "mass_with = probs.cumsum(-1)"),
+        (OUTSIDE, "outside = mass_with > top_p\n        outside[:, 0] = False")),
 }

@@ -35,7 +35,7 @@ def run(module, probe):
     return dict(tokens=out, in_eval_mode=[not model.training])
 
 READ, LOOP = "model(idx)[:, -1].float()", "for n in range(max_new_tokens):"
-DRAW, APPEND = "sample(logits, temperature, top_k, top_p, draws[n])", "idx = torch.cat([idx, token[:, None]], dim=1)"
+DRAW, APPEND = "sample(logits, temperature, top_k, top_p, draws", "idx = torch.cat([idx, token[:, None]], dim=1)"
 RANDOM, BACK, FIRST = "idx.device, generator)", "    return idx", "    draws = uniform_draws"
 COLUMN, CHOICE, SHAPE = "Which column", "The choice of a token", "What comes back"
 BY_HAND = "test_model.py::test_generation_without_the_cache_by_hand"
@@ -47,25 +47,27 @@ MISTAKES = {
         "Is your new token a prediction of the next token, or of one that is already there?", COLUMN, BY_HAND),
     "the prompt's last column always": Mistake(
         ((FIRST, "    T = idx.shape[1]\n" + FIRST), (READ, "model(idx)[:, T - 1].float()")),
-        "Print the column that you read in each step. Does it move as the text grows?", COLUMN, BY_HAND),
+        "Does your second token depend on your first one? Print what the model reads and which column you take.",
+        COLUMN, BY_HAND),
     "the prompt is read again": Mistake(((FIRST, "    prompt = idx\n" + FIRST), (READ, "model(prompt)[:, -1].float()")),
-        "Does your second token depend on your first one? Print the shape of what the model reads.", COLUMN, BY_HAND),
+        "Does your second token depend on your first one? Print what the model reads and which column you take.",
+        COLUMN, BY_HAND),
     "only the newest token is read": Mistake(((READ, "model(idx[:, -1:])[:, -1].float()"),),
         "How many tokens does the model read in the third step? This model has no memory between two calls.", COLUMN,
         BY_HAND),
-    "one draw for all steps": Mistake(((DRAW, "sample(logits, temperature, top_k, top_p, draws[0])"),),
+    "one draw for all steps": Mistake((("draws[n]", "draws[0]"),),
         "Print the draws that each step uses. Are they different?", CHOICE, CACHE),
-    "the draws backward": Mistake(((DRAW, "sample(logits, temperature, top_k, top_p, draws[-1 - n])"),),
+    "the draws backward": Mistake((("draws[n]", "draws[-1 - n]"),),
         "Which row of the draws belongs to the first step? GPT.generate gives the same tokens.", CHOICE, CACHE),
-    "the likeliest token always": Mistake(((DRAW, "sample(logits, 0, None, None, draws[n])"),),
+    "the likeliest token always": Mistake(((DRAW, "sample(logits, 0, None, None, draws"),),
         "Generate twice with two seeds at temperature 1. Do the tokens differ?", CHOICE, CACHE),
-    "the temperature is left out": Mistake(((DRAW, "sample(logits, min(temperature, 1.0), top_k, top_p, draws[n])"),),
+    "the temperature is left out": Mistake(((DRAW, "sample(logits, min(temperature, 1.0), top_k, top_p, draws"),),
         "Does your result change between temperature 1 and temperature 3 at the same seed?", CHOICE, CACHE),
-    "no truncation": Mistake(((DRAW, "sample(logits, temperature, None, None, draws[n])"),),
+    "no truncation": Mistake(((DRAW, "sample(logits, temperature, None, None, draws"),),
         "Does your result change between top_k = 1 and top_k = None? And with top_p?", CHOICE, CACHE),
-    "no top_p": Mistake(((DRAW, "sample(logits, temperature, top_k, None, draws[n])"),),
+    "no top_p": Mistake(((DRAW, "sample(logits, temperature, top_k, None, draws"),),
         "Which arguments does sample take, and which of yours reach it?", CHOICE, CACHE),
-    "no top_k": Mistake(((DRAW, "sample(logits, temperature, None, top_p, draws[n])"),),
+    "no top_k": Mistake(((DRAW, "sample(logits, temperature, None, top_p, draws"),),
         "Which arguments does sample take, and which of yours reach it?", CHOICE, CACHE),
     "the generator is left out": Mistake(((RANDOM, "idx.device, None)"),),
         "Generate twice with generators of the same seed. Are the tokens the same?", CHOICE, CACHE),
@@ -119,5 +121,5 @@ VARIANTS = {
     "the draws backward": (
         (SAME, "Step n uses row max_new_tokens - 1 - n of uniform_draws. So only at temperature 0\n    GPT.generate "
                "gives the same tokens. It computes"),
-        (DRAW, "sample(logits, temperature, top_k, top_p, draws[-1 - n])")),
+        ("draws[n]", "draws[-1 - n]")),
 }

@@ -48,7 +48,7 @@ def run(module, probe):
         std = w.std().item()
         within = (w.abs() < std).double().mean().item()
         normal = std < 1e-9 or abs(w.mean().item()) < 0.1 * std and abs(within - 0.683) < 0.04
-        return (round(4 * math.log2(std / 0.02)) / 4 if std > 1e-9 else -99.0), normal
+        return (round(4 * math.log2(std / 0.02)) / 4 if std > 1e-9 else -9.0), normal
     spreads = [spread(down.weight.detach()), spread(up.weight.detach())]
     return dict(found, log2_of_std_over_002=[s for s, _ in spreads], normal_with_mean_0=[n for _, n in spreads])
 

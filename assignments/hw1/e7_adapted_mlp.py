@@ -81,7 +81,8 @@ MISTAKES = {
     "off gives the input back": Mistake(((OFF, "        if not self.on:\n            return x\n"),),
         "Inside adapters_off the model computes what it did before add_adapters. What stood in this place?", SWITCH,
         SWITCHED),
-    "replace cannot be turned off": Mistake(((OFF, OFF.replace("not self.on", 'not self.on and self.mode != "replace"')),),
+    "replace cannot be turned off": Mistake(
+        ((OFF, OFF.replace("not self.on", 'not self.on and self.mode != "replace"')),),
         "Set on to False in the mode replace. Is the result that of the old MLP?", SWITCH, SWITCHED),
 }
 ALTERNATIVES = {
