@@ -28,8 +28,11 @@ def run(module, probe):
     with torch.no_grad():
         for p in mlp.parameters():
             p.normal_()
-        mlp.c_fc.weight.mul_(torch.rand(probe["n_inner"], 1) * 4)    # so that norms of in and out disagree
-        mlp.c_proj.weight.mul_(torch.rand(1, probe["n_inner"]) * 4)
+        u = torch.rand(probe["n_inner"]).double() * 4 - 2    # strong readers write weakly
+        reads, writes = u.exp(), (0.7 * torch.randn(probe["n_inner"]) - u).exp()
+        mlp.c_fc.weight.mul_((reads / mlp.c_fc.weight.norm(dim=1))[:, None])
+        mlp.c_proj.weight.mul_(writes / mlp.c_proj.weight.norm(dim=0))
+    x = torch.randn(4, C).double() / 2
     before = [p.detach().clone() for p in mlp.parameters()]
     down, up = torch.nn.Linear(C, probe["rank"]).double(), torch.nn.Linear(probe["rank"], C).double()
     torch.nn.init.normal_(down.bias), torch.nn.init.normal_(up.bias)
@@ -38,7 +41,6 @@ def run(module, probe):
                  base_is_as_it_was=[torch.equal(p, old) for p, old in zip(mlp.parameters(), before)],
                  trainable=[p.requires_grad for p in (*down.parameters(), *up.parameters())])
     if probe["init"] == "neurons":
-        x = torch.randn(4, C).double() / 8
         old = {p.data_ptr() for p in mlp.parameters()}
         return dict(found, adapter_of_four_states=up(torch.nn.functional.gelu(down(x))),
                     norms_of_down_and_up=[down.weight.norm().item(), up.weight.norm().item()],
@@ -133,7 +135,6 @@ BY = "Copies the most important neurons of mlp, by the product of the norms of t
 VARIANTS = {
     "down at zero": ((DOC, "up normal with std 0.02, down and biases zero: the adapter adds 0 until its first update"),
                      (ZERO, "nn.init.zeros_(down.weight)")),
-    "by the largest weights": (
-        (BY, "Copies the most important neurons of mlp: largest |input weight| times largest |output weight|."),
-        (NORMS, "w_in.abs().amax(1) * w_out.abs().amax(0)")),
+    "by the output weights": ((BY, "Copies the most important neurons of mlp, by the norm of their output weights."),
+                              (NORMS, "w_out.norm(dim=0)")),
 }
