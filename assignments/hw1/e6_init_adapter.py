@@ -28,8 +28,11 @@ def run(module, probe):
     with torch.no_grad():
         for p in mlp.parameters():
             p.normal_()
-        u = torch.rand(probe["n_inner"]).double() * 4 - 2    # strong readers write weakly
-        reads, writes = u.exp(), (0.7 * torch.randn(probe["n_inner"]) - u).exp()
+        # the strongest reader, the strongest writer, the largest sum and the largest product are four different neurons
+        reads, writes = 0.3 + 0.7 * torch.rand(2, probe["n_inner"]).double()
+        four = torch.randperm(probe["n_inner"])[:4]
+        reads[four] = torch.tensor([9, 0.05, 8.5, 3.5]).double()
+        writes[four] = torch.tensor([0.05, 9.2, 1, 3.5]).double()
         mlp.c_fc.weight.mul_((reads / mlp.c_fc.weight.norm(dim=1))[:, None])
         mlp.c_proj.weight.mul_(writes / mlp.c_proj.weight.norm(dim=0))
     x = torch.randn(4, C).double() / 2
