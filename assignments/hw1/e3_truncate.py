@@ -42,7 +42,6 @@ K, P, BOTH = "Top-k", "Top-p", "Both, and the result"
 BY_HAND = "test_model.py::test_truncation_by_hand"
 SETS = "test_model.py::test_top_p_allows_the_smallest_set_that_reaches_it"
 K_SETS = "test_model.py::test_top_k_allows_the_k_likeliest_tokens"
-ROWS = "test_model.py::test_top_p_and_top_k_are_taken_row_by_row"
 MISTAKES = {
     "the k-th is cut": Mistake(((LESS, LESS.replace("<", "<=")),),
         "Count the tokens that stay at top_k = 1.", K, K_SETS),
@@ -54,7 +53,7 @@ MISTAKES = {
                            "torch.full_like(logits, -math.inf).scatter(1, best, logits.gather(1, best))"),),
         "Read what the docstring says of logits that equal the k-th. How many tokens stay on a row with ties?", K),
     "one threshold for the batch": Mistake(((KTH, "logits.topk(min(top_k, logits.shape[-1])).values[:, -1].max()"),),
-        "Add 5 to all logits of one row. Do the same tokens stay in the other rows?", K, ROWS),
+        "Add 5 to all logits of one row. Do the same tokens stay in the other rows?", K),
     "the smallest k": Mistake(((LESS, LESS.replace("<", ">")),),
         "Does the likeliest token stay at top_k = 3?", K, K_SETS),
     "the crossing token is cut": Mistake(
