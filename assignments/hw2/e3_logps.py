@@ -8,7 +8,7 @@ import numpy as np
 from assignments.exercise import Mistake
 
 TARGETS = ["logps.py:gather_logps", "logps.py:completion_token_logps", "logps.py:sequence_logps"]
-POINTS, MINUTES = 8, 70
+POINTS, MINUTES = 9, 70
 
 def probes(rng):
     """Ragged rows, the same rows with other padding, column 0 under the mask, one row, and large logits."""
