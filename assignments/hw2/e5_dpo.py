@@ -100,7 +100,7 @@ def dpo(pairs, *, beta=0.1):
     return torch.stack(losses), torch.stack(chosen), torch.stack(rejected)
 ''',
 }
-HIDDEN = ("log sigmoid(h)",)
+HIDDEN = ("log sigmoid(h)", "L = -log sigmoid", "L = -(1 - eps) log sigmoid")
 REMOVED = ("losses.py:smoothed", "losses.py:*")
 VARIANTS = {
     "a target margin": (
