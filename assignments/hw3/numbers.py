@@ -40,7 +40,7 @@ def read(path):
 
 def is_right(found, want):
     """Whether a submitted value is a number within the tolerance."""
-    return type(found) in (int, float) and math.isclose(found, want, rel_tol=TOLERANCE)
+    return type(found) in (int, float) and abs(found) < 1e9 and math.isclose(found, want, rel_tol=TOLERANCE)
 
 def grade(seed, found):
     """name -> whether it is right."""
