@@ -40,7 +40,7 @@ def run(module, probe):
 
 TURN, NO_HEAD = "x.t() if name.endswith(CONV1D) else x", ' if name != "lm_head.weight"}'
 BACK, COPY = "            x = x.t()\n", "ours[name] = x.to(torch.float32, copy=True).contiguous()"
-HEAD, COND = '    ours["lm_head.weight"] = ours[weights.WTE]\n', "        if name.endswith(CONV1D):\n"
+HEAD, COND = '    ours["lm_head.weight"] = ours["transformer.wte.weight"]\n', "        if name.endswith(CONV1D):\n"
 SHAPES, TIED, MEMORY = "Four matrices a block", "The tied head", "Memory and dtype"
 LAYOUT = "test_model.py::test_hugging_faces_layout_by_hand"
 MISTAKES = {
@@ -75,9 +75,9 @@ MISTAKES = {
         "Print the names in the state that you passed in, before and after the call.", TIED),
     "no head on the way in": Mistake(((HEAD, ""),),
         "Which name must a state_dict of GPT have that the file does not?", TIED, LAYOUT),
-    "the head is turned": Mistake(((HEAD, '    ours["lm_head.weight"] = ours[weights.WTE].t()\n'),),
+    "the head is turned": Mistake(((HEAD, '    ours["lm_head.weight"] = ours["transformer.wte.weight"].t()\n'),),
         "Print the shape of lm_head.weight: (V, C), as nn.Linear stores it and as nn.Embedding does.", TIED, LAYOUT),
-    "the embedding is gone": Mistake(((HEAD, '    ours["lm_head.weight"] = ours.pop(weights.WTE)\n'),),
+    "the embedding is gone": Mistake(((HEAD, '    ours["lm_head.weight"] = ours.pop("transformer.wte.weight")\n'),),
         "Are both names of the tied matrix in your result?", TIED, LAYOUT),
     "to_hf copies": Mistake(((TURN, "x.t().clone() if name.endswith(CONV1D) else x.clone()"),),
         "What does the docstring of to_hf say about copies? A large model would need its memory twice.", MEMORY),
@@ -86,7 +86,7 @@ MISTAKES = {
     "the dtype of the file": Mistake(((COPY, "ours[name] = x.clone()"),),
         "Read a file in float64. Which dtype do your tensors have?", MEMORY, LAYOUT),
     "the input is filled": Mistake(
-        ((HEAD, HEAD + '    state["lm_head.weight"] = state[weights.WTE]\n'),),
+        ((HEAD, HEAD + '    state["lm_head.weight"] = state["transformer.wte.weight"]\n'),),
         "Print the names in the state that you passed in, before and after the call.", TIED),
 }
 ALTERNATIVES = {

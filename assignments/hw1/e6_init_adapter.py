@@ -134,10 +134,10 @@ def copy_neurons(down, up, mlp):
 ''',
 }
 DOC = "down normal with std 0.02, up and biases zero: the adapter adds 0 until its first update"
-BY = "Copies the most important neurons of mlp, by the product of the norms of their input and output weights."
+BY = "those whose input and output weights have the largest norms."
 VARIANTS = {
     "down at zero": ((DOC, "up normal with std 0.02, down and biases zero: the adapter adds 0 until its first update"),
                      (ZERO, "nn.init.zeros_(down.weight)")),
-    "by the output weights": ((BY, "Copies the most important neurons of mlp, by the norm of their output weights."),
+    "by the output weights": ((BY, "those whose output weights have the largest norms."),
                               (NORMS, "w_out.norm(dim=0)")),
 }

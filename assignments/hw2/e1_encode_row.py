@@ -47,9 +47,9 @@ def run(module, probe):
     return dict(found, inputs_unchanged=given == probe["tokens"])
 
 CUT = "row[side] = (tokens[side] + [eot])[:room]"
-PROMPT = 'prompt = tokens["prompt"][-max_prompt_len:] if max_prompt_len else tokens["prompt"]'
+PROMPT, START = 'prompt = prompt[-max_prompt_len:]', 'prompt = tokens["prompt"] or [eot]    #'
 ROOM, EMPTY, EQUAL = "room = max_len - len(prompt)", "if any(not example[side].strip() for side in sides):", \
-    'row["chosen"] == row["rejected"]:'
+    'row["chosen"] == row.get("rejected"):'
 EOS, SHORT, DROPPED = "EOS", "What is cut", "What is dropped"
 BY_HAND = "test_data.py::test_encode_row_by_hand"
 CUT_HINT = "Take a completion that does not fit. Did the text that the model reads end where it was cut?"
@@ -76,11 +76,11 @@ MISTAKES = {
     "both completions share the room": Mistake(((ROOM, "room = (max_len - len(prompt)) // len(sides)"),),
         "max_len counts the tokens of which texts? Are both completions behind the prompt in one text?", SHORT,
         BY_HAND),
-    "an empty prompt stays empty": Mistake((("prompt = [eot]    #", "pass    #"),),
+    "an empty prompt stays empty": Mistake(((START, START.replace(" or [eot]", "")),),
         "What predicts the first token of a completion if no token stands before it?", DROPPED,
         "test_data.py::test_a_text_without_a_prompt_starts_behind_eos"),
-    "EOS before every prompt": Mistake((("if not prompt:", "if True:"), ("prompt = [eot]    #",
-        "prompt = [eot] + prompt    #")),
+    "EOS before every prompt": Mistake(
+        ((START, START.replace('tokens["prompt"] or [eot]', '[eot] + tokens["prompt"]')),),
         "Which prompts need a token in front of them? Look at the probe 'a pair that fits'.", EOS, BY_HAND),
     "no room counts as room": Mistake((("if room < 1:", "if room < 0:"),),
         "How many tokens of a completion are left if the prompt has max_len tokens? Can it be trained on?", DROPPED,
@@ -90,7 +90,7 @@ MISTAKES = {
     "empty means no tokens": Mistake(((EMPTY, "if any(not tokens[side] for side in sides):"),),
         "Blanks have tokens too. Is there something to learn from them?", DROPPED,
         "test_data.py::test_an_empty_completion_is_a_reason_whatever_its_tokens_are"),
-    "equality before the cut": Mistake(((EQUAL, 'tokens["chosen"] == tokens["rejected"]:'),),
+    "equality before the cut": Mistake(((EQUAL, 'tokens["chosen"] == tokens.get("rejected"):'),),
         "Two completions may differ only behind the cut. What is left of their difference in the row?", DROPPED,
         BY_HAND),
     "equal completions are kept": Mistake(((EQUAL, "False:"),),

@@ -40,8 +40,15 @@ def run(module, probe):
     return dict(found, inputs_unchanged=rows == probe["pairs"] and lists == probe["lists"])
 
 FILL, PUT = "idx = torch.full((len(lists), max(map(len, lists))), value)", "idx[i, :len(numbers)] ="
-JOIN = 'texts.append(row["prompt"] + row[side])'
-LOOPS = "for side in sides:\n        for row in rows:"
+JOIN = 'texts += [row["prompt"] + row[side] for row in rows]'
+LOOPS = f"for side in sides:\n        {JOIN}\n" + '        starts += [len(row["prompt"]) for row in rows]'
+BY_PAIR = """for row in rows:
+        texts += [row["prompt"] + row[side] for side in sides]
+        starts += [len(row["prompt"]) for side in sides]"""
+GROWING = """for row in rows:
+            text = row["prompt"]
+            text += row[side]
+            texts.append(text)"""
 START, END = "(position >= starts[:, None])", "(position < ends[:, None])"
 PADDING, ORDER, MASK = "Padding", "The order of the rows", "The mask of the completions"
 COLLATE, BY_HAND = "test_data.py::test_collate_by_hand", "test_data.py::test_pad_by_hand"
@@ -60,7 +67,7 @@ MISTAKES = {
         "The lengths say where each list ends. Compare yours with len() of each list.", PADDING, BY_HAND),
     "float tensors": Mistake(((FILL, FILL.replace("value)", "float(value))")),),
         "Tokens are indices. Which dtype does an embedding take?", PADDING, BY_HAND),
-    "the sides of a pair interleaved": Mistake(((LOOPS, "for row in rows:\n        for side in sides:"),),
+    "the sides of a pair interleaved": Mistake(((LOOPS, BY_PAIR),),
         "The docstring draws the order of the rows. What does chunk(2) give for two pairs in your order?", ORDER,
         COLLATE,
         "The loss falls as usual, but the log's rewards of a run with --batch_size 2 or more are those of mixed sides: "
@@ -86,8 +93,7 @@ MISTAKES = {
     "padding found by its value": Mistake(((END, "(idx != 0)"),),
         "Is token 0 always padding? Try a completion that contains it.", MASK,
         "test_data.py::test_a_padding_token_in_a_text_is_no_padding"),
-    "a prompt that grows": Mistake(((JOIN, 'text = row["prompt"]\n            text += row[side]\n'
-        "            texts.append(text)"),),
+    "a prompt that grows": Mistake(((JOIN, GROWING),),
         "Print the rows before and after your function. What does += do to a list?", ORDER, COLLATE),
 }
 ALTERNATIVES = {

@@ -40,7 +40,7 @@ def run(module, probe):
     grad, = torch.autograd.grad(loss, logits)
     return dict(loss=loss, grad=grad)
 
-SKIP, SOFT = "i, j = i[i != j], j[i != j]", "policy = logits.log_softmax(1)"
+SKIP, SOFT = "(~torch.eye(A, dtype=torch.bool))", "policy = logits.log_softmax(1)"
 P, MEAN = "p = (weights * preference)[:, i, j].reshape(-1)", "return (p * losses).sum() / p.sum()"
 CHOSEN = "chosen = lambda table: table[:, i].reshape(-1)"
 REJECTED = "rejected = lambda table: table[:, j].reshape(-1)"
@@ -49,10 +49,10 @@ PAIRS, WEIGHTS, LOGITS = "Which pairs there are", "The weight of a pair", "Logit
 WINNER = "P(i beats j): which index is the chosen answer, and which entry of the table has its probability?"
 OPTIMUM = "test_bandit.py::test_dpo_reaches_the_rlhf_optimum"
 MISTAKES = {
-    "an answer against itself": Mistake(((SKIP, "i, j = i, j"),),
+    "an answer against itself": Mistake(((SKIP, "torch.ones(A, A, dtype=torch.bool)"),),
         "How many pairs do you have for three answers? What does the docstring say of i and j?", PAIRS,
         "", "On the exact world the expected dpo loss is too near to log 2, though dpo ends at the right policy."),
-    "each pair in one order only": Mistake(((SKIP, "i, j = i[i < j], j[i < j]"),),
+    "each pair in one order only": Mistake(((SKIP, "torch.ones(A, A, dtype=torch.bool).triu(1)"),),
         "How many pairs do you have for three answers? Can the worse answer be the chosen one?", PAIRS, OPTIMUM),
     "the loser as chosen": Mistake(((P, "p = (weights * preference)[:, j, i].reshape(-1)"),), WINNER, PAIRS, OPTIMUM,
         "On the exact world every loss ends at a policy with a lower reward than the reference."),
