@@ -8,6 +8,7 @@ Each exercise is graded alone: in a clean copy of the project, only its function
 worker process that knows no expected value (worker.py). docs/teaching.md is the teacher's page.
 """
 import argparse
+import compileall
 import json
 import os
 import shutil
@@ -82,6 +83,7 @@ def clean_copy(folder):
         (folder / room).mkdir()
         for path in (ROOT / room).glob("*.py"):
             shutil.copy(path, folder / room)
+    compileall.compile_dir(folder, quiet=2)
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
     return folder

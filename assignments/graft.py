@@ -5,6 +5,7 @@ A function is named by its qualified name: `dpo`, or `Attention.forward`. Everyt
 tree points to, so comments and layout of the rest stay as they are.
 """
 import ast
+import functools
 
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -19,6 +20,11 @@ def parse(text, name):
         line = getattr(e, "lineno", None)
         where = f"{name}, line {line}" if line else name
         raise Unreadable(f"{where}: not Python: {getattr(e, 'msg', None) or type(e).__name__}") from None
+
+@functools.lru_cache(maxsize=256)
+def tree_of(text):
+    """The syntax tree of a text that is Python. It is shared, and must not be changed."""
+    return ast.parse(text)
 
 def find(tree, qualname):
     """The node of a function, or None: `Attention.forward` is forward in the class Attention."""
@@ -37,19 +43,19 @@ def all_functions(text, target):
     name = target.split(":")[1]
     if name != "*":
         return [name]
-    return [node.name for node in ast.parse(text).body if isinstance(node, FUNCTION)
+    return [node.name for node in tree_of(text).body if isinstance(node, FUNCTION)
             and any("register" in ast.unparse(d) for d in node.decorator_list)]
 
 def source_of(text, qualname):
     """The lines of a function without its decorators, or None."""
-    node = find(ast.parse(text), qualname)
+    node = find(tree_of(text), qualname)
     if node is None:
         return None
     return "\n".join(text.splitlines()[node.lineno - 1:node.end_lineno])
 
 def put(text, qualname, function, before=""):
     """The file with another source of one function, without decorators: those stay. `before` goes above it."""
-    tree, lines = ast.parse(text), text.splitlines()
+    tree, lines = tree_of(text), text.splitlines()
     node = find(tree, qualname)
     lines[node.lineno - 1:node.end_lineno] = function.splitlines()
     if before:
@@ -60,7 +66,7 @@ def put(text, qualname, function, before=""):
 
 def blank(text, qualname, message, hidden=()):
     """The file with a function's body replaced by its docstring, less the hidden lines, and NotImplementedError."""
-    node, lines = find(ast.parse(text), qualname), text.splitlines()
+    node, lines = find(tree_of(text), qualname), text.splitlines()
     first, body = node.body[0], []
     indent = " " * first.col_offset
     if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
@@ -102,8 +108,8 @@ def defined(node):
 
 def additions(text, original):
     """The source of the top-level statements of `text` that give names which `original` does not have."""
-    there = set().union(*(defined(node) for node in ast.parse(original).body))
-    new = [node for node in ast.parse(text).body if defined(node) and not defined(node) & there]
+    there = set().union(*(defined(node) for node in tree_of(original).body))
+    new = [node for node in tree_of(text).body if defined(node) and not defined(node) & there]
     lines = text.splitlines()
     parts = [lines[first_line(node) - 1:node.end_lineno] for node in new]
     return "\n".join("\n".join(part) for part in parts)
@@ -125,10 +131,10 @@ def other_edits(text, original, qualnames):
     """The names of `original` that `text` defines otherwise, apart from the functions in qualnames."""
     for name in qualnames:
         for side in (text, original):
-            assert find(ast.parse(side), name), name
+            assert find(tree_of(side), name), name
         text, original = blank(text, name, ""), blank(original, name, "")
-    have = {name: stripped(node) for node in ast.parse(text).body for name in defined(node)}
-    want = {name: stripped(node) for node in ast.parse(original).body for name in defined(node)}
+    have = {name: stripped(node) for node in tree_of(text).body for name in defined(node)}
+    want = {name: stripped(node) for node in tree_of(original).body for name in defined(node)}
     return [name for name in want if have.get(name) != want[name]]
 
 def graft(submitted, original, qualnames, name):

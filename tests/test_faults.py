@@ -10,23 +10,44 @@ from pathlib import Path
 import pytest
 from warm import Warm, copied, write_source
 
+from assignments import graft
+from assignments.exercise import HOMEWORKS, exercises
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # name -> (file, right text, wrong text, the tests that must fail), from the modules of tests/planted
-FAULTS = {}
+PLANTED = {}
 for path in sorted((ROOT / "tests" / "planted").glob("*.py")):
     for name, fault in importlib.import_module(f"planted.{path.stem}").FAULTS.items():
-        FAULTS[f"{path.stem}: {name}"] = fault
+        PLANTED[f"{path.stem}: {name}"] = fault
 
-# every sixth is among the slow tests; docs/tests.md has the command for all of them
-MARKED = [pytest.param(name, marks=pytest.mark.planted if i % 6 else pytest.mark.slow) for i, name in enumerate(FAULTS)]
+# name -> (exercise, mistake): students' mistakes that a test of the project must see too
+MISTAKES = {}
+for homework in HOMEWORKS:
+    for exercise in exercises(homework):
+        for name, mistake in exercise.mistakes.items():
+            if mistake.test:
+                MISTAKES[f"{exercise.number}: {name}"] = (exercise, mistake)
 
-@pytest.mark.parametrize("name", FAULTS)
+# every twelfth is among the slow tests; docs/tests.md has the command for all of them
+NAMES = [*PLANTED, *MISTAKES]
+MARKED = [pytest.param(name, marks=pytest.mark.planted if i % 12 else pytest.mark.slow) for i, name in enumerate(NAMES)]
+
+def broken(name):
+    """(file, its text with the fault in it, the tests that must fail)."""
+    if name in PLANTED:
+        file, right, wrong, tests = PLANTED[name]
+        text = (ROOT / file).read_text()
+        assert right in text, f"{file} no longer has the line that is to be broken: {right}"
+        return file, text.replace(right, wrong), tests
+    exercise, mistake = MISTAKES[name]
+    return exercise.file, graft.edited(exercise.source(), exercise.names, mistake.edits), mistake.test
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_line_that_is_to_be_broken_is_still_there(name):
     """A fault that can no longer be planted is seen by no test, and only the slow ones would say so."""
-    file, right, wrong, tests = FAULTS[name]
-    assert right in (ROOT / file).read_text() and right != wrong
-    assert (ROOT / "tests" / tests.split("::")[0]).is_file()
+    file, text, tests = broken(name)
+    assert text != (ROOT / file).read_text() and (ROOT / "tests" / tests.split("::")[0]).is_file()
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
@@ -42,13 +63,10 @@ def warm():
 @pytest.mark.parametrize("name", MARKED)
 def test_a_planted_fault_is_seen(name, copy, warm):
     """The tests are worth what they catch: these mistakes were found in real implementations of the losses."""
-    file, right, wrong, tests = FAULTS[name]
-    path = copy / file
-    text = (ROOT / file).read_text()
-    assert right in text, f"{file} no longer has the line that is to be broken: {right}"
-    write_source(path, text.replace(right, wrong))
+    file, text, tests = broken(name)
+    write_source(copy / file, text)
     try:
         status, printed = warm.run(copy, ["-x", f"tests/{tests}"])
     finally:
-        write_source(path, text)
+        write_source(copy / file, (ROOT / file).read_text())
     assert status == 1 and " failed" in printed, f"no test has seen it: {printed[-600:]}"
