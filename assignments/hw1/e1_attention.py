@@ -139,6 +139,6 @@ DOC, BODY = "softmax(q @ k.T / sqrt(hs)) @ v, where", "scores = q @ k.transpose(
 VARIANTS = {
     "scores divided by hs": ((DOC, "softmax(q @ k.T / hs) @ v, where"),
                              (BODY, "scores = q @ k.transpose(-2, -1) / q.shape[-1] ")),
-    "scores with a soft cap": ((DOC, "softmax(5 tanh(q @ k.T / (5 sqrt(hs)))) @ v, where"),
+    "scores with a soft cap": ((DOC, "softmax(5 tanh(q @ k.T / (5 sqrt(hs)))) @ v,\n    where"),
                                (BODY, "scores = 5 * (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]) / 5).tanh() ")),
 }

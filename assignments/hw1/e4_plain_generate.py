@@ -62,7 +62,7 @@ MISTAKES = {
     "the likeliest token always": Mistake(((DRAW, "sample(logits, 0, None, None, draws"),),
         "Generate twice with two seeds at temperature 1. Do the tokens differ?", CHOICE, CACHE),
     "the temperature is left out": Mistake(((DRAW, "sample(logits, min(temperature, 1.0), top_k, top_p, draws"),),
-        "Does your result change between temperature 1 and temperature 3 at the same seed?", CHOICE, CACHE),
+        "Does your result change between temperature 1 and temperature 3 at the same seed?", CHOICE),
     "no truncation": Mistake(((DRAW, "sample(logits, temperature, None, None, draws"),),
         "Does your result change between top_k = 1 and top_k = None? And with top_p?", CHOICE, CACHE),
     "no top_p": Mistake(((DRAW, "sample(logits, temperature, top_k, None, draws"),),
@@ -116,7 +116,7 @@ VARIANTS = {
     "the new tokens only": (
         (DOC, "idx (B, T) -> (B, max_new_tokens), without the prompts.\n\n    Prompts have one length, and EOS "
               "does not stop."),
-        (SAME, "GPT.generate gives the same tokens after the prompt. It computes"),
+        (SAME, "GPT.generate adds the same tokens. It computes"),
         (BACK, "    return idx[:, idx.shape[1] - max_new_tokens:]")),
     "the draws backward": (
         (SAME, "Step n uses row max_new_tokens - 1 - n of uniform_draws. So only at temperature 0\n    GPT.generate "

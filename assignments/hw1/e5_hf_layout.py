@@ -8,16 +8,24 @@ from assignments.exercise import Mistake
 TARGETS = ["model.py:to_hf", "model.py:from_hf"]
 POINTS, MINUTES = 5, 50
 
+def names(n_layer, kind):
+    """The tensors of a state_dict: what the rows of the results are."""
+    block = [f"{part}.{end}" for part in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+             for end in ("weight", "bias")]
+    blocks = [f"h.{i}.{x}" for i in range(n_layer) for x in block]
+    inner = ["wte.weight", "wpe.weight", *blocks, "ln_f.weight", "ln_f.bias"]
+    return [f"transformer.{x}" for x in inner] + ["lm_head.weight"] + ["score.weight"] * (kind == "ScalarGPT")
+
 def probes(rng):
     """Square matrices only, another width of the MLP, a file in float64, and a reward model with its score."""
     def case(title, n_layer, n_embd, n_inner=0, kind="GPT", dtype="float32"):
         return dict(title=title, n_layer=n_layer, n_embd=n_embd, n_inner=n_inner, kind=kind, dtype=dtype,
-                    seed=int(rng.integers(1, 2**31)))
+                    rows=names(n_layer, kind), seed=int(rng.integers(1, 2**31)))
     return [case("an MLP as wide as the model", 1, 6, 6), case("two layers", 2, 4),
             case("a file in float64", 1, 4, 10, dtype="float64"), case("a reward model", 1, 4, kind="ScalarGPT")]
 
 def run(module, probe):
-    """All tensors of both directions under their names, and facts: what shares memory, what was done to the input."""
+    """Shape and a weighted sum of every tensor, by name, and facts: dtypes, shared memory, what became of the input."""
     import torch
     torch.manual_seed(probe["seed"])
     config = module.GPTConfig(block_size=5, vocab_size=7, n_layer=probe["n_layer"], n_head=2, n_embd=probe["n_embd"],
@@ -29,14 +37,20 @@ def run(module, probe):
     file = {name: (x.t().contiguous() if name.endswith(turned) else x.clone()).to(getattr(torch, probe["dtype"]))
             for name, x in state.items() if name != "lm_head.weight"}
     before = len(state), len(file)
-    theirs, ours = module.to_hf(state), module.from_hf(file)
-    def shared(found, given):
-        pointers = {x.data_ptr() for x in given.values()}
-        return sum(x.data_ptr() in pointers for x in found.values())
-    values = {f"to_hf: {name}": x for name, x in theirs.items()} | {f"from_hf: {name}": x for name, x in ours.items()}
-    return values | {"to_hf: tensors that share memory with the input": shared(theirs, state),
-                     "from_hf: tensors that share memory with the input": shared(ours, file),
-                     "entries of the input that are gone or new": [len(state) - before[0], len(file) - before[1]]}
+    def facts(way, found, given):
+        shapes, sums, pointers = [], [], {x.data_ptr() for x in given.values()}
+        for name in probe["rows"]:
+            x = found[name].detach().double() if name in found else torch.zeros(0)    # a name that is not there: 0
+            shapes.append([*x.shape, 0][:2])
+            sums.append((x.flatten() * torch.arange(1, x.numel() + 1).cos()).sum().item())
+        shared = sum(x.data_ptr() in pointers for x in found.values())
+        return {f"{way}: shapes": torch.tensor(shapes), f"{way}: weighted sums": sums,
+                f"{way}: names that should not be there": len(found.keys() - set(probe["rows"])),
+                f"{way}: tensors in float32": sum(x.dtype == torch.float32 for x in found.values()),
+                f"{way}: tensors that share memory with the input": shared}
+    theirs = facts("to_hf", module.to_hf(state), state)
+    ours = facts("from_hf", module.from_hf(file), file)
+    return theirs | ours | {"new entries of the input": [len(state) - before[0], len(file) - before[1]]}
 
 TURN, NO_HEAD = "x.t() if name.endswith(CONV1D) else x", ' if name != "lm_head.weight"}'
 BACK, COPY = "            x = x.t()\n", "ours[name] = x.to(torch.float32, copy=True).contiguous()"
