@@ -70,19 +70,19 @@ MISTAKES = {
     "the sides of a pair interleaved": Mistake(((LOOPS, BY_PAIR),),
         "The docstring draws the order of the rows. What does chunk(2) give for two pairs in your order?", ORDER,
         COLLATE,
-        "The loss falls as usual, but the log's rewards of a run with --batch_size 2 or more are those of mixed sides: "
-        "the accuracy on validation pairs stays near 0.5. With one pair a batch, all is well."),
+        "The validation loss stays at log 2 and the accuracy at a half during the whole run. With "
+        "--batch_size 1 the policy learns as usual."),
     "rejected on top": Mistake((("for side in sides:", "for side in sides[::-1]:"),),
         "Which half of the batch is called chosen by everything that reads it?", ORDER, COLLATE),
     "the prompt is counted": Mistake(((f"mask = {START} & ", "mask = "),),
         "Whose tokens should the policy learn: those of the question too?", MASK, COLLATE,
-        "Even before the first update the summed log-probs are far too low: about as if the question belonged to the "
-        "answer."),
+        "The logged logps/chosen are lower than the sums over the tokens of the completions, by about the log-prob of "
+        "the prompt."),
     "the padding is counted": Mistake(((f" & {END}", ""),),
         "Give a row more padding. Does the number of marked tokens change?", MASK, COLLATE),
     "EOS is not counted": Mistake(((END, "(position < ends[:, None] - 1)"),),
         "Which is the last token of a completion, and does its probability belong to that of the completion?", MASK,
-        COLLATE, "The policy's completions become longer and longer: nothing trains the end of a completion."),
+        COLLATE, "The samples of the SFT policy do not end by themselves, although every row of the data ends in EOS."),
     "the first token is not counted": Mistake(((START, "(position > starts[:, None])"),),
         "In which column does the completion begin if the prompt has two tokens and columns count from 0?", MASK,
         COLLATE),

@@ -65,7 +65,7 @@ MISTAKES = {
         "The logged gradient norm grows in proportion to --grad_accum."),
     "the total of these batches": Mistake(((BACK,
         'backward(loss * (batch["weight"] / sum(b["weight"] for b in list(batches))))'),),
-        "`total` may be more than the weights that you see. Who else has batches of this update?", MEAN, BY_HAND),
+        "`total` may be more than the weights that you see. Who else has batches of this update?", MEAN, ""),
     "backward without the argument": Mistake(((BACK, '(loss * (batch["weight"] / total)).backward()'),),
         "What is the argument `backward` for? Look at how train_step calls you.", MEMORY,
         "test_loop.py::test_a_float16_run_finds_its_scale_and_learns",
