@@ -8,7 +8,7 @@ import numpy as np
 from assignments.exercise import Mistake
 
 TARGETS = ["study/bandit.py:f_optimum"]
-POINTS, MINUTES = 8, 90
+POINTS, MINUTES = 8, 75
 
 def probes(rng):
     """Every divergence; small and large beta, with the multiplier near its bound or far from it; one answer; ties."""

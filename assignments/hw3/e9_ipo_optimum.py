@@ -8,7 +8,7 @@ import numpy as np
 from assignments.exercise import Mistake
 
 TARGETS = ["study/bandit.py:ipo_optimum"]
-POINTS, MINUTES = 3, 40
+POINTS, MINUTES = 3, 30
 
 def probes(rng):
     """Bradley-Terry and deterministic preferences, a mu that is not the reference, two answers, a small beta."""
