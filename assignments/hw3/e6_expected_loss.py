@@ -8,7 +8,7 @@ import numpy as np
 from assignments.exercise import Mistake
 
 TARGETS = ["study/bandit.py:expected_loss"]
-POINTS, MINUTES = 6, 45
+POINTS, MINUTES = 6, 40
 
 def probes(rng):
     """Full and partial coverage, counts instead of probabilities, two answers, losses with and without a reference."""
@@ -55,7 +55,7 @@ MISTAKES = {
     "each pair in one order only": Mistake(((SKIP, "torch.ones(A, A, dtype=torch.bool).triu(1)"),),
         "How many pairs do you have for three answers? Can the worse answer be the chosen one?", PAIRS, OPTIMUM),
     "the loser as chosen": Mistake(((P, "p = (weights * preference)[:, j, i].reshape(-1)"),), WINNER, PAIRS, OPTIMUM,
-        "On the exact world every loss ends at a policy with a lower reward than the reference."),
+        "On the exact world dpo, ipo and sft end at policies with a lower reward than the reference."),
     "chosen and rejected exchanged": Mistake(
         ((CHOSEN, "chosen = lambda table: table[:, j].reshape(-1)"),
          (REJECTED, "rejected = lambda table: table[:, i].reshape(-1)")), WINNER, PAIRS, OPTIMUM),

@@ -8,7 +8,7 @@ import numpy as np
 from assignments.exercise import Mistake
 
 TARGETS = ["study/bandit.py:f_optimum"]
-POINTS, MINUTES = 8, 90
+POINTS, MINUTES = 8, 75
 
 def probes(rng):
     """Every divergence; small and large beta, with the multiplier near its bound or far from it; one answer; ties."""
@@ -59,7 +59,7 @@ MISTAKES = {
         "Solve the KKT condition for f'(u) on paper. On which side does beta stand?", KKT, TEST,
         "A larger beta moves the optimum of f-DPO's objective away from the reference."),
     "u sums to 1": Mistake(((TOTAL, "inverse((reward - nu) / beta).sum(1, keepdim=True)"),), WHOLE, KKT, TEST,
-        "The probabilities of the optimum of f-DPO's objective sum to less than 1 for most prompts."),
+        "The probabilities of the optimum of f-DPO's objective sum to less than 1, for every divergence."),
     "without the reference": Mistake(((RETURN, "return inverse((reward - high) / beta).log()"),),
         "Do you return the logarithm of u or that of the policy?", KKT, TEST),
     "probabilities": Mistake(((RETURN, "return ref.exp() * inverse((reward - high) / beta)"),),

@@ -8,7 +8,7 @@ import numpy as np
 from assignments.exercise import Mistake
 
 TARGETS = ["study/bandit.py:ipo_optimum"]
-POINTS, MINUTES = 3, 40
+POINTS, MINUTES = 3, 30
 
 def probes(rng):
     """Bradley-Terry and deterministic preferences, a mu that is not the reference, two answers, a small beta."""
@@ -40,8 +40,9 @@ MISTAKES = {
     "every opponent counts the same": Mistake(((TILT, "preference.mean(2)"),),
         "Change mu: your policy must change.", WIN, CLOSED),
     "the logit of the probability": Mistake(((TILT, "(preference * mu[:, None, :]).sum(2).logit()"),),
-        "Is the preference or its logit in the exponent? With an answer that always wins the logit is infinite.", WIN,
-        THREE, "With preferences that are certain, the IPO optimum of the exact world is not finite."),
+        "Which number of an answer stands in the exponent? Put those of the handout's three answers in.", WIN, THREE,
+        "IPO's optimum in closed form lies four to five times as far from the reference, in log-ratios, as the policy "
+        "that IPO is trained to."),
     "never against itself": Mistake(
         ((TILT, "(preference * mu[:, None, :] * (1 - torch.eye(ref.shape[1], dtype=ref.dtype))).sum(2)"),),
         "mu draws all answers, also i itself. What is P(i beats i)?", WIN, THREE,
