@@ -26,6 +26,7 @@ from assignments.exercise import HOMEWORKS, exercises
 from assignments.grade import clean_copy
 
 SECONDS, BYTES = 60, 6 << 30    # of one run of the student's tests
+OTHERS = 4                      # mistakes of each function, besides the planted one, that count for the bonus
 
 def chosen(homework, seed, n):
     """n (exercise, name of a mistake) with a symptom, each in another function, drawn by the seed."""
@@ -123,12 +124,13 @@ def fair(copies, drawn):
 def catches(copies, drawn):
     """(planted faults, other mistakes) on which the tests fail."""
     caught = others = 0
-    planted = {(exercise.number, name) for exercise, name in drawn}
-    for exercise, _ in drawn:
-        for name, mistake in exercise.mistakes.items():
-            seen = not copies.on(exercise, graft.edited(exercise.source(), exercise.names, mistake.edits))
-            caught += seen and (exercise.number, name) in planted
-            others += seen and (exercise.number, name) not in planted
+    for exercise, fault in drawn:
+        more = [name for name in exercise.mistakes if name != fault]
+        for name in [fault, *more[::max(1, len(more) // OTHERS)][:OTHERS]]:
+            edits = exercise.mistakes[name].edits
+            seen = not copies.on(exercise, graft.edited(exercise.source(), exercise.names, edits))
+            caught += seen and name == fault
+            others += seen and name != fault
     return caught, others
 
 def grade(homework, seed, n, submission):

@@ -191,13 +191,15 @@ def get_args(argv=None):
     p.add_argument("--seed", type=int, help="of the inputs; drawn if not given")
     args = p.parse_args(argv)
     for platform, flag in (("csv", "submissions"), ("results", "submission")):
-        folder = getattr(args, flag)
-        if args.platform == platform and (folder is None or not Path(folder).is_dir()):
-            p.error(f"--{flag} must be a folder with what was handed in")
+        if args.platform == platform and getattr(args, flag) is None:
+            p.error(f"{platform} needs --{flag}, a folder with what was handed in")
     return args
 
 def main(argv=None):
     args = get_args(argv)
+    for folder in (args.submissions, args.submission):
+        if folder is not None and not Path(folder).is_dir():
+            raise SystemExit(f"{folder}: there is no such folder")
     if args.platform == "gradescope":
         return write_gradescope(args.homework, args.out, args.variant)
     if args.platform == "classroom":

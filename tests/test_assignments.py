@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from assignments import graft, make, platforms, recognize, wire
+from assignments import graft, hunt, make, platforms, recognize, wire
 from assignments.exercise import HOMEWORKS, ROOT, exercises
 from assignments.grade import Grader, ignored
 
@@ -313,7 +313,8 @@ def test_files_for_platforms(tmp_path):
     """Gradescope's zip has what the grader imports, and no test. The notebook has a graded cell for each exercise."""
     platforms.main(["gradescope", "hw2", "--out", str(tmp_path / "a.zip")])
     names = zipfile.ZipFile(tmp_path / "a.zip").namelist()
-    assert {"setup.sh", "run_autograder", "losses.py", "assignments/worker.py", "assignments/hw2/e5_dpo.py"} <= set(names)
+    shipped = {"setup.sh", "run_autograder", "losses.py", "assignments/worker.py", "assignments/hw2/e5_dpo.py"}
+    assert shipped <= set(names)
     assert not [name for name in names if name.startswith("tests/") or name.endswith("answers.md")]
     platforms.main(["nbgrader", "hw2", "--out", str(tmp_path / "a.ipynb")])
     cells = json.loads((tmp_path / "a.ipynb").read_text())["cells"]
@@ -327,3 +328,43 @@ def test_the_report_of_gradescope_shows_everything(submit):
     found = platforms.gradescope_results([submit(RIGHT), submit(BLANK)], ["a line"])
     assert found["score"] == DPO.points and {t["visibility"] for t in found["tests"]} == {"visible"}
     assert found["tests"][1]["output"] == "not written yet"
+
+# ---------------------------------------------------------------------------------------------------------------------
+# bug hunts
+
+HUNTED = """
+import math, torch
+from losses import LOSSES, Pairs
+def test_dpo():
+    values = [torch.tensor([x], dtype=torch.float64) for x in (-3.0, -8.0, -5.0, -6.0, 4.0, 7.0)]
+    for beta in (0.1, 0.7):
+        losses, chosen, rejected = LOSSES["dpo"].fn(Pairs(*values), beta=beta)
+        assert abs(losses.item() - math.log(1 + math.exp(-beta * 4))) < 1e-9
+        assert abs(chosen.item() - beta * 2) < 1e-9 and abs(rejected.item() + beta * 2) < 1e-9
+"""
+
+def test_each_student_hunts_other_faults(tmp_path):
+    """The faults are drawn by the seed, one a function, and the student reads symptoms, not places."""
+    drawn = {seed: [(e.number, name) for e, name in hunt.chosen("hw2", seed, 3)] for seed in range(4)}
+    assert len({tuple(found) for found in drawn.values()}) > 2
+    assert drawn[1] == [(e.number, name) for e, name in hunt.chosen("hw2", 1, 3)]
+    assert all(len({number for number, _ in found}) == 3 for found in drawn.values())
+    hunt.main(["hw2", "--seed", "1", "--out", str(tmp_path / "copy")])
+    text = (tmp_path / "copy" / "HUNT.md").read_text()
+    for exercise, name in hunt.chosen("hw2", 1, 3):
+        assert exercise.mistakes[name].symptom in text and exercise.names[0] not in exercise.mistakes[name].symptom
+        assert (tmp_path / "copy" / exercise.file).read_text() != (ROOT / exercise.file).read_text()
+
+@pytest.mark.slow
+def test_a_hunt_is_graded_by_what_the_tests_catch(tmp_path, monkeypatch):
+    """Tests that fail on right code, or pass on the fault, are worth nothing."""
+    monkeypatch.setattr(hunt, "chosen", lambda *args: [(DPO, "beta left out")])
+    monkeypatch.setattr(hunt, "OTHERS", 2)
+    (tmp_path / "found.json").write_text(json.dumps({"1": {"place": "losses.py:dpo", "cause": "h is not times beta"}}))
+    (tmp_path / "test_hunt.py").write_text(HUNTED)
+    assert hunt.grade("hw2", 0, 1, tmp_path)[-1] == "total  3 of 3 points, bonus 0.2"
+    (tmp_path / "test_hunt.py").write_text("def test_all(): assert False")
+    assert hunt.grade("hw2", 0, 1, tmp_path)[1:] == ["the tests fail on right code", "total  1 of 3 points"]
+    (tmp_path / "found.json").write_text("[3]")
+    (tmp_path / "test_hunt.py").write_text("def test_all(): pass")
+    assert hunt.grade("hw2", 0, 1, tmp_path)[-1] == "total  0 of 3 points, bonus 0.0"

@@ -13,6 +13,7 @@ import mutate
 import robust
 import train_pref
 import train_sft
+from assignments import check, grade, hunt, make, platforms
 from losses import LOSSES
 from rlhf import train_ppo, train_reward
 from test_losses import PUBLISHED
@@ -23,6 +24,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 PARSERS = {f"{m.__name__}.py": m.get_args for m in (data, judge, train_sft, train_pref, eval)}
 PARSERS |= {m.__name__: m.get_args for m in (table, sweep, bandit, bench, real, bag, train_reward, train_ppo)}
+PARSERS |= {m.__name__: m.get_args for m in (check, grade, hunt, make, platforms)}
 PARSERS["tests.robust"] = robust.get_args
 PARSERS["tests.mutate"] = mutate.get_args
 CEILINGS = {    # file -> the most lines that it may have
@@ -33,7 +35,7 @@ CEILINGS = {    # file -> the most lines that it may have
 CEILINGS |= {str(path.relative_to(ROOT)): 400 for path in (ROOT / "support").glob("*.py")}
 CORE = [ROOT / name for name in CEILINGS]
 ROOMS = [*(ROOT / "study").glob("*.py"), *(ROOT / "rlhf").glob("*.py")]
-TOOLS = [ROOT / "tests" / "robust.py", ROOT / "tests" / "mutate.py"]
+TOOLS = [ROOT / "tests" / "robust.py", ROOT / "tests" / "mutate.py", *(ROOT / "assignments").glob("*.py")]
 
 def commands():
     """(script, flags) of every command in the documents and in the docstrings of scripts."""
@@ -110,7 +112,8 @@ def test_no_file_is_longer_than_can_be_read_at_a_sitting(path):
     """Files grow line by line. Code that does not fit belongs in another file."""
     assert len(path.read_text().splitlines()) <= CEILINGS[str(path.relative_to(ROOT))]
 
-SOURCES = [path for folder in (".", "support", "rlhf", "study") for path in sorted((ROOT / folder).glob("*.py"))]
+FOLDERS = (".", "support", "rlhf", "study", "assignments")
+SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_no_function_is_longer_than_a_screen(path):
