@@ -69,7 +69,7 @@ TARGET, MASKED = "idx[rows, columns + 1]", "mask = completion_mask[:, 1:]  "
 STATES, FAST = "model.features(idx)[rows, columns]", "logps = token_logps(states, model.lm_head.weight, targets)"
 SUM, LENS = "return per_token.sum(1), ", "completion_mask[:, 1:].sum(1)           #"
 SOFTMAX, PICK = "log_probs = logits.log_softmax(-1)", "return log_probs.gather(-1, targets[..., None]).squeeze(-1)"
-FLOAT = "if logits.dtype != torch.float64:"
+FLOAT = "if logits.dtype != torch.float64:                # under autocast"
 SHIFT, MASK, ALL, ONE = "The shift by one", "The mask of a prediction", "From tokens to a completion", "One token"
 SLOW, TOKENS = "test_logps.py::test_logps_equal_a_slow_double_loop", "test_logps.py::test_token_logps_equal_log_softmax"
 TOKENS += "_and_gather_whatever_the_pieces"
@@ -93,9 +93,9 @@ MISTAKES = {
     **in_gather("softmax, then log", ((SOFTMAX, "log_probs = logits.softmax(-1).log()"),),
         "One probe has logits of thousands. What is exp(-2000) in floating point, and its logarithm?",
         "test_logps.py::test_logits_of_ten_thousand_do_not_overflow"),
-    **in_gather("always float32", ((FLOAT, "if True:"),),
+    **in_gather("always float32", ((FLOAT, FLOAT.replace("logits.dtype != torch.float64", "True")),),
         "Which dtype do you return for logits in float64? Read the docstring's last words.", ""),
-    **in_gather("bfloat16 stays", ((FLOAT, "if False:"),),
+    **in_gather("bfloat16 stays", ((FLOAT, FLOAT.replace("logits.dtype != torch.float64", "False")),),
         "How many digits has a number in bfloat16, and how many tokens do you add up?",
         "test_logps.py::test_logps_are_float32_under_bfloat16_autocast"),
     **in_gather("the sign of a loss", ((PICK, PICK.replace("return ", "return -")),),

@@ -44,7 +44,7 @@ def run(module, probe):
     found = dict(grad=w.grad.detach(), losses_given_to_backward=calls, order_of_calls=order)
     found["weights"] = [float(weight) for weight, _ in parts]
     for name in ("loss", "largest", "step"):
-        found[f"metric_{name}"] = [float(metrics[name]) if name in metrics else -1.0 for _, metrics in parts]
+        found[f"metric_{name}"] = [float(torch.as_tensor(metrics.get(name, -1.0)).detach()) for _, metrics in parts]
     found["loss_has_no_graph"] = [not getattr(metrics.get("loss"), "requires_grad", False) for _, metrics in parts]
     return found
 
