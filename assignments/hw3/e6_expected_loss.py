@@ -48,6 +48,7 @@ PROMPTS = "p, losses = p.reshape(X, -1), losses.reshape(X, -1)\n    return ((p *
 PAIRS, WEIGHTS, LOGITS = "Which pairs there are", "The weight of a pair", "Logits are not log-probs"
 WINNER = "P(i beats j): which index is the chosen answer, and which entry of the table has its probability?"
 OPTIMUM = "test_bandit.py::test_dpo_reaches_the_rlhf_optimum"
+PARTIAL = "test_bandit.py::test_with_partial_coverage_mass_moves_to_answers_never_seen"
 MISTAKES = {
     "an answer against itself": Mistake(((SKIP, "torch.ones(A, A, dtype=torch.bool)"),),
         "How many pairs do you have for three answers? What does the docstring say of i and j?", PAIRS,
@@ -64,13 +65,13 @@ MISTAKES = {
     "pairs and weights in another order": Mistake(((P, "p = (weights * preference)[:, i, j].T.reshape(-1)"),),
         "The losses and the weights are flat. Is entry k the same pair of the same prompt in both?", WEIGHTS, OPTIMUM),
     "no weights": Mistake(((P, "p = preference[:, i, j].reshape(-1)"),),
-        "Which of your lines uses `weights`? A pair that is never seen must have no effect.", WEIGHTS, "",
+        "Which of your lines uses `weights`? A pair that is never seen must have no effect.", WEIGHTS, PARTIAL,
         "On the exact world, training on pairs of the first three answers gives the same policy as training on all."),
     "no preferences": Mistake(((P, "p = weights[:, i, j].reshape(-1)"),),
         "Which of your lines uses `preference`? Exchange the rewards of two answers: the loss must change.", WEIGHTS,
         OPTIMUM),
     "weights and preference added": Mistake(((P, "p = (weights + preference)[:, i, j].reshape(-1)"),),
-        "A pair that is never drawn has weight 0, whoever would win. Has it in yours?", WEIGHTS),
+        "A pair that is never drawn has weight 0, whoever would win. Has it in yours?", WEIGHTS, PARTIAL),
     "divided by the number of pairs": Mistake(((MEAN, "return (p * losses).mean()"),),
         "Take a loss that is 1 for each pair. Is your mean 1?", WEIGHTS),
     "a sum": Mistake(((MEAN, "return (p * losses).sum()"),),

@@ -45,7 +45,7 @@ MISTAKES = {
         "that IPO is trained to."),
     "never against itself": Mistake(
         ((TILT, "(preference * mu[:, None, :] * (1 - torch.eye(ref.shape[1], dtype=ref.dtype))).sum(2)"),),
-        "mu draws all answers, also i itself. What is P(i beats i)?", WIN, THREE,
+        "mu draws all answers, also i itself. What is P(i beats i)?", WIN, CLOSED,
         "The policy that IPO is trained to and its optimum in closed form differ most for answers with a large mu."),
     "a target of its own": Mistake(((TILT, "(preference * mu[:, None, :]).sum(2) / 2"),),
         "Train ipo on a world of two answers and compare: at which gap of the log-ratios do both end?", WIN, THREE),
