@@ -107,6 +107,11 @@ class Key:
     reference: list
     wrong: dict
     alternatives: dict
+    apart: recognize.Separation
+
+    def judge(self, student):
+        """Judged for a student's result."""
+        return recognize.judge(student, self.reference, self.wrong, self.probes, self.apart.tolerance)
 
 def key_of(exercise, worker, tree, seed):
     """The Key of an exercise. It exists in this process only."""
@@ -118,7 +123,9 @@ def key_of(exercise, worker, tree, seed):
     broken = [entry["error"] for entry in reference if "error" in entry]
     assert not broken, f"{exercise.number}: the reference fails: {broken[0]}"
     wrong = {name: results[name] for name in exercise.mistakes}
-    return Key(probes, reference, wrong, {name: results[name] for name in exercise.alternatives})
+    alternatives = {name: results[name] for name in exercise.alternatives}
+    apart = recognize.separation(exercise.mistakes, reference, wrong, alternatives)
+    return Key(probes, reference, wrong, alternatives, apart)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # a submission
@@ -170,7 +177,7 @@ def grade_exercise(exercise, key, submission, worker, base, folder):
     job = dict(tree=str(tree), file=exercise.file, driver=exercise.driver(), probes=key.probes, source=None)
     student = worker.run(job)
     shutil.rmtree(tree)
-    judged = recognize.judge(exercise.mistakes, student, key.reference, key.wrong, key.alternatives, key.probes)
+    judged = key.judge(student)
     graded.points = exercise.points if judged.right else 0
     graded.mistake, graded.says = judged.mistake, judged.facts
     if judged.mistake:

@@ -1,7 +1,8 @@
 """
 What is wrong with a result: the mistake that gives exactly this result, or facts that are true of it.
 
-    judged = judge(exercise, student, reference, mistakes, alternatives, probes)
+    apart = separation(mistakes, reference, wrong, alternatives)
+    judged = judge(student, reference, wrong, probes, apart.tolerance)
 
 Results are lists with one entry for each probe, as worker.py returns them. A hint is shown only if it is proven: the
 student's arrays are those of one mistake, on every probe, to a tolerance that lies far below the distance between any
@@ -207,9 +208,8 @@ def facts_of(student, reference, probes, tolerance):
              *value_facts(student, reference, probes, titles, tolerance)]
     return facts[:5] or ["the values are wrong on every probe, and none of the usual mistakes gives them"]
 
-def judge(mistakes, student, reference, wrong, alternatives, probes):
-    """Judged for a student's result, given the results of the reference, of each mistake and of each alternative."""
-    tolerance = separation(mistakes, reference, wrong, alternatives).tolerance
+def judge(student, reference, wrong, probes, tolerance):
+    """Judged for a student's result, given those of the reference and of each mistake (wrong: name -> result)."""
     if distance(student, reference) <= tolerance:
         return Judged(True)
     usable = any("error" not in entry for entry in student)

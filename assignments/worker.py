@@ -66,10 +66,19 @@ def to_array(value):
 def changed(before, after, name=""):
     """The names of tensors that differ from what they were."""
     if isinstance(before, torch.Tensor):
+        if not isinstance(after, torch.Tensor):
+            return [name]
         same = before.shape == after.shape and bool(((before == after) | (before.isnan() & after.isnan())).all())
         return [] if same else [name]
-    items = before.items() if isinstance(before, dict) else enumerate(before) if isinstance(before, list) else ()
-    return [found for key, x in items for found in changed(x, after[key], f"{name}.{key}" if name else str(key))]
+    if not isinstance(before, (dict, list)):
+        return []
+    if type(after) is not type(before) or len(after) != len(before):
+        return [name]
+    items, found = before.items() if isinstance(before, dict) else enumerate(before), []
+    for key, value in items:
+        inner = f"{name}.{key}" if name else str(key)
+        found += changed(value, after[key], inner) if isinstance(before, list) or key in after else [inner]
+    return found
 
 def one_line(error, file):
     """What went wrong and, if it can be told, in which line of the student's file."""

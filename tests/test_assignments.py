@@ -137,14 +137,14 @@ PROBES = [dict(title="first", rows=["short", "long", "no padding"]), dict(title=
     ([{"error": "ValueError: no"}, WANT[1]], "ValueError: no (on 1 of 2 probes, first on 'first')")])
 def test_facts_are_true_of_the_result(found, fact):
     """A hint that is guessed sends a student in a wrong direction; a fact cannot."""
-    judged = recognize.judge({}, found, WANT, {}, {}, PROBES)
+    judged = recognize.judge(found, WANT, {}, PROBES, 1e-9)
     assert not judged.right and not judged.mistake and fact in judged.facts
 
 def test_an_invariance_that_does_not_hold_is_told():
     """What stands behind EOS is padding: the likeliest place of a mask that is shifted."""
     probes = [PROBES[1], dict(same_as=0, differs_in="what stands behind EOS")]
     want = results([1.0, 2.0], [1.0, 2.0])
-    judged = recognize.judge({}, results([1.0, 3.0], [1.0, 4.0]), want, {}, {}, probes)
+    judged = recognize.judge(results([1.0, 3.0], [1.0, 4.0]), want, {}, probes, 1e-9)
     assert "the result changes with what stands behind EOS, and should not" in judged.facts
 
 # ---------------------------------------------------------------------------------------------------------------------
