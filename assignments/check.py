@@ -27,8 +27,8 @@ def check_exercise(grader, exercise):
     if not apart.holds:
         problems.append(f"{apart.closest[0]!r} and {apart.closest[1]!r} are only {apart.apart:.1e} apart")
     for name, result in key.alternatives.items():
-        if not key.judge(result).right:
-            problems.append(f"the alternative {name!r} does not pass: {key.judge(result).facts or result[0].get('error')}")
+        if not (found := key.judge(result)).right:
+            problems.append(f"the alternative {name!r} does not pass: {found.facts or found.mistake}")
     seen = {name: key.judge(result) for name, result in key.wrong.items()}
     says = {}
     for name, found in seen.items():

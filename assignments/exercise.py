@@ -3,8 +3,8 @@ An exercise: the functions a student writes, the probes they are tried on, and t
 
     for exercise in exercises("hw2"): print(exercise.number, exercise.title, exercise.targets)
 
-One file of assignments/hwN is one exercise. Its module-level names are the fields of Exercise; docs/teaching.md shows
-one from top to bottom. The file's place in the sorted listing is its number: the second file of hw2 is hw2.2.
+One file of assignments/hwN is one exercise: hw2/e5_dpo.py is hw2.5. Its module-level names are the fields of Exercise;
+docs/teaching.md explains them.
 """
 import importlib
 import inspect
@@ -95,6 +95,10 @@ class Exercise:
         mistakes["the original"] = Mistake(back, hint, PRELIMINARIES)
         return replace(other, mistakes=mistakes, alternatives={})
 
+def number_of(path):
+    """The number of an exercise's file: 10 for e10_name.py."""
+    return int(path.stem[1:].split("_")[0])
+
 def load(homework, number, path):
     """The exercise of one file."""
     module = importlib.import_module(f"assignments.{homework}.{path.stem}")
@@ -113,8 +117,8 @@ def exercises(homework, variant=None):
     """
     if homework not in HOMEWORKS:
         raise SystemExit(f"there is no homework {homework}; there are {', '.join(HOMEWORKS)}")
-    files = sorted((ROOT / "assignments" / homework).glob("e*.py"))
-    found = [load(homework, number, path) for number, path in enumerate(files, 1)]
+    files = sorted((ROOT / "assignments" / homework).glob("e[0-9]*.py"), key=number_of)
+    found = [load(homework, number_of(path), path) for path in files]
     if variant is None:
         return found
     draw = random.Random(variant)
