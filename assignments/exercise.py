@@ -51,6 +51,7 @@ class Exercise:
     hidden        texts that give the answer away: lines of docstrings and comments with one of them are left out
     removed       other functions that give the answer away, as targets: their bodies are left out too.
                   "losses.py:*" is every registered loss.
+    shared        texts of the targets that other functions of the copy need too; no other may stand in the copy
     """
     number: str
     title: str
@@ -63,6 +64,7 @@ class Exercise:
     alternatives: dict = field(default_factory=dict)
     hidden: tuple = ()
     removed: tuple = ()
+    shared: tuple = ()
     variants: dict = field(default_factory=dict)
     variant: str = ""
 
@@ -103,7 +105,7 @@ def load(homework, number, path):
     """The exercise of one file."""
     module = importlib.import_module(f"assignments.{homework}.{path.stem}")
     fields = ("targets", "points", "minutes", "probes", "run", "mistakes", "alternatives", "hidden", "removed",
-              "variants")
+              "shared", "variants")
     given = {key: getattr(module, name) for key in fields for name in (key, key.upper()) if hasattr(module, name)}
     given["targets"] = tuple(given["targets"])
     title = module.__doc__.strip().splitlines()[0].rstrip(".")

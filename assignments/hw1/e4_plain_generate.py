@@ -123,3 +123,6 @@ VARIANTS = {
                "gives the same tokens. It computes"),
         ("draws[n]", "draws[-1 - n]")),
 }
+# GPT.generate, which stays in the copy, calls sample and uniform_draws too
+SHARED = ("draws = uniform_draws", "sample(logits, temperature, top_k, top_p, draws", "idx.device, generator)",
+          "for n in range(max_new_tokens):")
