@@ -120,5 +120,6 @@ VARIANTS = {
     "a width that is a multiple of 8": (
         (FILL, FILL.replace("max(map(len, lists))", "-(-max(map(len, lists)) // 8) * 8")),
         ("T is the longest length. `value` fills the\n    rest at the right. This needs",
-         "T is the longest length,\n    rounded up to a multiple of 8. `value` fills the rest at the right.\n    This needs")),
+         "T is the longest length,\n    rounded up to a multiple of 8. `value` fills the rest at the right.\n"
+         "    This needs")),
 }

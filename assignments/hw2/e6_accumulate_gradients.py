@@ -53,18 +53,20 @@ BACK, PART = 'backward(loss * (batch["weight"] / total))', \
 MEAN, RESULT, MEMORY = "The mean over all pairs", "What it returns", "The memory of one batch"
 BY_HAND = "test_loop.py::test_accumulated_gradients_by_hand"
 UNION = "test_loop.py::test_accumulated_ragged_batches_give_the_gradient_of_their_union"
+MEANS_HINT = "A pair in a batch of one, and a pair in a batch of four: which has more influence on your gradient?"
+LISTED = ("parts = []", "parts, batches = [], list(batches)")
 MISTAKES = {
-    "the mean of the means": Mistake(((BACK, "backward(loss / len(list(batches)))"),),
-        "A pair in a batch of one, and a pair in a batch of four: which has more influence on your gradient?", MEAN,
-        UNION, "An update of two batches, of 1 and 4 pairs, has another gradient than the same 5 pairs in one batch."),
+    "the mean of the means, by len()": Mistake(((BACK, "backward(loss / len(batches))"),), MEANS_HINT, MEAN, UNION),
+    "the mean of the means": Mistake((LISTED, (BACK, "backward(loss / len(batches))")), MEANS_HINT, MEAN, UNION,
+        "An update of two batches, of 1 and 4 pairs, has another gradient than the same 5 pairs in one batch."),
     "the sum over pairs": Mistake(((BACK, 'backward(loss * batch["weight"])'),),
         "How does the size of your gradient change if there are twice as many pairs?", MEAN, BY_HAND,
         "Gradient norms grow with --batch_size, and every update is clipped."),
     "the sum of the means": Mistake(((BACK, "backward(loss)"),),
         "How does the size of your gradient change if the same pairs come in twice as many batches?", MEAN, BY_HAND,
         "The logged gradient norm grows in proportion to --grad_accum."),
-    "the total of these batches": Mistake(((BACK,
-        'backward(loss * (batch["weight"] / sum(b["weight"] for b in list(batches))))'),),
+    "the total of these batches": Mistake((LISTED, (BACK,
+        'backward(loss * (batch["weight"] / sum(b["weight"] for b in batches)))')),
         "`total` may be more than the weights that you see. Who else has batches of this update?", MEAN, ""),
     "backward without the argument": Mistake(((BACK, '(loss * (batch["weight"] / total)).backward()'),),
         "What is the argument `backward` for? Look at how train_step calls you.", MEMORY,

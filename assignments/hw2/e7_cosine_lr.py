@@ -46,6 +46,8 @@ MISTAKES = {
         "The learning rate drops suddenly where warmup ends."),
     "progress over all updates": Mistake(((PROGRESS, "progress = (step - warmup_steps) / max(1, max_steps)"),),
         "What is the learning rate at max_steps? Is it min_lr?", COSINE, BY_HAND),
+    "ends one update early": Mistake(((PROGRESS, PROGRESS.replace("max_steps - w", "max_steps - 1 - w")),),
+        "Which is the first step with the learning rate min_lr: the last update or the one after it?", COSINE, BY_HAND),
     "ends at 0": Mistake(((DOWN, DOWN.replace("min_lr + (lr - min_lr)", "lr")),),
         "What happens to min_lr in your function?", COSINE, BY_HAND,
         "--min_lr has no effect: the logged learning rate ends at 0."),
