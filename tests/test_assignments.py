@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from assignments import graft, hunt, make, platforms, recognize, wire
+from assignments import check, graft, hunt, make, platforms, recognize, wire
 from assignments.exercise import HOMEWORKS, ROOT, exercises
 from assignments.grade import Grader, ignored
 
@@ -174,6 +174,27 @@ def test_every_hint_leads_to_a_section_of_the_handout(homework):
         assert exercise.number in handout, exercise.number
         for name, mistake in exercise.mistakes.items():
             assert mistake.section in headings, (exercise.number, name, mistake.section)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("homework", HOMEWORKS)
+def test_every_mistake_is_recognized_and_every_right_solution_passes(homework, capsys):
+    """A hint for another mistake is worse than none, and a right solution without points is worse than both."""
+    with pytest.raises(SystemExit) as end:
+        check.main([homework, "--seed", "11"])
+    printed = capsys.readouterr().out
+    assert end.value.code == 0 and "; 0 exercises fail" in printed and "FAILS" not in printed, printed
+
+def test_the_page_of_mistakes_is_that_of_the_exercises():
+    """The page is stale after a mistake is added or renamed. `python -m assignments.check --table` writes it."""
+    text = (ROOT / "docs" / "mistakes.md").read_text()
+    seen = 0
+    for homework in HOMEWORKS:
+        for exercise in exercises(homework):
+            part = text.split(f"## {exercise.number} ")[1].split("\n## ")[0]
+            rows = [f"| {name} | recognized | {mistake.section} |" for name, mistake in exercise.mistakes.items()]
+            assert [line for line in part.splitlines() if line.startswith("| ")][1:] == rows, exercise.number
+            seen += len(rows)
+    assert seen >= 40
 
 def test_a_right_solution_has_full_points_and_a_blank_one_none(submit):
     """Written otherwise than the project has it, with a helper of its own."""
