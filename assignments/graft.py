@@ -135,7 +135,7 @@ def other_edits(text, original, qualnames):
         text, original = blank(text, name, ""), blank(original, name, "")
     have = {name: stripped(node) for node in tree_of(text).body for name in defined(node)}
     want = {name: stripped(node) for node in tree_of(original).body for name in defined(node)}
-    return [name for name in want if have.get(name) != want[name]]
+    return [name for name in want if have.get(name) != want[name] and name not in qualnames]
 
 def graft(submitted, original, qualnames, name):
     """
