@@ -25,6 +25,7 @@ from assignments.exercise import HOMEWORKS, ROOT, exercises
 
 ROOMS = ("support", "rlhf", "study")
 SOURCE_BYTES = 1 << 20    # of one submitted file
+SECONDS, OUR_SECONDS = 30, 120    # for an exercise of a student, and for one of our own variants
 
 class Worker:
     """The process of worker.py. run(job) returns one entry for each probe. It is started again if it dies."""
@@ -117,7 +118,7 @@ def key_of(exercise, worker, tree, seed):
     """The Key of an exercise. It exists in this process only."""
     probes = exercise.probes(np.random.default_rng([seed, *exercise.number.encode()]))
     names, texts = sources(exercise)
-    job = dict(tree=str(tree), file=exercise.file, driver=exercise.driver(), probes=probes)
+    job = dict(tree=str(tree), file=exercise.file, driver=exercise.driver(), probes=probes, seconds=OUR_SECONDS)
     results = {name: worker.run(job | {"source": text}) for name, text in zip(names, texts)}
     reference = results.pop("the reference")
     broken = [entry["error"] for entry in reference if "error" in entry]
@@ -174,7 +175,8 @@ def grade_exercise(exercise, key, submission, worker, base, folder):
     tree = folder / exercise.number
     shutil.copytree(base, tree)
     (tree / exercise.file).write_text(grafted)
-    job = dict(tree=str(tree), file=exercise.file, driver=exercise.driver(), probes=key.probes, source=None)
+    job = dict(tree=str(tree), file=exercise.file, driver=exercise.driver(), probes=key.probes, seconds=SECONDS,
+               source=None)
     student = worker.run(job)
     shutil.rmtree(tree)
     judged = key.judge(student)

@@ -11,6 +11,7 @@ fork watches memory and time from outside and kills everything that the job star
     file     the file of the functions
     driver   the source of `run(module, probe)`
     probes   a list of inputs
+    seconds  how long the job may take
     source   None: import the file from the tree. A text: execute it in the place of the file (our own variants only)
 
 and the answer a list with one entry for each probe: {"arrays": {name: array}, "changed": [inputs changed in place]}
@@ -35,7 +36,7 @@ import torch
 import torch._dynamo    # imported by the first optimizer, which takes seconds: here once
 import wire
 
-SECONDS, CPU_SECONDS, BYTES, PROCESSES, FILE_BYTES = 30, 20, 3 << 30, 16, 1 << 20
+BYTES, PROCESSES, FILE_BYTES = 3 << 30, 16, 1 << 20
 NEWNS, NEWUSER, NEWPID, NEWNET, NEWIPC = 0x20000, 0x10000000, 0x20000000, 0x40000000, 0x08000000
 SUBREAPER = 36
 libc = ctypes.CDLL(None, use_errno=True)
@@ -117,7 +118,7 @@ def run_job(job):
     module = load(job)
     return [run_probe(space["run"], module, probe, job["file"]) for probe in job["probes"]]
 
-def confine():
+def confine(seconds):
     """No network, no other processes, no privileges, small limits. What the system does not allow is left out."""
     os.setsid()
     spaces = NEWNET | NEWIPC | NEWPID | (0 if os.getuid() == 0 else NEWUSER)
@@ -129,7 +130,7 @@ def confine():
     limit = lambda what, n: resource.setrlimit(what, (n, n))
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit(resource.RLIMIT_AS, pages * resource.getpagesize() + BYTES)
-    limit(resource.RLIMIT_CPU, CPU_SECONDS)
+    limit(resource.RLIMIT_CPU, seconds)
     limit(resource.RLIMIT_FSIZE, FILE_BYTES)
     limit(resource.RLIMIT_CORE, 0)
     if os.getuid() == 0:
@@ -150,7 +151,7 @@ def in_fork(job, pipe, trusted):
         os.environ.update(HOME=job["tree"], OMP_NUM_THREADS="1", MPLBACKEND="Agg", HF_HUB_OFFLINE="1")
         sys.dont_write_bytecode = True
         if not trusted:
-            confine()
+            confine(job["seconds"])
         data = wire.pack(run_job(job))
     except BaseException as error:    # noqa: B902
         data = wire.pack([{"error": one_line(error, job["file"])}] * len(job["probes"]))
@@ -221,7 +222,7 @@ def handle(job):
         os.close(read)
         in_fork(job, write, trusted)
     os.close(write)
-    data, broken = watch(read, 120 if trusted else SECONDS)
+    data, broken = watch(read, job["seconds"])
     os.close(read)
     kill_all()
     if not broken and data:

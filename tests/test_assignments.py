@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from assignments import check, graft, hunt, make, platforms, recognize, wire
+from assignments import check, grade, graft, hunt, make, platforms, recognize, wire
 from assignments.exercise import HOMEWORKS, ROOT, exercises
 from assignments.grade import Grader, ignored
 
@@ -261,8 +261,9 @@ def test_code_that_misbehaves_costs_its_exercise(submit, body, words):
     assert submit(RIGHT).points == DPO.points and not Path("/etc/nanopref-was-here").exists()
 
 @pytest.mark.slow
-def test_an_endless_loop_ends(submit):
-    """And the child that it has left behind, in a session of its own."""
+def test_an_endless_loop_ends(submit, monkeypatch):
+    """The child that it has left behind, in a session of its own, ends too."""
+    monkeypatch.setattr(grade, "SECONDS", 4)
     one = submit("import os\n    if not os.fork():\n        os.setsid()\n    while True: pass")
     assert one.points == 0 and ("did not end" in one.says[0] or "ended without" in one.says[0])
 

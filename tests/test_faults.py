@@ -69,5 +69,6 @@ def test_a_planted_fault_is_seen(name, copy, warm):
         status, printed = warm.run(copy, ["-x", f"tests/{tests}"])
     finally:
         write_source(copy / file, (ROOT / file).read_text())
-    seen = " failed" in printed or "ERROR at setup of" in printed    # a fixture that trains a run may fail before its test
+    # a fixture that trains a run may fail before its test
+    seen = " failed" in printed or "ERROR at setup of" in printed
     assert status == 1 and seen, f"no test has seen it: {printed[-600:]}"
