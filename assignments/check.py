@@ -39,9 +39,11 @@ def check_exercise(grader, exercise):
     return problems, apart, time.perf_counter() - begin, says
 
 def cpu_seconds(worker):
-    """CPU time of the worker and of all its jobs so far. Wall time would depend on other programs."""
+    """CPU time of all the worker's jobs so far. Wall time would depend on other programs."""
+    if worker.process is None:
+        worker.start()
     fields = Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, fields[13:15])) / os.sysconf("SC_CLK_TCK")
 
 def check_submissions(grader, exercise, folder):
     """Problems of the way through files and worker: the original gets full points, the blank copy none."""

@@ -8,6 +8,7 @@ Each exercise is graded alone: in a clean copy of the project, only its function
 worker process that knows no expected value (worker.py). docs/teaching.md is the teacher's page.
 """
 import argparse
+import ast
 import compileall
 import json
 import os
@@ -50,6 +51,11 @@ class Worker:
         if not well_formed(entries, len(job["probes"])):
             self.close()
             return [{"error": "the process that ran the code was killed"}] * len(job["probes"])
+        for entry in entries:
+            if "error" in entry:
+                entry["error"] = printable(entry["error"])
+            else:
+                entry["changed"] = [printable(name) for name in entry["changed"]]
         return entries
 
     def close(self):
@@ -57,6 +63,10 @@ class Worker:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+def printable(text):
+    """At most 400 signs that a terminal can show: the text may come from hostile code."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text[:400])
 
 def well_formed(entries, n):
     """Whether entries are n results as worker.py gives them. They may come from hostile code."""
@@ -152,13 +162,16 @@ def submitted_text(submission, file):
     if path.stat().st_size > SOURCE_BYTES:
         raise graft.Unreadable(f"{file} has more than {SOURCE_BYTES >> 10} KB")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise graft.Unreadable(f"{file} is not UTF-8 text") from None
 
 def is_blank(text, names):
     """Whether the functions still raise NotImplementedError only."""
-    return all("raise NotImplementedError(" in (graft.source_of(text, name) or "") for name in names)
+    def body(name):
+        statements = graft.find(graft.tree_of(text), name).body
+        return statements[1:] if graft.is_docstring(statements) else statements
+    return all(len(body(name)) == 1 and "raise NotImplementedError(" in ast.unparse(body(name)[0]) for name in names)
 
 def grade_exercise(exercise, key, submission, worker, base, folder):
     """Graded for one exercise: the student's functions in a clean copy, run by the worker, judged by the key."""
@@ -196,7 +209,7 @@ def ignored(homework, submission):
         removed = {name for e in homework for target in e.removed for name in graft.all_functions(text, target)}
         try:
             found = graft.other_edits(submitted_text(submission, file), text, names)
-        except (graft.Unreadable, AssertionError, SyntaxError, ValueError, RecursionError):
+        except (graft.Unreadable, AssertionError, SyntaxError, ValueError, RecursionError, MemoryError):
             continue
         if other := [name for name in found if name not in removed]:
             lines.append(f"{file}: changes outside of the exercises are not graded: {', '.join(other)}")
@@ -205,14 +218,16 @@ def ignored(homework, submission):
 class Grader:
     """A homework's keys for one seed, and the worker. grade(submission) -> list of Graded."""
     def __init__(self, homework, seed, variant=None):
-        self.exercises, self.seed, self.worker, self.keys = exercises(homework, variant), seed, Worker(), {}
+        self.exercises, self.seed, self.keys = exercises(homework, variant), seed, {}
+        # two workers: a fork of the one that ran the reference could find its results in memory
+        self.worker, self.trusted = Worker(), Worker()
         self.folder = Path(tempfile.mkdtemp(prefix="grade-"))
         self.folder.chmod(0o755)
         self.base = clean_copy(self.folder / "clean")
 
     def key(self, exercise):
         if exercise.number not in self.keys:
-            self.keys[exercise.number] = key_of(exercise, self.worker, self.base, self.seed)
+            self.keys[exercise.number] = key_of(exercise, self.trusted, self.base, self.seed)
         return self.keys[exercise.number]
 
     def grade(self, submission):
@@ -225,6 +240,7 @@ class Grader:
 
     def close(self):
         self.worker.close()
+        self.trusted.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self):

@@ -6,6 +6,7 @@ tree points to, so comments and layout of the rest stay as they are.
 """
 import ast
 import functools
+import textwrap
 
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -20,6 +21,10 @@ def parse(text, name):
         line = getattr(e, "lineno", None)
         where = f"{name}, line {line}" if line else name
         raise Unreadable(f"{where}: not Python: {getattr(e, 'msg', None) or type(e).__name__}") from None
+
+def lines_of(text):
+    """The lines as Python counts them. str.splitlines also splits at form feeds and other signs."""
+    return text.removesuffix("\n").split("\n")
 
 @functools.lru_cache(maxsize=256)
 def tree_of(text):
@@ -51,22 +56,22 @@ def source_of(text, qualname):
     node = find(tree_of(text), qualname)
     if node is None:
         return None
-    return "\n".join(text.splitlines()[node.lineno - 1:node.end_lineno])
+    return "\n".join(lines_of(text)[node.lineno - 1:node.end_lineno])
 
 def put(text, qualname, function, before=""):
     """The file with another source of one function, without decorators: those stay. `before` goes above it."""
-    tree, lines = tree_of(text), text.splitlines()
+    tree, lines = tree_of(text), lines_of(text)
     node = find(tree, qualname)
-    lines[node.lineno - 1:node.end_lineno] = function.splitlines()
+    lines[node.lineno - 1:node.end_lineno] = lines_of(function)
     if before:
         outermost = next(x for x in tree.body if x.lineno <= node.lineno <= x.end_lineno)
         at = first_line(outermost) - 1
-        lines[at:at] = [*before.splitlines(), ""]
+        lines[at:at] = [*lines_of(before), ""]
     return "\n".join(lines) + "\n"
 
 def blank(text, qualname, message, hidden=()):
     """The file with a function's body replaced by its docstring, less the hidden lines, and NotImplementedError."""
-    node, lines = find(tree_of(text), qualname), text.splitlines()
+    node, lines = find(tree_of(text), qualname), lines_of(text)
     first, body = node.body[0], []
     indent = " " * first.col_offset
     if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
@@ -104,15 +109,57 @@ def defined(node):
     if isinstance(node, (ast.Assign, ast.AnnAssign)):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    if isinstance(node, ast.Try):    # try: import numpy as np
+        return set().union(*map(defined, node.body))
     return set()
+
+def is_future(node):
+    """Whether a statement is `from __future__ import ...`, which must stand first in a file."""
+    return isinstance(node, ast.ImportFrom) and node.module == "__future__"
+
+def new_names(node, there):
+    """An import without the names that are there already, as text; "" if none is new."""
+    names = [alias for alias in node.names if (alias.asname or alias.name.split(".")[0]) not in there]
+    if not names:
+        return ""
+    if isinstance(node, ast.Import):
+        return ast.unparse(ast.Import(names))
+    return ast.unparse(ast.ImportFrom(node.module, names, node.level))
 
 def additions(text, original):
     """The source of the top-level statements of `text` that give names which `original` does not have."""
     there = set().union(*(defined(node) for node in tree_of(original).body))
-    new = [node for node in tree_of(text).body if defined(node) and not defined(node) & there]
-    lines = text.splitlines()
-    parts = [lines[first_line(node) - 1:node.end_lineno] for node in new]
-    return "\n".join("\n".join(part) for part in parts)
+    parts, lines = [], lines_of(text)
+    for node in tree_of(text).body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            if not is_future(node) and (one := new_names(node, there)):
+                parts.append(one)
+        elif defined(node) and not defined(node) & there:
+            parts.append("\n".join(lines[first_line(node) - 1:node.end_lineno]))
+    return "\n".join(parts)
+
+def methods(text, original, qualname):
+    """The source of methods that a function's class has in `text` and not in `original`; "" if it has no class."""
+    if "." not in qualname:
+        return ""
+    def functions(side):
+        classes = [n for n in tree_of(side).body if isinstance(n, ast.ClassDef) and n.name == qualname.split(".")[0]]
+        return [node for node in classes[0].body if isinstance(node, FUNCTION)]
+    there = {node.name for node in functions(original)}
+    new = [node for node in functions(text) if node.name not in there]
+    return "\n\n".join("\n".join(lines_of(text)[first_line(node) - 1:node.end_lineno]) for node in new)
+
+def reindented(function, indent):
+    """A function's source with its `def` at another indentation."""
+    have = function[:len(function) - len(function.lstrip())]
+    return function if have == indent else textwrap.indent(textwrap.dedent(function), indent)
+
+def with_future(text, submitted):
+    """The text with the student's `from __future__` imports below its docstring."""
+    future = [ast.unparse(node) for node in tree_of(submitted).body if is_future(node)]
+    body, lines = tree_of(text).body, lines_of(text)
+    at = body[0].end_lineno if is_docstring(body) else 0
+    return "\n".join([*lines[:at], *future, *lines[at:]]) + "\n"
 
 def is_docstring(body):
     """Whether a list of statements begins with a string."""
@@ -144,10 +191,15 @@ def graft(submitted, original, qualnames, name):
     Raises Unreadable, with one line, if the submitted text is no Python or one of the functions is missing.
     """
     tree = parse(submitted, name)
-    before = additions(submitted, original)
+    before, text = additions(submitted, original), original
     for qualname in qualnames:
         if find(tree, qualname) is None:
             raise Unreadable(f"{name}: there is no function {qualname}")
-        original = put(original, qualname, source_of(submitted, qualname), before)
+        indent = " " * find(tree_of(original), qualname).col_offset
+        parts = [source_of(submitted, qualname)]
+        if qualname.split(".")[0] not in {other.split(".")[0] for other in qualnames[:qualnames.index(qualname)]}:
+            parts.append(methods(submitted, original, qualname))
+        function = "\n\n".join(reindented(part, indent) for part in parts if part)
+        text = put(text, qualname, function, before)
         before = ""
-    return original
+    return with_future(text, submitted)

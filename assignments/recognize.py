@@ -99,6 +99,9 @@ def of_arrays(name, found, want):
     odd = ~np.isfinite(found.astype("float64")) & np.isfinite(want.astype("float64"))
     if odd.any():
         return [f"`{name}` has {int(odd.sum())} values of {found.size} that are nan or infinite"]
+    finite = np.isfinite(found.astype("float64")) & ~np.isfinite(want.astype("float64"))
+    if finite.any():
+        return [f"`{name}` has {int(finite.sum())} finite values of {found.size} where an infinite one belongs"]
     return []
 
 def ratio(pairs):
@@ -113,6 +116,8 @@ def ratio(pairs):
 
 def offset(pairs):
     """The constant c if found == want + c throughout, else None."""
+    if not all(np.isfinite(w.astype("float64")).all() for _, w in pairs):
+        return None
     differences = np.concatenate([(f.astype("float64") - w.astype("float64")).ravel() for f, w in pairs])
     if differences.size < 2 or not np.isfinite(differences).all():
         return None
@@ -141,7 +146,9 @@ def rows_right(name, found, want, notes, tolerance):
     which = right if len(right) <= len(want) / 2 else [i for i in range(len(want)) if i not in right]
     word = "right" if which is right else "wrong"
     told = [f"row {i}" + (f" ({notes[i]})" if i < len(notes) else "") for i in which[:4]]
-    return [f"`{name}`: of {len(want)} rows only {', '.join(told)} {'is' if len(which) == 1 else 'are'} {word}"]
+    more = f" and {len(which) - 4} more" if len(which) > 4 else ""
+    verb = "is" if len(which) == 1 else "are"
+    return [f"`{name}`: of {len(want)} rows only {', '.join(told)}{more} {verb} {word}"]
 
 def invariances(student, reference, probes, tolerance):
     """Probes that differ in one thing on which the right answer does not depend."""
@@ -162,17 +169,18 @@ def error_fact(student, titles):
         return f"{error} (on every probe)"
     return f"{error} (on {len(errors)} of {len(student)} probes, first on {title!r})"
 
-def form_facts(student, reference):
-    """Facts about inputs changed in place, missing arrays, shapes, dtypes and values that are not finite."""
-    facts = []
-    for entry, want in zip(student, reference):
-        facts += [f"changes its input `{name}` in place" for name in entry["changed"] if name not in want["changed"]]
+def form_facts(student, reference, titles):
+    """One fact an array: missing, another shape or dtype, not finite. And inputs changed in place."""
+    facts = {}
+    for entry, want, title in zip(student, reference, titles):
+        for name in set(entry["changed"]) - set(want["changed"]):
+            facts.setdefault(("input", name), f"changes its input `{name}` in place")
         for name, right in want["arrays"].items():
             if name not in entry["arrays"]:
-                facts.append(f"`{name}` is missing from the result")
-            else:
-                facts += of_arrays(name, entry["arrays"][name], right)
-    return list(dict.fromkeys(facts))
+                facts.setdefault(name, f"`{name}` is missing from the result on {title!r}")
+            elif found := of_arrays(name, entry["arrays"][name], right):
+                facts.setdefault(name, f"{found[0]} on {title!r}")
+    return list(facts.values())
 
 def value_facts(student, reference, probes, titles, tolerance):
     """Facts about values: factors and offsets, rows, probes and arrays that are right."""
@@ -196,7 +204,7 @@ def value_facts(student, reference, probes, titles, tolerance):
     if right and wrong:
         facts.append(f"right on {', '.join(map(repr, right[:3]))}; wrong on {', '.join(map(repr, wrong[:3]))}")
     if fine and len(fine) < len(names):
-        facts.append(f"{listed(fine)} right")
+        facts.append(f"{listed(fine)} right; {listed([name for name in names if name not in fine])} not")
     return facts
 
 def facts_of(student, reference, probes, tolerance):
@@ -204,7 +212,7 @@ def facts_of(student, reference, probes, tolerance):
     titles = [probe.get("title", f"probe {i + 1}") for i, probe in enumerate(probes)]
     if error := error_fact(student, titles):
         return [error]
-    facts = [*form_facts(student, reference), *invariances(student, reference, probes, tolerance),
+    facts = [*form_facts(student, reference, titles)[:3], *invariances(student, reference, probes, tolerance),
              *value_facts(student, reference, probes, titles, tolerance)]
     return facts[:5] or ["the values are wrong on every probe, and none of the usual mistakes gives them"]
 

@@ -14,7 +14,7 @@ import struct
 import numpy as np
 
 DTYPES = ("float64", "float32", "int64", "int32", "bool")
-LIMIT = 64 << 20    # bytes of a message
+LIMIT = 16 << 20    # bytes of a message
 
 def frame(data):
     return struct.pack("<Q", len(data)) + data
@@ -81,5 +81,5 @@ def unpack(data):
                 return {key: whole(x) for key, x in item["dict"]}
             return [whole(x) for x in item] if isinstance(item, list) else item
         return whole(json.loads(head))
-    except (LookupError, TypeError, ValueError, RecursionError, MemoryError) as e:
+    except (LookupError, TypeError, ValueError, OverflowError, RecursionError, MemoryError) as e:
         raise ValueError(f"not a message: {type(e).__name__}") from None

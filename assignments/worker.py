@@ -83,8 +83,8 @@ def changed(before, after, name=""):
 
 def one_line(error, file):
     """What went wrong and, if it can be told, in which line of the student's file."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(file)]
-    where = f" (line {lines[-1]})" if lines else ""
+    lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(file)]
+    where = f" (at: {lines[-1]})" if lines and lines[-1] else ""
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
 
@@ -253,8 +253,7 @@ def serve():
     os.dup2(2, 1)
     os.set_inheritable(answers.fileno(), False)
     while (data := receive(sys.stdin.buffer)) is not None:
-        answer = handle(wire.unpack(data))
-        answers.write(wire.frame(answer))
+        answers.write(wire.frame(handle(wire.unpack(data))))    # without a name: the next job is a fork of this process
         answers.flush()
 
 if __name__ == "__main__":

@@ -130,10 +130,11 @@ PROBES = [dict(title="first", rows=["short", "long", "no padding"]), dict(title=
     (results([[1.5, 2.5], [3.5, 5.5], [7.5, 1.5]], [[2.5, 4.5]]), "`y` is the right answer plus 0.5, everywhere"),
     (results([[9.0, 2.0], [3.1, 5.0], [7.0, 1.0]], [[2.0, 4.0]]), "`y`: of 3 rows only row 2 (no padding) is right"),
     (results([[1.0, 2.0], [3.0, 5.0], [7.0, 1.0]], [[2.0, 9.0]]), "right on 'first'; wrong on 'second'"),
-    (results([1.0, 2.0, 3.0], [2.0]), "`y` has the shape (3,), not (3, 2)"),
-    (results([[np.nan, 2.0], [3.0, 5.0], [7.0, 1.0]], [[2.0, 4.0]]), "`y` has 1 values of 6 that are nan or infinite"),
+    (results([1.0, 2.0, 3.0], [2.0]), "`y` has the shape (3,), not (3, 2) on 'first'"),
+    (results([[np.nan, 2.0], [3.0, 5.0], [7.0, 1.0]], [[2.0, 4.0]]),
+     "`y` has 1 values of 6 that are nan or infinite on 'first'"),
     ([WANT[0] | {"changed": ["x"]}, WANT[1]], "changes its input `x` in place"),
-    ([{"arrays": {}, "changed": []}, WANT[1]], "`y` is missing from the result"),
+    ([{"arrays": {}, "changed": []}, WANT[1]], "`y` is missing from the result on 'first'"),
     ([{"error": "ValueError: no"}, WANT[1]], "ValueError: no (on 1 of 2 probes, first on 'first')")])
 def test_facts_are_true_of_the_result(found, fact):
     """A hint that is guessed sends a student in a wrong direction; a fact cannot."""
@@ -209,6 +210,33 @@ def test_a_mistake_has_its_hint(submit):
     assert one.points == 0 and one.mistake == "chosen and rejected swapped" and len(one.says) == 1
     assert DPO.mistakes[one.mistake].hint in one.says[0]
 
+@pytest.mark.parametrize("body, more, whole", [
+    (RIGHT + f"\n    {BLANK}", "", None),                                            # the stub's line left below
+    (f"# {BLANK}\n    " + RIGHT, "", None),
+    (RIGHT, "", lambda text: "\ufeff" + text),
+    (RIGHT, "", lambda text: text.replace("\n", "\r\n")),
+    (RIGHT, "", lambda text: text.replace("import math\n", "from __future__ import annotations\nimport math\n")),
+    ("w, l, h = log_ratios(pairs, beta)\n    return with_rewards(np.log1p(1) * 0 + F.softplus(-h), beta, w, l)", "",
+     lambda text: text.replace("import math\n", "import math, numpy as np\n")),
+    (RIGHT + "    # a form feed \x0c and \u2028", "", None),
+    ("return by_hand(pairs, beta)", f"\ntry:\n    import cmath\nexcept ImportError:\n    pass\n"
+     f"\n@torch.no_grad()\ndef unused(): return cmath.pi\n\ndef by_hand(pairs, beta):\n    {RIGHT}\n", None),
+], ids=["stub below", "stub in a comment", "BOM", "CRLF", "future", "numpy", "form feed", "try"])
+def test_the_form_of_a_file_costs_no_points(grader, copy, tmp_path, body, more, whole):
+    """A student cannot know why a right function has no points because of an import or an editor's sign."""
+    text = (copy / "losses.py").read_text().replace(BLANK, body) + more
+    (tmp_path / "losses.py").write_bytes((whole(text) if whole else text).encode())
+    assert grader.grade(tmp_path)[0].points == DPO.points
+
+def test_methods_are_grafted_with_new_methods_and_at_their_indentation():
+    """A helper method that stays behind is an AttributeError."""
+    helper = "        return self.three()\n\n    def three(self):\n        return 3"
+    student = SOURCE.replace("        return 3", helper)
+    for text in (student, student.replace("    ", "\t"), student.replace("    ", "  ")):
+        space = {"cached": lambda f: f}
+        exec(compile(graft.graft(text, SOURCE, ["A.f"], "f.py"), "", "exec"), space)
+        assert space["A"]().f() == 3 and space["A"]().g() == 1
+
 def test_an_unknown_mistake_has_facts(submit):
     """No hint is nearer to the truth than a wrong one."""
     one = submit("w, l, h = log_ratios(pairs, beta)\n    return with_rewards(1.5 * F.softplus(-h), beta, w, l)")
@@ -236,6 +264,11 @@ def test_a_variant_makes_the_public_answer_wrong():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # attacks: each costs its exercise and nothing else
+
+def test_what_an_error_says_can_be_printed(submit):
+    """Lone surrogates, line feeds and terminal codes would end the report or fake a line of it."""
+    one = submit("raise ValueError('\\ud800\\x1b[31m hw2.5 5 of 5')")
+    assert one.points == 0 and one.says[0].encode() and "\x1b" not in one.says[0]
 
 HOSTILE = [
     ("def", "not Python"), ("exit(0)", "SystemExit"), ("import os\n    os._exit(0)", "ended without a result"),
@@ -284,9 +317,13 @@ def test_an_endless_loop_ends(submit, monkeypatch):
     # what the grader imports
     "import gc\n    names = {type(x).__name__ for x in gc.get_objects()}\n"
     "    assert not {'Exercise', 'Mistake', 'Key'} & names\n    raise ValueError",
+    # an answer of the job before, in the memory of the process that was forked
+    "import sys, os\n    f = sys._getframe()\n    found = []\n"
+    "    while f:\n        found += [x for x in f.f_locals.values() if isinstance(x, bytes) and b'losses' in x]\n"
+    "        f = f.f_back\n    assert all(b'driver' in x for x in found)\n    raise ValueError",
     # another process' memory
     "import os\n    open(f'/proc/{os.getppid()}/mem', 'rb').read(1)",
-], ids=["comparisons", "patches", "frames", "objects", "memory"])
+], ids=["comparisons", "patches", "frames", "objects", "answers", "memory"])
 def test_code_that_cheats_gains_nothing(submit, body):
     """Expected values, points and hints exist only in the parent, which compares plain arrays."""
     one = submit(body)

@@ -55,6 +55,9 @@ TWO, EQUAL = "test_model.py::test_attention_by_hand", \
     "test_model.py::test_fast_attention_equals_the_definition_in_value_and_gradient"
 DROPS = "test_model.py::test_attention_drops_weights_and_keeps_their_mean"
 MISTAKES = {
+    "softmax in float32": Mistake(
+        ((LAST, LAST.replace("scores.softmax(-1)", "scores.float().softmax(-1).to(v.dtype)")),),
+        "The grader's inputs are float64. Which dtype has each of your intermediate results?", WEIGHTS, ""),
     "no scale": Mistake(((SCALE, ""),),
         "Take q and k from a normal distribution with std 1. What is the std of your scores at hs = 4, and at hs = 64?",
         WEIGHTS, TWO),

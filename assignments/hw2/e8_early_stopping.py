@@ -18,6 +18,7 @@ def probes(rng):
                     rows=[f"evaluation {i + 1}" for i in range(len(values))])
     return [case("down, up, and down again", 2, [down[0], down[1], down[0], best, down[1], down[2]]),
             case("two equal losses", 2, [down[0], best, best, best, best - 0.1, best - 0.1]),
+            case("a loss that is better by a millionth", 2, [best, best - 1e-6, best]),
             case("nan and infinity", 3, [nan, down[0], nan, inf, best, nan, nan, nan]),
             case("patience 0", 0, [best, down[2], down[1], down[0]], 10)]
 
@@ -43,6 +44,8 @@ MISTAKES = {
     "a tie is better": Mistake(((BETTER, "better = value <= self.best"),),
         "Two evaluations have the same loss. Whose step is best_step?", BEST, BY_HAND,
         "With --lr 0 and --patience 2 a run does not stop before max_steps."),
+    "a threshold": Mistake(((BETTER, "better = value < self.best - 1e-4"),),
+        "How much better must a loss be? Look at the probe with a millionth.", BEST, ""),
     "nan is better": Mistake(((BETTER, "better = not value >= self.best"),),
         "Every comparison with nan is false. What does your function do with a loss that is nan?", BEST, ""),
     "better than the last one": Mistake((("if better:", "if True:"),),
