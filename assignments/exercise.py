@@ -91,10 +91,10 @@ class Exercise:
         """The exercise with a variant: the project's own body is a mistake now, and mistakes that do not apply go."""
         other = replace(self, variant=name)
         text = other.source()
-        mistakes = {key: m for key, m in self.mistakes.items() if graft.applies(text, self.names, m.edits)}
         back = tuple((new, old) for old, new in self.variants[name])
         hint = "This is the project's own body. Your homework specifies something else."
-        mistakes["the original"] = Mistake(back, hint, PRELIMINARIES)
+        mistakes = {"the original": Mistake(back, hint, PRELIMINARIES)}
+        mistakes |= {key: m for key, m in self.mistakes.items() if graft.applies(text, self.names, m.edits)}
         return replace(other, mistakes=mistakes, alternatives={})
 
 def number_of(path):

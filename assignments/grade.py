@@ -30,12 +30,12 @@ SECONDS, OUR_SECONDS = 30, 120    # for an exercise of a student, and for one of
 
 class Worker:
     """The process of worker.py. run(job) returns one entry for each probe. It is started again if it dies."""
-    def __init__(self):
-        self.process = None
+    def __init__(self, tree):
+        self.tree, self.process = tree, None
 
     def start(self):
         env = {"PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, str(ROOT / "assignments" / "worker.py")]
+        command = [sys.executable, str(ROOT / "assignments" / "worker.py"), str(self.tree)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", env=env)
 
     def run(self, job):
@@ -134,6 +134,8 @@ def key_of(exercise, worker, tree, seed):
     broken = [entry["error"] for entry in reference if "error" in entry]
     assert not broken, f"{exercise.number}: the reference fails: {broken[0]}"
     wrong = {name: results[name] for name in exercise.mistakes}
+    if exercise.variant:
+        wrong = recognize.distinct(exercise.mistakes, reference, wrong)
     alternatives = {name: results[name] for name in exercise.alternatives}
     apart = recognize.separation(exercise.mistakes, reference, wrong, alternatives)
     return Key(probes, reference, wrong, alternatives, apart)
@@ -219,11 +221,11 @@ class Grader:
     """A homework's keys for one seed, and the worker. grade(submission) -> list of Graded."""
     def __init__(self, homework, seed, variant=None):
         self.exercises, self.seed, self.keys = exercises(homework, variant), seed, {}
-        # two workers: a fork of the one that ran the reference could find its results in memory
-        self.worker, self.trusted = Worker(), Worker()
         self.folder = Path(tempfile.mkdtemp(prefix="grade-"))
         self.folder.chmod(0o755)
         self.base = clean_copy(self.folder / "clean")
+        # two workers: a fork of the one that ran the reference could find its results in memory
+        self.worker, self.trusted = Worker(self.base), Worker(self.base)
 
     def key(self, exercise):
         if exercise.number not in self.keys:

@@ -75,6 +75,19 @@ class Separation:
     def holds(self):
         return self.apart > 1000 * self.noise
 
+def distinct(mistakes, reference, wrong, least=1e-9):
+    """
+    The results of mistakes that can be told from the reference and from each other: name -> result.
+
+    A variant may specify what is otherwise a mistake, or make two mistakes equal. Those are left out.
+    """
+    kept = {}
+    for name, result in wrong.items():
+        others = [other for key, other in kept.items() if mistakes[key].hint != mistakes[name].hint]
+        if all(distance(result, other) > least for other in [reference, *others]):
+            kept[name] = result
+    return kept
+
 def separation(mistakes, reference, wrong, alternatives):
     """Separation of the reference, all alternatives and all mistakes. wrong and alternatives: name -> result."""
     noise = max([FLOOR, *(distance(found, reference) for found in alternatives.values())])

@@ -1,11 +1,12 @@
 """
 The process that runs a student's code: it receives inputs and returns arrays, and knows nothing of what is right.
 
-    python worker.py    (started by grade.py; speaks the messages of wire.py on stdin and stdout)
+    python worker.py TREE    (started by grade.py; speaks the messages of wire.py on stdin and stdout)
 
-It imports torch once. Each job runs in a fork of it: in a session of its own, without network where the system allows
-it, as `nobody` where the grader is root, with limits on CPU time, memory, processes and file size. The parent of the
-fork watches memory and time from outside and kills everything that the job started. A job is
+It imports torch, and what the project in TREE imports, once. Each job runs in a fork of it: in a session of its own,
+without network where the system allows it, as `nobody` where the grader is root, with limits on CPU time, memory,
+processes and file size. The parent of the fork watches memory and time from outside and kills everything that the job
+started. A job is
 
     tree     the folder of a clean copy of the project with the student's functions
     file     the file of the functions
@@ -19,6 +20,7 @@ or {"error": one line}.
 """
 import contextlib
 import ctypes
+import gc
 import importlib
 import os
 import resource
@@ -245,9 +247,24 @@ def import_all():
             with contextlib.suppress(BaseException):    # noqa: B902
                 importlib.import_module(name)
 
+def import_libraries(tree):
+    """Imports what the project's files import, without the project: a job may not be allowed to read site-packages."""
+    sys.path.insert(0, tree)
+    names = [path.relative_to(tree).with_suffix("").parts for path in sorted(Path(tree).rglob("*.py"))]
+    for parts in names:
+        with contextlib.suppress(BaseException):    # noqa: B902
+            importlib.import_module(".".join(parts))
+    sys.path.pop(0)
+    project = {parts[0] for parts in names}
+    for name in list(sys.modules):
+        if name.split(".")[0] in project:
+            del sys.modules[name]
+    gc.collect()
+
 def serve():
     torch.set_num_threads(1)
     import_all()
+    import_libraries(sys.argv[1])
     libc.prctl(SUBREAPER, 1, 0, 0, 0)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

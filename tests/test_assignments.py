@@ -1,14 +1,15 @@
 """The course in a box: making a copy, running a student's code, recognizing mistakes, and attacks on the grader."""
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from assignments import check, grade, graft, hunt, make, platforms, recognize, wire
-from assignments.exercise import HOMEWORKS, ROOT, exercises
-from assignments.grade import Grader, ignored
+from assignments.exercise import HOMEWORKS, ROOT, Mistake, exercises
+from assignments.grade import Grader, ignored, key_of
 
 DPO = next(e for e in exercises("hw2") if e.targets == ("losses.py:dpo",))
 RIGHT = "w, l, h = log_ratios(pairs, beta)\n    return with_rewards(F.softplus(-h), beta, w, l)"
@@ -176,8 +177,10 @@ def test_every_hint_leads_to_a_section_of_the_handout(homework):
         for name, mistake in exercise.mistakes.items():
             assert mistake.section in headings, (exercise.number, name, mistake.section)
 
-@pytest.mark.slow
-@pytest.mark.parametrize("homework", HOMEWORKS)
+# all of them run with -m "slow or planted"
+ONE = [pytest.param(h, marks=pytest.mark.slow if h == "hw2" else pytest.mark.planted) for h in HOMEWORKS]
+
+@pytest.mark.parametrize("homework", ONE)
 def test_every_mistake_is_recognized_and_every_right_solution_passes(homework, capsys):
     """A hint for another mistake is worse than none, and a right solution without points is worse than both."""
     with pytest.raises(SystemExit) as end:
@@ -261,6 +264,24 @@ def test_a_variant_makes_the_public_answer_wrong():
                 back = graft.edited(varied.source(), varied.names, varied.mistakes["the original"].edits)
                 assert back == exercise.source()
     assert seen or HOMEWORKS == ["hw2"]
+
+@pytest.mark.parametrize("homework", ONE)
+def test_the_originals_body_is_recognized_in_every_variant(homework):
+    """Copied from the public sources, it must have no points, and be told from a mistake."""
+    with Grader(homework, seed=3) as grader:
+        for exercise in grader.exercises:
+            for name in exercise.variants:
+                varied = exercise.varied(name)
+                few = {"the original": varied.mistakes["the original"]}
+                key = key_of(replace(varied, mistakes=few), grader.trusted, grader.base, 3)
+                assert key.judge(key.wrong["the original"]).mistake == "the original", (exercise.number, name)
+                assert key.judge(key.reference).right and key.apart.holds
+
+def test_a_mistake_that_a_variant_asks_for_is_none():
+    """Left in, it would make the distance between right and wrong 0, and so the tolerance."""
+    mistakes = {name: Mistake((), hint, "") for name, hint in (("a", "1"), ("b", "2"), ("c", "3"), ("d", "1"))}
+    wrong = {"a": results([1.0]), "b": results([2.0]), "c": results([1.0]), "d": results([1.0])}
+    assert list(recognize.distinct(mistakes, results([2.0]), wrong)) == ["a", "d"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # attacks: each costs its exercise and nothing else
