@@ -87,6 +87,16 @@ class Exercise:
         text = (ROOT / self.file).read_text()
         return graft.edited(text, self.names, self.variants[self.variant]) if self.variant else text
 
+    def with_mistake(self, name):
+        """The text of the file with one mistake in it."""
+        return graft.edited(self.source(), self.names, self.mistakes[name].edits)
+
+    def with_alternative(self, name):
+        """The text of the file with one alternative. It may write some of the targets only."""
+        source = self.alternatives[name]
+        there = [target for target in self.names if graft.source_of(source, target)]
+        return graft.graft(source, self.source(), there, name)
+
     def varied(self, name):
         """The exercise with a variant: the project's own body is a mistake now, and mistakes that do not apply go."""
         other = replace(self, variant=name)

@@ -12,6 +12,7 @@ import ast
 import compileall
 import json
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -94,22 +95,11 @@ def clean_copy(folder):
         (folder / room).mkdir()
         for path in (ROOT / room).glob("*.py"):
             shutil.copy(path, folder / room)
-    compileall.compile_dir(folder, quiet=2)
+    # by hash: a file that is written anew within a second, with the same size, would else run as it was
+    compileall.compile_dir(folder, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
     return folder
-
-def sources(exercise):
-    """(names, texts): the reference, each mistake and each alternative as the text of the exercise's file."""
-    text = exercise.source()
-    names, texts = ["the reference"], [text]
-    for name, mistake in exercise.mistakes.items():
-        names.append(name)
-        texts.append(graft.edited(text, exercise.names, mistake.edits))
-    for name, source in exercise.alternatives.items():
-        names.append(name)
-        texts.append(graft.graft(source, text, [n for n in exercise.names if graft.source_of(source, n)], name))
-    return names, texts
 
 @dataclass
 class Key:
@@ -127,9 +117,11 @@ class Key:
 def key_of(exercise, worker, tree, seed):
     """The Key of an exercise. It exists in this process only."""
     probes = exercise.probes(np.random.default_rng([seed, *exercise.number.encode()]))
-    names, texts = sources(exercise)
+    texts = {"the reference": exercise.source()}
+    texts |= {name: exercise.with_mistake(name) for name in exercise.mistakes}
+    texts |= {name: exercise.with_alternative(name) for name in exercise.alternatives}
     job = dict(tree=str(tree), file=exercise.file, driver=exercise.driver(), probes=probes, seconds=OUR_SECONDS)
-    results = {name: worker.run(job | {"source": text}) for name, text in zip(names, texts)}
+    results = {name: worker.run(job | {"source": text}) for name, text in texts.items()}
     reference = results.pop("the reference")
     broken = [entry["error"] for entry in reference if "error" in entry]
     assert not broken, f"{exercise.number}: the reference fails: {broken[0]}"

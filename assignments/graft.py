@@ -16,7 +16,7 @@ class Unreadable(Exception):
 def parse(text, name):
     """The syntax tree. Raises Unreadable with the line of a syntax error."""
     try:
-        return ast.parse(text)
+        return tree_of(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
         line = getattr(e, "lineno", None)
         where = f"{name}, line {line}" if line else name
@@ -74,7 +74,7 @@ def blank(text, qualname, message, hidden=()):
     node, lines = find(tree_of(text), qualname), lines_of(text)
     first, body = node.body[0], []
     indent = " " * first.col_offset
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+    if is_docstring(node.body):
         body = [line for line in lines[first.lineno - 1:first.end_lineno] if not any(text in line for text in hidden)]
     body.append(f"{indent}raise NotImplementedError({message!r})")
     start = lines[:first.lineno - 1]
@@ -163,7 +163,8 @@ def with_future(text, submitted):
 
 def is_docstring(body):
     """Whether a list of statements begins with a string."""
-    return bool(body) and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
+    first = body[0].value if body and isinstance(body[0], ast.Expr) else None
+    return isinstance(first, ast.Constant) and isinstance(first.value, str)
 
 def stripped(node):
     """The structure of a statement without docstrings, to compare two files."""

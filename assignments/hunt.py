@@ -115,9 +115,8 @@ def fair(copies, drawn):
     if not copies.on():
         return False
     for exercise, _ in drawn:
-        for name, source in exercise.alternatives.items():
-            there = [target for target in exercise.names if graft.source_of(source, target)]
-            if not copies.on(exercise, graft.graft(source, exercise.source(), there, name)):
+        for name in exercise.alternatives:
+            if not copies.on(exercise, exercise.with_alternative(name)):
                 return False
     return True
 
@@ -127,8 +126,7 @@ def catches(copies, drawn):
     for exercise, fault in drawn:
         more = [name for name in exercise.mistakes if name != fault]
         for name in [fault, *more[::max(1, len(more) // OTHERS)][:OTHERS]]:
-            edits = exercise.mistakes[name].edits
-            seen = not copies.on(exercise, graft.edited(exercise.source(), exercise.names, edits))
+            seen = not copies.on(exercise, exercise.with_mistake(name))
             caught += seen and name == fault
             others += seen and name != fault
     return caught, others

@@ -52,13 +52,6 @@ def distance(a, b):
     """The distance of two results: of their worst probe, symmetric."""
     return max(max(entry_gap(x, y), entry_gap(y, x)) for x, y in zip(a, b))
 
-def groups(mistakes):
-    """hint -> names: mistakes that are algebraically the same share a hint, and need not be told apart."""
-    found = {}
-    for name, mistake in mistakes.items():
-        found.setdefault(mistake.hint, []).append(name)
-    return found
-
 @dataclass
 class Separation:
     """noise: of right solutions among themselves; apart: the least distance of results with different hints."""

@@ -9,7 +9,7 @@ import pytest
 
 from assignments import check, grade, graft, hunt, make, platforms, recognize, wire
 from assignments.exercise import HOMEWORKS, ROOT, Mistake, exercises
-from assignments.grade import Grader, ignored, key_of
+from assignments.grade import Grader, clean_copy, ignored, key_of
 
 DPO = next(e for e in exercises("hw2") if e.targets == ("losses.py:dpo",))
 RIGHT = "w, l, h = log_ratios(pairs, beta)\n    return with_rewards(F.softplus(-h), beta, w, l)"
@@ -349,6 +349,12 @@ def test_code_that_cheats_gains_nothing(submit, body):
     """Expected values, points and hints exist only in the parent, which compares plain arrays."""
     one = submit(body)
     assert one.points == 0 and "AssertionError" not in one.says[0], one.says
+
+def test_a_copy_that_is_changed_at_once_runs_as_changed(tmp_path):
+    """Bytecode is checked by second and size as a rule: a fault of the same length would not be in the copy."""
+    folder = clean_copy(tmp_path / "copy")
+    [bytecode] = (folder / "__pycache__").glob("losses.*.pyc")
+    assert int.from_bytes(bytecode.read_bytes()[4:8], "little") == 0b11    # checked against the source's hash
 
 def test_a_link_is_not_followed(grader, copy, tmp_path):
     """It would show the student any file that the grader can read."""

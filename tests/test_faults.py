@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from warm import Warm, copied, write_source
 
-from assignments import graft
 from assignments.exercise import HOMEWORKS, exercises
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,13 +20,13 @@ for path in sorted((ROOT / "tests" / "planted").glob("*.py")):
     for name, fault in importlib.import_module(f"planted.{path.stem}").FAULTS.items():
         PLANTED[f"{path.stem}: {name}"] = fault
 
-# name -> (exercise, mistake): students' mistakes that a test of the project must see too
+# name -> (exercise, name of its mistake): students' mistakes that a test of the project must see too
 MISTAKES = {}
 for homework in HOMEWORKS:
     for exercise in exercises(homework):
         for name, mistake in exercise.mistakes.items():
             if mistake.test:
-                MISTAKES[f"{exercise.number}: {name}"] = (exercise, mistake)
+                MISTAKES[f"{exercise.number}: {name}"] = (exercise, name)
 
 # every twelfth is among the slow tests; docs/tests.md has the command for all of them
 NAMES = [*PLANTED, *MISTAKES]
@@ -41,7 +40,7 @@ def broken(name):
         assert right in text, f"{file} no longer has the line that is to be broken: {right}"
         return file, text.replace(right, wrong), tests
     exercise, mistake = MISTAKES[name]
-    return exercise.file, graft.edited(exercise.source(), exercise.names, mistake.edits), mistake.test
+    return exercise.file, exercise.with_mistake(mistake), exercise.mistakes[mistake].test
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_line_that_is_to_be_broken_is_still_there(name):
