@@ -208,9 +208,11 @@ def sample_records(found, held):
     texts = {name: first_texts(measured, held) for name, measured in found.items()}
     if held.chosen:
         texts["chosen"] = [data.decode(held.tokenizer, c) for c in held.chosen]
-    records = []
+    records, listed = [], lambda tokens: " ".join(map(str, tokens))
     for i, prompt in enumerate(held.prompts):
         record = {"prompt": data.decode(held.tokenizer, prompt)} | {name: t[i] for name, t in texts.items()}
+        first = {"prompt": prompt} | {name: measured.answers[i][0] for name, measured in found.items()}
+        record["tokens"] = {name: listed(tokens) for name, tokens in first.items()}    # page.py reads them
         if held.rewards:
             record["rewards"] = {}
             for name, measured in found.items():

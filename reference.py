@@ -43,3 +43,9 @@ def add_reference(model, batches, autocast, off=nullcontext):
 
     for row, numbers in parallel.shared_out(batches.groups(), len(names), compute):
         row.update(zip(names, numbers))
+
+@torch.no_grad()
+def kl_logratios(model, batch, mean_logps):
+    """KTO's estimate of the KL: log-ratios of completions of other prompts, (B,), or their mean in every entry."""
+    logps, lens = sequence_logps(model, batch["kl_idx"], batch["kl_mask"])    # (B,), (B,)
+    return parallel.mean((logps - batch["ref_kl_logps"]) / (lens if mean_logps else 1), batch["weight"])

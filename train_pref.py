@@ -6,7 +6,7 @@ Preference optimization: trains a policy on pairs of completions, with any loss 
     python train_pref.py --loss dpo --data hh --max_len 512 --lr 2e-6 --batch_size 8 --grad_accum 8
 
 The reference is the model that training starts from. Its log-probs are computed once, before training (reference.py).
-Writes out/<data>/<loss> and evaluates it. docs/recipes.md has more commands. Read next: measures.py
+Writes out/<data>/<loss>, evaluates it, and draws its page. docs/recipes.md has more commands. Read next: measures.py
 """
 import inspect
 from contextlib import nullcontext
@@ -19,16 +19,17 @@ import data
 import eval
 import loop
 import measures
+import page
 import reward
 import sampling
 import train_sft
-from logps import batch_logps, sequence_logps
+from logps import batch_logps
 try:
     from losses import LOSSES, Pairs
 except ValueError as e:    # a loss that cannot be registered; the message says how to write it
     raise SystemExit(f"error: {e}") from None
 from model import fingerprint
-from reference import add_reference
+from reference import add_reference, kl_logratios
 from support import cli, parallel, rundir, sources
 from support.registry import try_out
 
@@ -79,12 +80,6 @@ def preference_loss(model, batch, loss, hparams, mean_logps=False, sft_weight=0.
                "rewards/margins": margins.mean(), "rewards/accuracies": measures.ties_half(margins).mean(),
                "logps/chosen": chosen.detach().mean(), "logps/rejected": rejected.detach().mean()}
     return losses.mean(), metrics | ({"beta": hparams["beta"]} if "beta" in hparams else {})
-
-@torch.no_grad()
-def kl_logratios(model, batch, mean_logps):
-    """KTO's estimate of the KL: log-ratios of completions of other prompts, (B,), or their mean in every entry."""
-    logps, lens = sequence_logps(model, batch["kl_idx"], batch["kl_mask"])    # (B,), (B,)
-    return parallel.mean((logps - batch["ref_kl_logps"]) / (lens if mean_logps else 1), batch["weight"])
 
 def prepare(args, hparams):
     """Loads model and pairs, and creates the run directory. about: adapter.json of --init_from; base: a fingerprint."""
@@ -157,8 +152,11 @@ def train(args):
     result = loop.fit(model, compute_loss, batches["train"], batches["val"], save=save, autocast=autocast,
                       show=("rewards/accuracies", "rewards/margins"), go_on=cli.go_on(), **cli.flags_of(args, loop.fit))
     print()
-    look = ["--run", args.out_dir, "--show", str(args.n_show), *cli.pass_on(args, "device", "dtype", "threads")]
-    return result | (eval.main(look, say=lambda line: None) if parallel.leave() else {})
+    if parallel.leave():    # in the first process
+        look = ["--run", args.out_dir, *cli.pass_on(args, "device", "dtype", "threads")]
+        result |= eval.main([*look, "--show", str(args.n_show)], say=lambda line: None)
+        page.main(look, say=lambda line: None)
+    return result
 
 def main(argv=None):
     """Returns fit's result and, in the first process, the content of eval.json."""

@@ -35,6 +35,7 @@ import chat
 import data
 import eval
 import loop
+import page
 import sampling
 import train_sft
 from measures import entropy
@@ -357,8 +358,10 @@ def train(args):
                       HeldOut(rollouts, prompts["val"], args.beta), save=policy.save_pretrained, autocast=autocast,
                       show=("objective/scores", "objective/kl"), go_on=cli.go_on(), **cli.flags_of(args, loop.fit))
     print()
-    look = ["--run", str(out_dir), "--show", str(args.n_show), *cli.pass_on(args, "device", "dtype", "threads")]
-    return result | eval.main(look, say=lambda line: None)
+    look = ["--run", str(out_dir), *cli.pass_on(args, "device", "dtype", "threads")]
+    result |= eval.main([*look, "--show", str(args.n_show)], say=lambda line: None)
+    page.main(look, say=lambda line: None)
+    return result
 
 def reward_model_for(data, *, device, dtype, threads, max_len, init_from):
     """

@@ -2,6 +2,7 @@
 Run directories: out/<data>/<name>, their args.json, and the next free name. See docs/running.md
 """
 import importlib.metadata
+import shlex
 import sys
 from itertools import count, takewhile
 from pathlib import Path
@@ -82,3 +83,23 @@ def read_args(run):
         return facts | {"args": dict(facts["args"]), "script": facts["script"]}
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path}: damaged ({type(e).__name__}: {e})") from None
+
+def command_of(facts):
+    """The command that repeats a run, with every flag."""
+    script = facts["script"].removesuffix(".py")
+    words = ["python", facts["script"]] if "/" not in script else ["python", "-m", script.replace("/", ".")]
+    for flag, value in facts["args"].items():
+        if value is True:
+            words.append(f"--{flag}")
+        elif value is not None and value is not False:
+            words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
+
+def commands(run):
+    """The commands of a run and of the runs that it was made from, the earliest first."""
+    facts, found = read_args(run), []
+    for flag in ("init_from", "reward"):
+        source = facts["args"].get(flag)
+        if source and is_run(source):
+            found += commands(source)
+    return list(dict.fromkeys([*found, command_of(facts)]))

@@ -7,6 +7,7 @@ Tokenizers for text: GPT-2's BPE, smaller vocabularies from its first merges, an
 
 The toy world's tokenizer is in toy.py. docs/models.md says which tokenizers a model may have. Read next: sources.py
 """
+import codecs
 import re
 from pathlib import Path
 
@@ -123,3 +124,19 @@ def check_text(text, where):
     if len(text) > LONGEST_BLANK and max(map(len, re.findall(r"\s+", text)), default=0) > LONGEST_BLANK:
         raise ValueError(f"{where}: more than {LONGEST_BLANK:,} characters of white space in a row, which GPT-2's BPE "
                          "cannot handle; shorten the text")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tokens to text
+
+def pieces_of(tokenizer, tokens):
+    """
+    The text of each token, which together are the text. A character of several tokens is the text of the last of them;
+    the tokens before it have "\u25ab". EOS is "<EOS>".
+    """
+    decoder, pieces = codecs.getincrementaldecoder("utf-8")(errors="replace"), []
+    for token in tokens:
+        if token == tokenizer.eot_token:
+            pieces.append("<EOS>")
+        else:
+            pieces.append(decoder.decode(tokenizer.decode_single_token_bytes(token)) or "\u25ab")
+    return pieces

@@ -1,0 +1,208 @@
+"""
+The layout of a run's page: its table, curves, pairs and samples as HTML. page.py fills it; html.py has the elements.
+
+A view is one policy: a run's best weights, or those of one kept step. page.py explains the fields of views and pairs.
+"""
+import math
+from itertools import accumulate
+
+import numpy as np
+
+from support import html
+from support.html import escape, tag
+from support.log import unit
+from support.tables import ROWS, cell
+
+EVIDENCE = math.log(9)    # nats: the true credit of a verdict of the toy world, the end of its scale of color
+
+PANELS = (    # title, the metrics in it
+    ("loss", ("loss",)), ("implicit rewards", ("rewards/chosen", "rewards/rejected")),
+    ("accuracy", ("rewards/accuracies",)), ("log-probs", ("logps/chosen", "logps/rejected")),
+    ("KL", ("objective/kl",)), ("reward of samples", ("objective/scores",)), ("entropy", ("policy/entropy",)))
+
+SORTS = (("at", "as in the data"), ("margin", "margin, smallest first"), ("-margin", "margin, largest first"),
+         ("chosen", "how far the chosen fell"), ("-length", "how much longer the chosen is"),
+         ("length", "how much longer the rejected is"))
+MARKS = {"flipped": "label was flipped", "disagree": "policy and reward disagree", "agree": "policy and reward agree",
+         "against": "policy prefers the rejected", "fell": "the chosen fell"}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# one completion
+
+def color_scale(views):
+    """The end of the scale of color: of 97% of all implicit rewards the largest, rounded up to 1, 2 or 5 times 10^k."""
+    seen = [(view.beta, side) for view in views for pair in view.pairs for side in pair]
+    seen += [(view.beta, side) for view in views for sample in view.samples for side in sample.values()]
+    sizes = np.concatenate([np.zeros(1), *(np.abs(beta * side.logratios) for beta, side in seen)])
+    end = np.percentile(sizes, 97) or 1.0
+    unit_of_ten = 10.0 ** np.floor(np.log10(end))
+    return next(m * unit_of_ten for m in (1, 2, 5, 10) if m * unit_of_ten >= 0.999 * end)
+
+def note_of(seen, at, beta, total):
+    """What is shown for token `at` of a completion. total: the log-ratio of the tokens up to it."""
+    share = lambda logp: f"{logp:8.3f} nats ({math.exp(logp):.2g})"
+    lines = [f"{seen.pieces[at].strip() or '(space)'}   token {at + 1} of {len(seen.pieces)}",
+             f"policy    {share(seen.logps[at])}   likeliest: {seen.likeliest[at]}"]
+    if seen.ref_logps is not None:
+        ratio = seen.logps[at] - seen.ref_logps[at]
+        lines += [f"reference {share(seen.ref_logps[at])}   likeliest: {seen.ref_likeliest[at]}",
+                  f"log-ratio {ratio:+8.3f} nats, running sum {total:+.3f}; implicit reward {beta * ratio:+.3f}"]
+    if seen.true_credit is not None:
+        lines[-1] += f"; true credit {seen.true_credit[at]:+.2f} nats"
+    return "\n".join(lines)
+
+def completion(name, seen, beta, scale, reward=None):
+    """A completion in color, and below it the running sum of its log-ratio with the numbers that it ends at."""
+    sums = list(accumulate(seen.logratios.tolist()))
+    tokens = []
+    for at, piece in enumerate(seen.pieces):
+        classes = html.color(beta * seen.logratios[at], scale, "p", "n")
+        if seen.true_credit is not None:
+            classes += " " + html.color(seen.true_credit[at], EVIDENCE, "t", "f")
+        tokens.append(html.token(piece, note_of(seen, at, beta, sums[at]), classes))
+    facts = f"log pi {seen.logps.sum():.2f}"
+    if seen.ref_logps is not None:
+        facts = f"log-ratio {sums[-1]:+.2f} nats, {facts}"
+    if reward is not None:
+        facts += f", reward {reward:.3f}"
+    line = tag("div", html.sparkline(sums) + facts, class_="facts", data_logratio=f"{sums[-1]:.6f}",
+               data_logp=f"{seen.logps.sum():.6f}")
+    return tag("p", "".join(tokens), class_="text", data_name=name) + line
+
+def prompt(text):
+    """The prompt above its completions."""
+    return tag("p", escape(text), class_="prompt")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# cards
+
+def place(view, views):
+    """The attributes of a view's part of a card: its position on the slider, if its run has several views."""
+    of_run = [v.step for v in views if v.run == view.run]
+    if len(of_run) == 1:
+        return {}
+    steps = sorted({v.step for v in views})
+    later = [step for step in of_run if step > view.step]
+    first = 0 if view.step == of_run[0] else steps.index(view.step)
+    return {"data_from": first, "data_to": steps.index(later[0]) - 1 if later else len(steps) - 1}
+
+def title(view, views):
+    """The heading of a view's part of a card: nothing if it is the only view."""
+    if len(views) == 1:
+        return ""
+    return tag("h4", escape(f"{view.run}, step {view.step}") + (" (best)" if view.best else ""))
+
+def marks(pair, chosen, rejected):
+    """The marks of a pair, by which it can be filtered, under one view."""
+    fell, margin = chosen.logratios.sum(), chosen.logratios.sum() - rejected.logratios.sum()
+    found = {"flipped": pair.flipped, "fell": fell < 0, "against": margin < 0}
+    if pair.rewards:
+        gap = pair.rewards[0] - pair.rewards[1]
+        found |= {"disagree": margin * gap < 0, "agree": margin * gap > 0}
+    return [name for name, holds in found.items() if holds]
+
+def pair_card(at, pair, text, views, scale):
+    """A pair under all views. Its keys for sorting are those of the last view of the first run."""
+    last = [v for v in views if v.run == views[0].run][-1]
+    chosen, rejected = last.pairs[at]
+    parts = []
+    for view in views:
+        w, l = view.pairs[at]
+        rewards = pair.rewards or (None, None)
+        margin = view.beta * (w.logratios.sum() - l.logratios.sum())
+        parts.append(tag("section", title(view, views) + completion("chosen", w, view.beta, scale, rewards[0])
+                         + completion("rejected", l, view.beta, scale, rewards[1])
+                         + tag("div", f"margin {margin:+.3f}", class_="facts"), **place(view, views)))
+    said = marks(pair, chosen, rejected)
+    flags = ", ".join(MARKS[name] for name in said if name in ("flipped", "disagree", "against"))
+    head = tag("h3", f"pair {at + 1}" + (f" <small>{escape(flags)}</small>" if flags else ""))
+    gap = chosen.logratios.sum() - rejected.logratios.sum()
+    return tag("article", head + prompt(text) + tag("div", "".join(parts), class_="cols"), class_="pair", data_at=at,
+               data_margin=f"{last.beta * gap:.6f}", data_chosen=f"{chosen.logratios.sum():.6f}",
+               data_length=len(chosen.pieces) - len(rejected.pieces), data_marks=" ".join(said))
+
+def sample_card(at, text, views, scale):
+    """The samples of a prompt, before and after, under all views."""
+    parts = []
+    for view in views:
+        texts = [completion(name, seen, view.beta, scale, view.rewards[at].get(name))
+                 for name, seen in view.samples[at].items()]
+        parts.append(tag("section", title(view, views) + "".join(texts), **place(view, views)))
+    return tag("article", prompt(text) + tag("div", "".join(parts), class_="cols"), class_="sample")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# sections
+
+def colors(scale, on_toy):
+    """The legend: what the colors and the bars mean."""
+    said = "beta * (log pi - log pi_ref): blue if the policy gives the token more than the reference, orange if less"
+    bars = "The bar below a token is its true credit: the nats that it adds to the log-odds of a positive review. A " \
+           "blue bar adds, an orange one takes away: 2.20 for a verdict such as gem or bore, 1.10 for an opinion."
+    return tag("h2", "Colors") + html.legend(scale, said) + (tag("p", bars, class_="dim") if on_toy else "")
+
+def measures(columns, more):
+    """The table of measures. columns: {name: {measure: [mean, low, high]}}; more: {label: {name: [r, low, high]}}."""
+    rows = [(label.replace("  ", "\u2003"), form, {name: column.get(key) for name, column in columns.items()})
+            for key, label, form in ROWS]
+    rows += [(label, ".3f", found) for label, found in more.items()]
+    lines = [tag("tr", "<th></th>" + "".join(tag("th", escape(name)) for name in columns))]
+    for label, form, found in rows:
+        if any(found.values()):
+            cells = "".join(tag("td", cell(found.get(name), form)) for name in columns)
+            lines.append(tag("tr", tag("th", escape(label)) + cells))
+    return tag("div", tag("table", "".join(lines)), class_="wide")
+
+def curves(logs):
+    """A figure for each panel that was logged. logs: {run: what read_log gives}."""
+    figures = []
+    for name, metrics in PANELS:
+        lines = []
+        for number, (run, series) in enumerate(logs.items()):
+            for metric in metrics:
+                for split in ("train", "val"):
+                    points = [(s, v) for s, v in series.get(metric, {}).get(split, ()) if math.isfinite(v)]
+                    color = f"c{number % 6}" if len(logs) > 1 or len(metrics) == 1 else f"c{metrics.index(metric)}"
+                    dashed = " dashed" if len(logs) > 1 and metric == metrics[-1] != metrics[0] else ""
+                    words = [run] if len(logs) > 1 else []
+                    words += [metric.rpartition("/")[2]] if len(metrics) > 1 else []
+                    lines.append((" ".join([*words, split]), f"{split} {color}{dashed}", points))
+        if any(points for *_, points in lines):
+            figures.append(html.curve(name, unit(metrics[0]), lines))
+    if not figures:
+        return ""
+    about = tag("p", "Thin: training batches. Thick: validation. Move over a curve to read all of them at a step.",
+                class_="dim")
+    return tag("h2", "Curves") + about + tag("div", "".join(figures), class_="curves")
+
+def chooser(name, label, options):
+    """A select element with its label."""
+    listed = "".join(tag("option", escape(text), value=value) for value, text in options)
+    return tag("label", f"{label} " + tag("select", listed, id=name))
+
+def slider(views):
+    """The slider over the kept steps; "" if no run has kept any."""
+    if not any(place(view, views) for view in views):
+        return ""
+    steps = sorted({view.step for view in views})
+    names = " ".join(map(str, steps))
+    control = f'<input type="range" id="step" min="0" max="{len(steps) - 1}" value="{len(steps) - 1}" ' \
+              f'data-names="{names}" aria-label="step">'
+    return f'<div class="controls" hidden><label>step <span id="step-name"></span> {control}</label></div>'
+
+def pairs_section(pairs, texts, views, scale):
+    """All pairs with their controls. texts: their prompts."""
+    if not pairs:
+        return ""
+    there = {name for at, pair in enumerate(pairs) for name in marks(pair, *views[-1].pairs[at])}
+    filters = [("", "all"), *((name, text) for name, text in MARKS.items() if name in there)]
+    bar = f'<div class="controls" hidden>{chooser("sort", "sort by", SORTS)}{chooser("filter", "show", filters)}' \
+          '<span id="shown"></span></div>'
+    cards = "".join(pair_card(at, pair, text, views, scale) for at, (pair, text) in enumerate(zip(pairs, texts)))
+    return tag("h2", f"{len(pairs)} held-out pairs") + bar + tag("div", cards)
+
+def samples_section(texts, views, scale):
+    """All samples. texts: their prompts."""
+    if not texts:
+        return ""
+    cards = "".join(sample_card(at, text, views, scale) for at, text in enumerate(texts))
+    return tag("h2", f"Samples of {len(texts)} held-out prompts") + cards
