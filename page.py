@@ -257,7 +257,8 @@ def verdict(view, result, n_vocab):
     if "kl" in after:
         parts.append(f"the KL to the reference is {after['kl'][0]:.2f} nats a completion")
     if "whole" in after:
-        parts.append(f"{after['whole'][0]:.0%} of the sentences are whole")
+        was = f" ({before['whole'][0]:.0%} before)" if before else ""
+        parts.append(f"{after['whole'][0]:.0%} of the sentences are whole{was}")
     first = ", ".join(parts) or "there is no reward to measure"
     sentences = [first[0].upper() + first[1:] + "."]
     if view.pairs:
