@@ -73,6 +73,20 @@ def rank_correlation(x, y):
     with np.errstate(invalid="ignore"):    # a constant x or y divides 0 by 0, which gives NaN
         return float(np.corrcoef(ranks(np.asarray(x)), ranks(np.asarray(y)))[0, 1])
 
+def cluster_correlation(xs, ys, n=1000, seed=0):
+    """
+    [r, low, high]: Pearson's correlation of two lists of arrays that belong together, over all numbers, and its 95%
+    bootstrap interval. The arrays are resampled whole, since numbers of one array depend on each other. None if x or y
+    is constant.
+    """
+    parts = np.array([[len(x), x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()] for x, y in zip(xs, ys)])
+    picks = np.random.default_rng(seed).integers(0, len(parts), (n, len(parts)))
+    totals = np.concatenate([parts.sum(0)[None], parts[picks].sum(1)])    # (1 + n, 6): all arrays, then each resample
+    count, x, y, xx, yy, xy = totals.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = (count * xy - x * y) / np.sqrt((count * xx - x * x) * (count * yy - y * y))
+    return None if np.isnan(r).any() else [float(r[0]), *np.percentile(r[1:], [2.5, 97.5]).tolist()]
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Rewards
 

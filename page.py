@@ -20,7 +20,7 @@ import eval
 import toy
 from adapters import as_reference
 from loop import anneal, to_device
-from measures import notes_on
+from measures import cluster_correlation, notes_on
 from sampling import sample_completions
 from support import cli, html, layout, rundir, tables
 from support.checkpoint import read_json, replacing
@@ -221,25 +221,14 @@ def sampled_by(model, drawn, rewards, held, seed, autocast):
 # ---------------------------------------------------------------------------------------------------------------------
 # What the page says
 
-def correlation(views_pairs, beta):
-    """
-    [r, low, high]: the correlation of implicit and true credit over all tokens of the pairs, and its 95% bootstrap
-    interval over pairs. None where there is no true credit, or no variation.
-    """
-    seen = [[side for side in pair if side.true_credit is not None] for pair in views_pairs]
-    if not seen or not seen[0]:
+def credit_correlation(view):
+    """[r, low, high] of implicit and true credit over all tokens of the pairs. None where there is no true credit."""
+    sides = [side for pair in view.pairs for side in pair]
+    if not sides or sides[0].true_credit is None:
         return None
-    sums = []    # for each pair the sums from which a correlation is computed
-    for sides in seen:
-        x = np.concatenate([beta * side.logratios for side in sides])
-        y = np.concatenate([side.true_credit for side in sides])
-        sums.append([len(x), x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()])
-    sums = np.array(sums)
-    picks = np.random.default_rng(0).integers(0, len(sums), (1000, len(sums)))
-    n, x, y, xx, yy, xy = np.concatenate([sums.sum(0)[None], sums[picks].sum(1)]).T    # (1001,) each
-    with np.errstate(invalid="ignore", divide="ignore"):
-        r = (n * xy - x * y) / np.sqrt((n * xx - x * x) * (n * yy - y * y))
-    return None if np.isnan(r).any() else [r[0], *np.percentile(r[1:], [2.5, 97.5])]
+    implicit = [np.concatenate([side.logratios for side in pair]) for pair in view.pairs]
+    true = [np.concatenate([side.true_credit for side in pair]) for pair in view.pairs]
+    return cluster_correlation(implicit, true)
 
 def moved(before, after):
     """"rose from ... to ...", "fell ..." or "is about the same ..." for two [mean, low, high]."""
@@ -258,7 +247,8 @@ def verdict(view, result, n_vocab):
     if "kl" in after:
         parts.append(f"the KL to the reference is {after['kl'][0]:.2f} nats a completion")
     if "whole" in after:
-        parts.append(f"{after['whole'][0]:.0%} of the sentences are whole")
+        was = f" ({before['whole'][0]:.0%} before)" if before else ""
+        parts.append(f"{after['whole'][0]:.0%} of the sentences are whole{was}")
     first = ", ".join(parts) or "there is no reward to measure"
     sentences = [first[0].upper() + first[1:] + "."]
     if view.pairs:
@@ -282,7 +272,7 @@ def compose(runs, results, views, pairs, held, logs):
             best[view.run] = view
     references = {run: loaded[0]["args"]["init_from"] for run, loaded in runs.items()}
     columns = tables.name_columns({run: result["measures"] for run, result in results.items()}, references)
-    agreement = {run: correlation(view.pairs, view.beta) for run, view in best.items()}
+    agreement = {run: credit_correlation(view) for run, view in best.items()}
     if len(runs) == 1:
         agreement = {"after": agreement[next(iter(runs))]}
     names, scale = ", ".join(runs), layout.color_scale(views)

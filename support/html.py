@@ -53,7 +53,7 @@ def legend(scale, unit):
     swatches = []
     for step in range(-LEVELS, LEVELS + 1):
         value = scale * step / LEVELS
-        label = f"{value:+.2g}" if step in (-LEVELS, 0, LEVELS) else "\u00a0"
+        label = f"{value:+.2g}" if abs(step) == LEVELS else "\u00a0" if step else "0"
         swatches.append(tag("b", label, class_=color(value, scale, "p", "n") or None))
     return tag("p", f"{''.join(swatches)} {escape(unit)}", class_="legend")
 

@@ -60,12 +60,10 @@ def completion(name, seen, beta, scale, reward=None):
         if seen.true_credit is not None:
             classes += " " + html.color(seen.true_credit[at], EVIDENCE, "t", "f")
         tokens.append(html.token(piece, note_of(seen, at, beta, sums[at]), classes))
-    facts = f"log pi {seen.logps.sum():.2f}"
-    if seen.ref_logps is not None:
-        facts = f"log-ratio {sums[-1]:+.2f} nats, {facts}"
-    if reward is not None:
-        facts += f", reward {reward:.3f}"
-    line = tag("div", html.sparkline(sums) + facts, class_="facts", data_logratio=f"{sums[-1]:.6f}",
+    facts = [f"log-ratio {sums[-1]:+.2f} nats"] if seen.ref_logps is not None else []
+    facts += [f"log pi {seen.logps.sum():.2f}"] + ([f"reward {reward:.3f}"] if reward is not None else [])
+    said = " ".join(tag("span", fact) for fact in facts)
+    line = tag("div", html.sparkline(sums) + said, class_="facts", data_logratio=f"{sums[-1]:.6f}",
                data_logp=f"{seen.logps.sum():.6f}")
     return tag("p", "".join(tokens), class_="text", data_name=name) + line
 
