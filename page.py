@@ -137,11 +137,12 @@ class View:
     rewards: list       # {"before", "after": reward} for each prompt, or {}
 
 def implicit_beta(facts):
-    """The beta of a run's implicit rewards, at its last update. 1, a scale in nats, for a loss without a reference."""
+    """The beta of a run's implicit rewards, at its last update. 1, a scale in nats, without a reference and for beta 0."""
     args, loss = facts["args"], facts["args"].get("loss")
     if args.get("beta") is None or (loss in LOSSES and not LOSSES[loss].needs_ref):
         return 1.0
-    return anneal(args["max_steps"], args["beta"], args.get("beta_end"), args.get("beta_schedule"), args["max_steps"])
+    beta = anneal(args["max_steps"], args["beta"], args.get("beta_end"), args.get("beta_schedule"), args["max_steps"])
+    return beta or 1.0
 
 def held_out_pairs(facts, held, n):
     """n Pairs, spread evenly over the held-out pairs, with labels swapped as training swapped them."""

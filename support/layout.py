@@ -90,6 +90,10 @@ def title(view, views):
         return ""
     return tag("h4", escape(f"{view.run}, step {view.step}") + (" (best)" if view.best else ""))
 
+def last_view(views):
+    """The last view of the first run, by which pairs are marked and sorted."""
+    return [view for view in views if view.run == views[0].run][-1]
+
 def marks(pair, chosen, rejected):
     """The marks of a pair, by which it can be filtered, under one view."""
     fell, margin = chosen.logratios.sum(), chosen.logratios.sum() - rejected.logratios.sum()
@@ -101,7 +105,7 @@ def marks(pair, chosen, rejected):
 
 def pair_card(at, pair, text, views, scale):
     """A pair under all views. Its keys for sorting are those of the last view of the first run."""
-    last = [v for v in views if v.run == views[0].run][-1]
+    last = last_view(views)
     chosen, rejected = last.pairs[at]
     parts = []
     for view in views:
@@ -191,7 +195,8 @@ def pairs_section(pairs, texts, views, scale):
     """All pairs with their controls. texts: their prompts."""
     if not pairs:
         return ""
-    there = {name for at, pair in enumerate(pairs) for name in marks(pair, *views[-1].pairs[at])}
+    last = last_view(views)
+    there = {name for at, pair in enumerate(pairs) for name in marks(pair, *last.pairs[at])}
     filters = [("", "all"), *((name, text) for name, text in MARKS.items() if name in there)]
     bar = f'<div class="controls" hidden>{chooser("sort", "sort by", SORTS)}{chooser("filter", "show", filters)}' \
           '<span id="shown"></span></div>'

@@ -85,10 +85,12 @@ def read_args(run):
         raise ValueError(f"{path}: damaged ({type(e).__name__}: {e})") from None
 
 def command_of(facts):
-    """The command that repeats a run, with every flag."""
+    """The command that repeats a run, with every flag but --resume, which would continue it."""
     script = facts["script"].removesuffix(".py")
     words = ["python", facts["script"]] if "/" not in script else ["python", "-m", script.replace("/", ".")]
     for flag, value in facts["args"].items():
+        if flag == "resume":
+            continue
         if value is True:
             words.append(f"--{flag}")
         elif value is not None and value is not False:
