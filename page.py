@@ -137,7 +137,7 @@ class View:
     rewards: list       # {"before", "after": reward} for each prompt, or {}
 
 def implicit_beta(facts):
-    """The beta of a run's implicit rewards, at its last update. 1, a scale in nats, without a reference and for beta 0."""
+    """The beta of a run's implicit rewards at its last update. 1, a scale in nats, if there is none."""
     args, loss = facts["args"], facts["args"].get("loss")
     if args.get("beta") is None or (loss in LOSSES and not LOSSES[loss].needs_ref):
         return 1.0
@@ -167,10 +167,22 @@ def kept_steps(run, best_step):
     places = np.linspace(0, len(steps) - 1, MOST_STEPS - 1).round().astype(int)
     return sorted({steps[i] for i in places} | ({best_step} & set(steps)))
 
-def samples_of(result, tokenizer, n):
+def step_of(run, facts):
+    """The step of a run's weights: its best one, or that of its folder step-N."""
+    path = Path(run) / "result.json"
+    if Path(run).name.startswith("step-"):
+        return int(Path(run).name[5:])
+    if not path.exists():    # an unfinished run
+        return facts["args"].get("max_steps", 0)
+    result = read_json(path)
+    if "best_step" not in result:
+        raise ValueError(f"{path}: damaged: it has no best_step")
+    return result["best_step"]
+
+def samples_of(result, tokenizer, n, block_size):
     """
     {"prompt", "before", "after": tokens} of the first n samples in an eval.json. One from before this page existed has
-    the texts only: their tokens are computed from them, without EOS.
+    the texts only: their tokens are computed from them, without EOS. What the model has no room for is cut off.
     """
     found = []
     for record in result["samples"][:n]:
@@ -179,7 +191,11 @@ def samples_of(result, tokenizer, n):
             sample = {name: [int(token) for token in record["tokens"][name].split()] for name in names}
         else:
             sample = {name: tokenizer.encode_ordinary(record[name]) for name in names}
-        found.append({name: tokens or [tokenizer.eot_token] for name, tokens in sample.items()})
+        room = max(1, block_size - len(sample["prompt"]))
+        found.append({name: tokens[:room if name != "prompt" else None] or [tokenizer.eot_token]
+                      for name, tokens in sample.items()})
+        if max(map(max, found[-1].values())) >= tokenizer.n_vocab:
+            raise ValueError("a sample has tokens that the model does not have")
     return found
 
 def views_of(run, loaded, held, pairs, result, n_samples, *, seed, batch_size, autocast):
@@ -187,9 +203,11 @@ def views_of(run, loaded, held, pairs, result, n_samples, *, seed, batch_size, a
     facts, policy, reference = loaded
     before = lambda: as_reference(policy, reference)
     device, beta = next(policy.parameters()).device, implicit_beta(facts)
-    path = Path(run) / "result.json"
-    best_step = read_json(path)["best_step"] if path.exists() else facts["args"].get("max_steps", 0)
-    drawn = samples_of(result, held.tokenizer, n_samples)
+    best_step = step_of(run, facts)
+    try:
+        drawn = samples_of(result, held.tokenizer, n_samples, policy.config.block_size)
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
+        raise ValueError(f"{Path(run) / 'eval.json'}: damaged ({e}): evaluate the run again") from None
     rewards = [{name: r.get("reward") for name, r in record.get("rewards", {}).items()}
                for record in result["samples"][:n_samples]]
     sides = [(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
@@ -303,21 +321,25 @@ def main(argv=None, say=print):
 def write_page(args, say):
     """Loads the runs, reads their tokens, and writes the file."""
     first = args.run[0]
+    path = Path(args.out or Path(first) / "page.html")
+    if args.out and (path.is_dir() or not path.parent.is_dir()):
+        problem = "is a folder" if path.is_dir() else f"no such folder: {path.parent}"
+        raise ValueError(f"--out {path}: {problem}")
     results = {run: read_result(run) for run in args.run}
     on = rundir.read_args(first)["args"].get("data")
     device, autocast = cli.set_up(**cli.flags_of(args, cli.set_up) | {"say": say, "data": on})
     runs = {run: eval.load_policy(run, device) for run in args.run}
     eval.check_same_texts(runs, first)
+    check_same_prompts(results, args.n_samples)
     ranked = eval.ranking_reward(runs, None, on == "toy")
     look = eval.get_args(["--run", *args.run, *cli.pass_on(args, "data_dir", "batch_size")])
     held = eval.load_held_out(look, *runs[first][:2], ranked, device, autocast, say)
     pairs = held_out_pairs(runs[first][0], held, args.n_pairs)
-    logs = {run: read_log(Path(run) / "log.csv") for run in args.run}
+    logs = {run: read_log(rundir.args_path(run).parent / "log.csv") for run in args.run}
     views = []
     for run in args.run:
         views += views_of(run, runs[run], held, pairs, results[run], args.n_samples, seed=args.seed,
                           batch_size=args.batch_size, autocast=autocast)
-    path = Path(args.out or Path(first) / "page.html")
     text = compose(runs, results, views, pairs, held, logs)
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", errors="replace")
@@ -325,12 +347,29 @@ def write_page(args, say):
     return str(path)
 
 def read_result(run):
-    """The eval.json of a run. Raises ValueError if there is none."""
+    """The eval.json of a run. Raises ValueError if there is none, if it is damaged, and if the run has no policy."""
     path = Path(run) / "eval.json"
-    rundir.read_args(run)
+    if rundir.read_args(run)["script"] == "rlhf/train_reward.py":
+        raise ValueError(f"{run} is a reward model, and a page shows a policy: give a run that was trained with it")
     if not path.exists():
         raise ValueError(f"{path}: no such file: evaluate the run first, with python eval.py --run {run}")
-    return read_json(path)
+    result = read_json(path)
+    try:
+        complete = result["prompts"] and result["n_samples"] and result["measures"]["after"] and result["samples"]
+        complete = complete and all("prompt" in record and "after" in record for record in result["samples"])
+    except (KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise ValueError(f"{path}: damaged: evaluate the run again, with python eval.py --run {run}")
+    return result
+
+def check_same_prompts(results, n):
+    """Raises ValueError unless the first n samples of all runs have the same prompts. results: {run: its eval.json}."""
+    asked = {run: [record["prompt"] for record in result["samples"][:n]] for run, result in results.items()}
+    for run, prompts in asked.items():
+        if prompts != next(iter(asked.values())):
+            raise ValueError(f"{run} was evaluated on other prompts than {next(iter(asked))}: evaluate the runs "
+                             f"together, with python eval.py --run {' '.join(asked)}")
 
 if __name__ == "__main__":
     main()
