@@ -115,6 +115,16 @@ def pad(lists, value=0):
     return idx, torch.tensor([len(x) for x in tensors])
 ''',
 }
+PICTURE = """        prompt 1 | chosen 1
+        prompt 2 | chosen 2        all chosen completions on top, so that chunk(2) separates the sides
+        prompt 1 | rejected 1
+        prompt 2 | rejected 2
+"""
+OTHER_PICTURE = """        prompt 1 | rejected 1
+        prompt 2 | rejected 2      the last of the sides on top: here all rejected completions
+        prompt 1 | chosen 1
+        prompt 2 | chosen 2
+"""
 HIDDEN = ("False on the prompt, True on",)
 VARIANTS = {
     "a width that is a multiple of 8": (
@@ -122,4 +132,14 @@ VARIANTS = {
         ("T is the longest length. `value` fills the\n    rest at the right. This needs",
          "T is the longest length,\n    rounded up to a multiple of 8. `value` fills the rest at the right.\n"
          "    This needs")),
+    "padding at the left": (
+        (PUT, "idx[i, idx.shape[1] - len(numbers):] ="),
+        ("at the right. This needs no attention mask: GPT-2 is causal, so no token of a text sees the padding behind "
+         "it.",
+         "at the left, so all texts end in the last column. one_row_a_completion pads its rows in this way too."),
+        ("position = torch.arange(idx.shape[1])                           # (T,)",
+         "position = torch.arange(idx.shape[1]) - (idx.shape[1] - ends)[:, None]    # (N, T): 0 at the first token")),
+    "rejected on top of chosen": (
+        ("for side in sides:", "for side in reversed(sides):"),
+        (PICTURE, OTHER_PICTURE)),
 }

@@ -86,3 +86,16 @@ def reference_logps(model, batch):
     return rows.T.contiguous()
 ''',
 }
+VARIANTS = {
+    "rejected in the first column": (
+        (HALVES, HALVES + "[::-1]"),
+        ("(B, 2), for chosen and rejected.", "(B, 2), for rejected and chosen.")),
+    "means over tokens": (
+        (LOGPS, "logps, lens = batch_logps(model, batch)\n    logps = logps / lens"),
+        ("kl_logps, _ =", "kl_logps, kl_lens ="),
+        ('batch["kl_mask"])    # (B,)\n', 'batch["kl_mask"])\n        kl_logps = kl_logps / kl_lens    # (B,)\n'),
+        ("Summed log-probs in nats of a batch of B pairs under the reference: (B, 2)",
+         "Log-probs in nats of a batch of B pairs under the reference, divided by the number of tokens summed: (B, 2)"),
+        ("for chosen and rejected. In a batch for\n    KTO (B, 3): the third column is of",
+         "for\n    chosen and rejected. In a batch for KTO (B, 3): the third column, divided likewise, is of\n   ")),
+}

@@ -110,3 +110,15 @@ def accumulate_gradients(compute_loss, batches, total, backward=torch.Tensor.bac
 ''',
 }
 HIDDEN = ("Each backward pass adds to .grad",)
+VARIANTS = {
+    "the sum over pairs": (
+        (BACK, 'backward(loss * batch["weight"])'),
+        ("the gradient of the mean loss over all pairs", "the gradient of the summed loss over all pairs"),
+        ("L = sum_i weight_i / total * L_i ", "L = sum_i weight_i * L_i "),
+        ("The mean of the L_i would count a pair of a small batch more. total: the sum of all weights.",
+         "total, the sum of all weights, has no effect: the loss is not divided by it.")),
+    "the parts of the loss": (
+        (BACK, BACK + '\n        loss = loss * (batch["weight"] / total)'),
+        ("Returns (weight, metrics) of each batch.",
+         'Returns (weight, metrics) of each batch. The metric "loss" is its part of L, weight_i / total * L_i.')),
+}
