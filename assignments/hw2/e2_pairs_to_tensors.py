@@ -70,8 +70,8 @@ MISTAKES = {
     "the sides of a pair interleaved": Mistake(((LOOPS, BY_PAIR),),
         "The docstring draws the order of the rows. What does chunk(2) give for two pairs in your order?", ORDER,
         COLLATE,
-        "The validation loss stays at log 2 and the accuracy at a half during the whole run. With "
-        "--batch_size 1 the policy learns as usual."),
+        "The validation loss stays near log 2, and the accuracy near a half, during the whole run. With --batch_size 1 "
+        "the policy learns."),
     "rejected on top": Mistake((("for side in sides:", "for side in sides[::-1]:"),),
         "Which half of the batch is called chosen by everything that reads it?", ORDER, COLLATE),
     "the prompt is counted": Mistake(((f"mask = {START} & ", "mask = "),),
