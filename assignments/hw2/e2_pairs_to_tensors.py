@@ -58,7 +58,7 @@ MISTAKES = {
         "The model has no attention mask. Which tokens does a token see, and which position does the first one have?",
         PADDING, BY_HAND),
     "always filled with 0": Mistake(((FILL, FILL.replace("value)", "0)")),),
-        "Call pad with value=7 and look at the end of a short row.", PADDING, BY_HAND),
+        "Call pad with value=7 and look at what fills a short row.", PADDING, BY_HAND),
     "one column too many": Mistake(((FILL, FILL.replace("max(map(len, lists))", "max(map(len, lists)) + 1")),),
         "How many columns does the longest list need?", PADDING, BY_HAND),
     "all lengths are T": Mistake(

@@ -63,7 +63,7 @@ MISTAKES = {
     "no third column": Mistake(((KL, "pass"),),
         "The docstring names a batch that gives three columns.", SECTION, ""),
     "the third column first": Mistake(((KL, "columns.insert(0, kl_logps)"),),
-        "In which order does add_reference write the columns into the rows?", SECTION, ""),
+        "Which column is that of the completions of other prompts? Read the docstring.", SECTION, ""),
     "dropout": Mistake(((LOGPS, "model.train()\n    logps, _ = batch_logps(model, batch)"),),
         "In which mode is the model behind your function, and in which was it before?", SECTION, ""),
 }

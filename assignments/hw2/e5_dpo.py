@@ -56,7 +56,7 @@ MISTAKES = {
         "Does a larger beta make the margin h larger or smaller in the formula?", FORMULA, BY_HAND),
     "no reference": Mistake(
         ((LOSS, "losses = -F.logsigmoid(beta * (pairs.policy_chosen_logps - pairs.policy_rejected_logps))"),),
-        "While the policy equals the reference, each loss is log 2. Is yours?", FORMULA, BY_HAND,
+        "While the policy equals the reference, all pairs have the same loss. Have yours?", FORMULA, BY_HAND,
         "Before the first update the loss of a pair depends on which of its completions is longer."),
     "means over tokens": Mistake(
         ((LOSS, "losses = -F.logsigmoid(beta * (w / pairs.chosen_lens - l / pairs.rejected_lens))"),),
@@ -109,4 +109,9 @@ VARIANTS = {
         ("The loss has no minimum where all pairs agree:",
          "A pair should reach the target margin of 0.5. While policy == reference, L = 0.974 for every beta.\n\n"
          "    The loss has no minimum where all pairs agree:")),
+    "another link": (
+        (LOSS, "losses = (1 - h).clamp(min=0) ** 2 / 2"),
+        ("L = -log sigmoid(h),   h = beta * (w - l)", "L = max(0, 1 - h)^2 / 2,   h = beta * (w - l)"),
+        ("The loss has no minimum where all pairs agree: for every beta, a larger margin is still better.",
+         "The loss of a pair is 0 for h >= 1. While policy == reference, L = 0.5 for every beta.")),
 }

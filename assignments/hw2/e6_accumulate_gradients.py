@@ -78,8 +78,8 @@ MISTAKES = {
         "When is the graph of the first batch freed? How many graphs are in memory before your last line?", MEMORY, ""),
     "the loss with its graph": Mistake(((PART, PART.replace("loss.detach()", "loss")),),
         "What does a returned loss hold on to, if it still has a gradient?", RESULT, BY_HAND),
-    "the weighted loss is returned": Mistake(((PART, PART.replace("loss.detach()",
-        '(loss * (batch["weight"] / total)).detach()')),),
+    "the weighted loss is returned": Mistake(((f"{BACK}\n        {PART}",    # a variant asks for it
+        f"{BACK}\n        {PART}".replace("loss.detach()", '(loss * (batch["weight"] / total)).detach()')),),
         "The caller averages the metrics with the weights that you return. What if that was done already?", RESULT,
         BY_HAND, "The logged training loss is smaller than the validation loss by about the factor --grad_accum."),
     "metrics left out": Mistake(((PART, PART.replace(", **metrics", "")),),
