@@ -48,7 +48,7 @@ MISTAKES = {
         BY_HAND, "The loss falls as it should, but the accuracy on validation pairs falls below a half."),
     "beta left out": Mistake(((LOSS, "losses = -F.logsigmoid(h / beta)"),),
         "Try two values of beta on the same pairs. What should change?", FORMULA, BY_HAND,
-        "Runs with different beta differ in their logged rewards only: their completions are the same."),
+        "Runs with different beta have the same loss at every step, and differ in their logged rewards only."),
     "beta outside of the sigmoid": Mistake(((LOSS, "losses = -beta * F.logsigmoid(h / beta)"),),
         "Where does beta stand in the formula: inside or outside of the logarithm?", FORMULA, BY_HAND,
         "Before the first update the loss is not log 2, but beta times log 2."),
@@ -57,7 +57,8 @@ MISTAKES = {
     "no reference": Mistake(
         ((LOSS, "losses = -F.logsigmoid(beta * (pairs.policy_chosen_logps - pairs.policy_rejected_logps))"),),
         "While the policy equals the reference, all pairs have the same loss. Have yours?", FORMULA, BY_HAND,
-        "Before the first update the loss of a pair depends on which of its completions is longer."),
+        "Before the first update all margins are 0, but the loss of a pair depends on which of its completions is "
+        "longer."),
     "means over tokens": Mistake(
         ((LOSS, "losses = -F.logsigmoid(beta * (w / pairs.chosen_lens - l / pairs.rejected_lens))"),),
         "Are the log-probs of this loss sums over tokens or means?", FORMULA, BY_HAND),
