@@ -64,7 +64,7 @@ MISTAKES = {
         "Gradient norms grow with --batch_size, and every update is clipped."),
     "the sum of the means": Mistake(((BACK, "backward(loss)"),),
         "How does the size of your gradient change if the same pairs come in twice as many batches?", MEAN, BY_HAND,
-        "The logged gradient norm grows in proportion to --grad_accum."),
+        "With --grad_accum 4 the logged gradient norm is two to four times as large as with 1."),
     "the total of these batches": Mistake((LISTED, (BACK,
         'backward(loss * (batch["weight"] / sum(b["weight"] for b in batches)))')),
         "`total` may be more than the weights that you see. Who else has batches of this update?", MEAN, ""),
