@@ -82,3 +82,15 @@ def ipo_optimum(ref, preference, mu, beta):
 }
 HIDDEN = ("ref * exp(P(i beats mu) / beta) / Z",)
 REMOVED = ()
+DOC = "IPO's optimum in closed form, ref * exp(P(i beats mu) / beta) / Z: Azar et al. 2023, arXiv:2310.12036."
+VARIANTS = {
+    "a target of 1 / beta": (
+        (DOC, "The optimum of IPO (Azar et al. 2023, arXiv:2310.12036) with a target of 1 / beta: the policy with the\n"
+              "    least mean square of w - l - 1 / beta over all pairs that mu draws, whatever target `ipo` has."),
+        (TILT, "2 * (preference * mu[:, None, :]).sum(2)")),
+    "the square of the probability": (
+        (DOC, "The policy with the best E[Psi(P(i beats j))] - beta KL(policy || ref), i drawn from the policy and j "
+              "from mu.\n    Here Psi(p) = p^2; with Psi(p) = p it would be IPO's optimum. Azar et al. 2023, "
+              "arXiv:2310.12036."),
+        (TILT, "(preference ** 2 * mu[:, None, :]).sum(2)")),
+}
