@@ -74,10 +74,12 @@ MISTAKES = {
     "TRL's alpha": Mistake(((ALPHA, "return (1 - exp_line(-(1 - alpha) * x)) / max(1 - alpha, 1e-9)"),),
         "Towards which KL divergence does alpha near 0 go, and towards which alpha = 1?", DERIVE,
         "test_losses.py::test_alpha_lies_between_reverse_and_forward_kl",
-        "f-DPO with divergence alpha at 0.9 gives the policy that somebody else's code gives at 0.1."),
+        "On the exact world f-DPO with divergence alpha ends near the optimum of the reverse KL at alpha 0.9, and near "
+        "that of the forward KL at 0.1."),
     "alpha, not divided": Mistake(((ALPHA, "return 1 - exp_line(-alpha * x)"),),
         "The derivative of f' at u = 1 is f''(1), and the same for every alpha. Is yours?", DERIVE, SLOPE,
-        "f-DPO with divergence alpha needs a beta ten times as large at alpha 0.1 as at alpha 1."),
+        "On the exact world f-DPO with divergence alpha 0.1 and beta 1 goes far beyond its optimum. With beta 10 it "
+        "ends there."),
     "the sign in alpha's exponent": Mistake(((ALPHA, "return (exp_line(alpha * x) - 1) / alpha"),),
         "Is alpha's value bounded for large x or for very negative x? Compare with f' on paper, at u = 4.", DERIVE,
         SLOPE),
