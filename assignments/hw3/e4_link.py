@@ -59,7 +59,8 @@ MISTAKES = {
         "What is the value for a small alpha, such as 1e-6? It should be near to that of reverse_kl.", DERIVE, SLOPE),
     "the sign of forward_kl": Mistake(((FORWARD, "return exp_line(-x)"),),
         "f is convex, so f' rises with u. Does your value rise with x for each divergence?", DERIVE, BY_HAND,
-        "f-DPO with forward_kl learns to prefer the rejected completions. The other divergences are fine."),
+        "f-DPO with forward_kl lowers the log-probs of chosen completions more than those of rejected ones, though the "
+        "logged accuracy rises. The other divergences are fine."),
     "the wrong way in u": Mistake(((FORWARD, "return -exp_line(x)"),),
         "f is convex, so f' rises with u. Does your value rise with x for each divergence?", DERIVE, BY_HAND),
     "forward and reverse exchanged": Mistake(
@@ -68,7 +69,7 @@ MISTAKES = {
         BY_HAND),
     "jsd with -x": Mistake(((JSD, "return math.log(2) + F.logsigmoid(-x)"),),
         "Where should jsd be bounded: for u near 0 or for large u?", DERIVE, FINITE,
-        "f-DPO with jsd, its default, learns to prefer the rejected completions."),
+        "f-DPO with jsd, its default, makes the chosen completions less likely, though the logged accuracy rises."),
     "half of jsd": Mistake(((JSD, "return (math.log(2) + F.logsigmoid(x)) / 2"),),
         "Is there a factor in front of this f, such as the 1/2 of the usual Jensen-Shannon divergence?", DERIVE, SLOPE),
     "TRL's alpha": Mistake(((ALPHA, "return (1 - exp_line(-(1 - alpha) * x)) / max(1 - alpha, 1e-9)"),),
