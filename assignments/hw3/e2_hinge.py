@@ -53,7 +53,8 @@ MISTAKES = {
         "Which pairs have a gradient: those below the corner or those beyond it?", CORNER, FACE),
     "no margin": Mistake(((LOSS, "losses = F.relu(-h)"),),
         "What is your loss while policy and reference are equal? The decorator above the function has its value.",
-        CORNER, FACE, "A hinge run logs a loss of 0 from the first step on, and the policy stays the reference."),
+        CORNER, FACE, "A hinge run has a validation loss of 0 before its first update. No later one is lower, so the "
+        "saved policy is the reference."),
     "beta left out": Mistake(((LOSS, "losses = F.relu(1 - (w - l))"),),
         "At which gap w - l, in nats, does your loss become zero? Try beta 0.1 and beta 1.", CORNER, FACE,
         "The flag --beta has no effect on how far a hinge run goes: each pair is left alone from a gap of 1 nat on."),
