@@ -19,7 +19,6 @@ and the answer a list with one entry for each probe: {"arrays": {name: array}, "
 or {"error": one line}.
 """
 import contextlib
-import ctypes
 import gc
 import importlib
 import os
@@ -32,16 +31,15 @@ import time
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+import confine
 import numpy as np
 import torch
 import torch._dynamo    # imported by the first optimizer, which takes seconds: here once
 import wire
 
-BYTES, PROCESSES, FILE_BYTES = 3 << 30, 16, 1 << 20
-NEWNS, NEWUSER, NEWPID, NEWNET, NEWIPC = 0x20000, 0x10000000, 0x20000000, 0x40000000, 0x08000000
-SUBREAPER = 36
-libc = ctypes.CDLL(None, use_errno=True)
+BYTES, SUBREAPER = 3 << 30, 36
+# sys.path begins with the folder of this file; shared libraries may lie in `lib`
+LIBRARIES = [path for path in (*sys.path[1:], f"{sys.base_prefix}/lib") if Path(path).is_dir()]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # in the fork: run the code
@@ -120,28 +118,6 @@ def run_job(job):
     module = load(job)
     return [run_probe(space["run"], module, probe, job["file"]) for probe in job["probes"]]
 
-def confine(seconds):
-    """No network, no other processes, no privileges, small limits. What the system does not allow is left out."""
-    os.setsid()
-    spaces = NEWNET | NEWIPC | NEWPID | (0 if os.getuid() == 0 else NEWUSER)
-    alone = libc.unshare(spaces) == 0
-    if alone:    # the new process namespace begins with the next child: its end is the end of all that it started
-        pid = os.fork()
-        if pid:
-            os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xff)
-    limit = lambda what, n: resource.setrlimit(what, (n, n))
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit(resource.RLIMIT_AS, pages * resource.getpagesize() + BYTES)
-    limit(resource.RLIMIT_CPU, seconds)
-    limit(resource.RLIMIT_FSIZE, FILE_BYTES)
-    limit(resource.RLIMIT_CORE, 0)
-    if os.getuid() == 0:
-        os.setgroups([])
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
-    with contextlib.suppress(ValueError, OSError):
-        limit(resource.RLIMIT_NPROC, PROCESSES if alone or os.getuid() == 65534 else 4096)
-
 def in_fork(job, pipe, trusted):
     """The life of the fork. It writes its results to the pipe and ends."""
     try:
@@ -153,7 +129,7 @@ def in_fork(job, pipe, trusted):
         os.environ.update(HOME=job["tree"], OMP_NUM_THREADS="1", MPLBACKEND="Agg", HF_HUB_OFFLINE="1")
         sys.dont_write_bytecode = True
         if not trusted:
-            confine(job["seconds"])
+            confine.confine(job["seconds"], BYTES, [job["tree"], *LIBRARIES])
         data = wire.pack(run_job(job))
     except BaseException as error:    # noqa: B902
         data = wire.pack([{"error": one_line(error, job["file"])}] * len(job["probes"]))
@@ -212,8 +188,8 @@ def watch(pipe, seconds):
             return None, f"did not end within {seconds} s"
         if sum(alive.values()) > 2 * BYTES:
             return None, f"took more than {BYTES >> 30} GB of memory"
-        if len(alive) > PROCESSES:
-            return None, f"started more than {PROCESSES} processes"
+        if len(alive) > confine.PROCESSES:
+            return None, f"started more than {confine.PROCESSES} processes"
 
 def handle(job):
     """Runs a job in a fork: bytes of the answer."""
@@ -265,7 +241,7 @@ def serve():
     torch.set_num_threads(1)
     import_all()
     import_libraries(sys.argv[1])
-    libc.prctl(SUBREAPER, 1, 0, 0, 0)
+    confine.libc.prctl(SUBREAPER, 1, 0, 0, 0)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     os.set_inheritable(answers.fileno(), False)
