@@ -10,23 +10,19 @@ and on its alternatives and fail on the fault. The teacher reads the cause. Catc
 gives a bonus of a tenth of a point each.
 """
 import argparse
+import contextlib
 import json
-import os
 import random
-import resource
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from assignments import graft
 from assignments.exercise import HOMEWORKS, exercises
-from assignments.grade import clean_copy
+from assignments.grade import Worker, clean_copy
 
-SECONDS, BYTES = 60, 6 << 30    # of one run of the student's tests
-OTHERS = 4                      # mistakes of each function, besides the planted one, that count for the bonus
+SECONDS = 60    # for one run of the student's tests
+OTHERS = 4      # mistakes of each function, besides the planted one, that count for the bonus
 
 def chosen(homework, seed, n):
     """n (exercise, name of a mistake) with a symptom, each in another function, drawn by the seed."""
@@ -65,30 +61,6 @@ test_hunt.py holds pytest tests with fixed seeds. They must pass on the right co
 each fault. `python -m pytest test_hunt.py` runs them here, where some of them should fail.
 """
 
-def limits():
-    """Set in the process that runs the student's tests."""
-    os.setsid()
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-def passes(tests, folder):
-    """Whether the tests pass in a copy. They run in a process of their own, with limits and an empty environment."""
-    shutil.copy(tests, folder / "test_hunt.py")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "test_hunt.py"]
-    env = {"PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1", "HOME": str(folder)}
-    process = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, preexec_fn=limits)
-    try:
-        return process.wait(timeout=SECONDS) == 0
-    except subprocess.TimeoutExpired:
-        return False
-    finally:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        process.wait()
-
 def read_found(folder):
     """number -> place, from found.json; {} if it cannot be read."""
     try:
@@ -97,18 +69,45 @@ def read_found(folder):
     except (OSError, ValueError, AttributeError):
         return {}
 
+DRIVER = """
+def run(module, probe):
+    import os
+    import pytest
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    return {"status": int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "test_hunt.py"]))}
+"""
+
 class Copies:
-    """Clean copies for the tests of a submission. on(exercise, text): whether they pass with that text of its file."""
-    def __init__(self, tests, work):
-        self.tests, self.work = tests, Path(work)
+    """Clean copies with the tests of a submission, which run in a worker, as the code of a homework does."""
+    def __init__(self, work):
+        self.work = Path(work)
+        self.work.chmod(0o755)    # the worker may run them as nobody
         self.base = clean_copy(self.work / "clean")
+        self.worker = Worker(self.base)
+        self.use("def test_nothing(): pass")
+        if not self.on():
+            raise SystemExit("pytest does not run in the grader's worker: can any user read this Python environment?")
+
+    def use(self, tests):
+        """Takes the text of a file of tests."""
+        path = self.base / "test_hunt.py"
+        path.write_text(tests)
+        path.chmod(0o644)
 
     def on(self, exercise=None, text=""):
-        folder = Path(tempfile.mkdtemp(dir=self.work)) / "copy"
-        shutil.copytree(self.base, folder)
+        """Whether the tests pass with this text of the exercise's file."""
+        tree = self.work / "copy"
+        shutil.copytree(self.base, tree)
         if exercise is not None:
-            (folder / exercise.file).write_text(text)
-        return passes(self.tests, folder)
+            (tree / exercise.file).write_text(text)
+        job = dict(tree=str(tree), file="test_hunt.py", driver=DRIVER, probes=[{}], seconds=SECONDS, source=None)
+        [entry] = self.worker.run(job)
+        shutil.rmtree(tree)
+        status = entry.get("arrays", {}).get("status")
+        return status is not None and not status.any()
+
+    def close(self):
+        self.worker.close()
 
 def fair(copies, drawn):
     """Whether the tests pass on the right code, and on everything that is right and written otherwise."""
@@ -141,8 +140,8 @@ def grade(homework, seed, n, submission):
         lines.append(f"fault {number}: the place is {'right' if right else 'not right'}")
     if not tests.is_file() or tests.is_symlink():
         return [*lines, "test_hunt.py is missing", f"total  {points} of {3 * n} points"]
-    with tempfile.TemporaryDirectory() as work:
-        copies = Copies(tests, work)
+    with tempfile.TemporaryDirectory() as work, contextlib.closing(Copies(work)) as copies:
+        copies.use(tests.read_text(errors="replace"))
         if not fair(copies, drawn):
             return [*lines, "the tests fail on right code", f"total  {points} of {3 * n} points"]
         caught, others = catches(copies, drawn)
