@@ -45,8 +45,7 @@ class Worker:
         try:
             self.process.stdin.write(wire.frame(wire.pack(job)))
             self.process.stdin.flush()
-            head = self.process.stdout.read(8)
-            entries = wire.unpack(self.process.stdout.read(int.from_bytes(head, "little")))
+            entries = wire.unpack(wire.read(self.process.stdout))
         except (OSError, ValueError):
             entries = None
         if not well_formed(entries, len(job["probes"])):

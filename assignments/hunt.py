@@ -10,16 +10,14 @@ and on its alternatives and fail on the fault. The teacher reads the cause. Catc
 gives a bonus of a tenth of a point each.
 """
 import argparse
-import contextlib
 import json
 import random
 import shutil
-import tempfile
 from pathlib import Path
 
 from assignments import graft
 from assignments.exercise import HOMEWORKS, exercises
-from assignments.grade import Worker, clean_copy
+from assignments.grade import Grader, clean_copy, submitted_text
 
 SECONDS = 60    # for one run of the student's tests
 OTHERS = 4      # mistakes of each function, besides the planted one, that count for the bonus
@@ -77,55 +75,32 @@ def run(module, probe):
     return {"status": int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "test_hunt.py"]))}
 """
 
-class Copies:
-    """Clean copies with the tests of a submission, which run in a worker, as the code of a homework does."""
-    def __init__(self, work):
-        self.work = Path(work)
-        self.work.chmod(0o755)    # the worker may run them as nobody
-        self.base = clean_copy(self.work / "clean")
-        self.worker = Worker(self.base)
-        self.use("def test_nothing(): pass")
-        if not self.on():
-            raise SystemExit("pytest does not run in the grader's worker: can any user read this Python environment?")
+def passes(grader, tests, exercise=None, text=""):
+    """Whether tests, given as text, pass in a clean copy with this text of the exercise's file. A worker runs them."""
+    tree = grader.folder / "hunt"
+    shutil.copytree(grader.base, tree)
+    (tree / "test_hunt.py").write_text(tests)
+    (tree / "test_hunt.py").chmod(0o644)
+    if exercise is not None:
+        (tree / exercise.file).write_text(text)
+    job = dict(tree=str(tree), file="test_hunt.py", driver=DRIVER, probes=[{}], seconds=SECONDS, source=None)
+    [entry] = grader.worker.run(job)
+    shutil.rmtree(tree)
+    status = entry.get("arrays", {}).get("status")
+    return status is not None and not status.any()
 
-    def use(self, tests):
-        """Takes the text of a file of tests."""
-        path = self.base / "test_hunt.py"
-        path.write_text(tests)
-        path.chmod(0o644)
-
-    def on(self, exercise=None, text=""):
-        """Whether the tests pass with this text of the exercise's file."""
-        tree = self.work / "copy"
-        shutil.copytree(self.base, tree)
-        if exercise is not None:
-            (tree / exercise.file).write_text(text)
-        job = dict(tree=str(tree), file="test_hunt.py", driver=DRIVER, probes=[{}], seconds=SECONDS, source=None)
-        [entry] = self.worker.run(job)
-        shutil.rmtree(tree)
-        status = entry.get("arrays", {}).get("status")
-        return status is not None and not status.any()
-
-    def close(self):
-        self.worker.close()
-
-def fair(copies, drawn):
+def fair(grader, tests, drawn):
     """Whether the tests pass on the right code, and on everything that is right and written otherwise."""
-    if not copies.on():
-        return False
-    for exercise, _ in drawn:
-        for name in exercise.alternatives:
-            if not copies.on(exercise, exercise.with_alternative(name)):
-                return False
-    return True
+    right = [(e, e.with_alternative(name)) for e, _ in drawn for name in e.alternatives]
+    return all(passes(grader, tests, *one) for one in [(), *right])
 
-def catches(copies, drawn):
+def catches(grader, tests, drawn):
     """(planted faults, other mistakes) on which the tests fail."""
     caught = others = 0
     for exercise, fault in drawn:
         more = [name for name in exercise.mistakes if name != fault]
         for name in [fault, *more[::max(1, len(more) // OTHERS)][:OTHERS]]:
-            seen = not copies.on(exercise, exercise.with_mistake(name))
+            seen = not passes(grader, tests, exercise, exercise.with_mistake(name))
             caught += seen and name == fault
             others += seen and name != fault
     return caught, others
@@ -133,18 +108,21 @@ def catches(copies, drawn):
 def grade(homework, seed, n, submission):
     """The report of a submission, line by line."""
     submission, drawn, points, lines = Path(submission), chosen(homework, seed, n), 0, []
-    places, tests = read_found(submission), submission / "test_hunt.py"
+    places = read_found(submission)
     for number, (exercise, _) in enumerate(drawn, 1):
         right = places.get(str(number)) in exercise.targets
         points += right
         lines.append(f"fault {number}: the place is {'right' if right else 'not right'}")
-    if not tests.is_file() or tests.is_symlink():
-        return [*lines, "test_hunt.py is missing", f"total  {points} of {3 * n} points"]
-    with tempfile.TemporaryDirectory() as work, contextlib.closing(Copies(work)) as copies:
-        copies.use(tests.read_text(errors="replace"))
-        if not fair(copies, drawn):
+    try:
+        tests = submitted_text(submission, "test_hunt.py")
+    except graft.Unreadable as e:
+        return [*lines, str(e), f"total  {points} of {3 * n} points"]
+    with Grader(homework, seed) as grader:
+        if not passes(grader, "def test_nothing(): pass"):
+            raise SystemExit("pytest does not run in the grader's worker: can any user read this Python environment?")
+        if not fair(grader, tests, drawn):
             return [*lines, "the tests fail on right code", f"total  {points} of {3 * n} points"]
-        caught, others = catches(copies, drawn)
+        caught, others = catches(grader, tests, drawn)
     lines.append(f"the tests catch {caught} of {n} planted faults, and {others} other mistakes")
     return [*lines, f"total  {points + 2 * caught} of {3 * n} points, bonus {others / 10:.1f}"]
 

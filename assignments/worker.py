@@ -3,10 +3,9 @@ The process that runs a student's code: it receives inputs and returns arrays, a
 
     python worker.py TREE    (started by grade.py; speaks the messages of wire.py on stdin and stdout)
 
-It imports torch, and what the project in TREE imports, once. Each job runs in a fork of it: in a session of its own,
-without network where the system allows it, as `nobody` where the grader is root, with limits on CPU time, memory,
-processes and file size. The parent of the fork watches memory and time from outside and kills everything that the job
-started. A job is
+It imports torch, and what the project in TREE imports, once. Each job runs in a fork of it, which is confined
+(confine.py). The parent of the fork watches memory and time from outside and kills everything that the job started. A
+job is
 
     tree     the folder of a clean copy of the project with the student's functions
     file     the file of the functions
@@ -25,7 +24,6 @@ import os
 import resource
 import select
 import signal
-import struct
 import sys
 import time
 import traceback
@@ -210,42 +208,33 @@ def handle(job):
     line = broken or "the process ended without a result (a crash, exit(), or a limit on CPU time or memory)"
     return wire.pack([{"error": line}] * len(job["probes"]))
 
-def receive(stream):
-    """One frame, or None at the end."""
-    head = stream.read(8)
-    return stream.read(struct.unpack("<Q", head)[0]) if len(head) == 8 else None
+def preload(tree):
+    """
+    Imports the standard library, and what the project's files import, without keeping the project itself.
 
-def import_all():
-    """Imports the standard library: a job may not be allowed to read its folder."""
+    A job then starts at once. As nobody it may not be able to read a module later, where confine.py cannot help.
+    """
     skipped = {"antigravity", "this", "idlelib", "turtle", "turtledemo", "tkinter", "lib2to3", "ensurepip", "venv"}
-    for name in [*sorted(sys.stdlib_module_names - skipped), "encodings.idna"]:
-        if name == "__future__" or not name.startswith("_"):
-            with contextlib.suppress(BaseException):    # noqa: B902
-                importlib.import_module(name)
-
-def import_libraries(tree):
-    """Imports what the project's files import, without the project: a job may not be allowed to read site-packages."""
+    library = [name for name in sorted(sys.stdlib_module_names - skipped) if not name.startswith("_")]
+    files = [path.relative_to(tree).with_suffix("").parts for path in sorted(Path(tree).rglob("*.py"))]
     sys.path.insert(0, tree)
-    names = [path.relative_to(tree).with_suffix("").parts for path in sorted(Path(tree).rglob("*.py"))]
-    for parts in names:
+    for name in ["__future__", "encodings.idna", *library, *map(".".join, files)]:
         with contextlib.suppress(BaseException):    # noqa: B902
-            importlib.import_module(".".join(parts))
+            importlib.import_module(name)
     sys.path.pop(0)
-    project = {parts[0] for parts in names}
-    for name in list(sys.modules):
-        if name.split(".")[0] in project:
-            del sys.modules[name]
+    project = {parts[0] for parts in files}
+    for name in [name for name in sys.modules if name.split(".")[0] in project]:
+        del sys.modules[name]
     gc.collect()
 
 def serve():
     torch.set_num_threads(1)
-    import_all()
-    import_libraries(sys.argv[1])
+    preload(sys.argv[1])
     confine.libc.prctl(SUBREAPER, 1, 0, 0, 0)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     os.set_inheritable(answers.fileno(), False)
-    while (data := receive(sys.stdin.buffer)) is not None:
+    while data := wire.read(sys.stdin.buffer):
         answers.write(wire.frame(handle(wire.unpack(data))))    # without a name: the next job is a fork of this process
         answers.flush()
 

@@ -1,5 +1,10 @@
 """The course in a box: making a copy, running a student's code, recognizing mistakes, and attacks on the grader."""
 import json
+import os
+import subprocess
+import sys
+import tempfile
+import venv
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +14,7 @@ import pytest
 
 from assignments import check, grade, graft, hunt, make, platforms, recognize, wire
 from assignments.exercise import HOMEWORKS, ROOT, Mistake, exercises
-from assignments.grade import Grader, clean_copy, ignored, key_of
+from assignments.grade import Grader, Worker, clean_copy, ignored, key_of
 
 DPO = next(e for e in exercises("hw2") if e.targets == ("losses.py:dpo",))
 RIGHT = "w, l, h = log_ratios(pairs, beta)\n    return with_rewards(F.softplus(-h), beta, w, l)"
@@ -349,6 +354,75 @@ def test_code_that_cheats_gains_nothing(submit, body):
     """Expected values, points and hints exist only in the parent, which compares plain arrays."""
     one = submit(body)
     assert one.points == 0 and "AssertionError" not in one.says[0], one.says
+
+@pytest.fixture(scope="module")
+def namespaces():
+    """Skips a test where the system does not allow a job its own view of the file system."""
+    code = ("import os, sys; from assignments import confine; "
+            "sys.exit(not (confine.namespaces([]) and os.statvfs('/').f_flag & os.ST_RDONLY))")
+    if subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode:
+        pytest.skip("no mount namespaces here")
+
+def test_code_leaves_nothing_on_the_disk(submit, namespaces):
+    """A file would be there for the next student's code, and many of them would fill the disk."""
+    places = ("/tmp", "/var/tmp", "/dev/shm")
+    write = f"for place in {places}:\n        open(place + '/nanopref-was-here', 'w').write('x')\n    "
+    assert submit(write + RIGHT).points == DPO.points
+    assert not any(Path(place, "nanopref-was-here").exists() for place in places)
+    assert "No space" in submit("for i in range(20):\n        open(f'/tmp/{i}', 'wb').write(bytes(1 << 20))").says[0]
+    read_only = "import os\n    assert os.statvfs('/').f_flag & os.ST_RDONLY\n    "
+    assert submit(read_only + RIGHT).points == DPO.points
+
+def test_code_cannot_undo_its_confinement(submit, namespaces):
+    """As a user other than root, it has all capabilities in a new user namespace until they are given up."""
+    undo = "assert libc.umount2(b'/tmp', 2) == libc.mount(None, b'/', None, 0x1020, None) == -1\n    "
+    deeper = "libc.unshare(0x10020000)\n    "    # a user and a mount namespace below those of the job
+    one = submit("import ctypes\n    libc = ctypes.CDLL(None)\n    " + undo + deeper + undo + RIGHT)
+    assert one.points == DPO.points, one.says
+
+def entry_of(code, python, monkeypatch):
+    """What a worker that `python` starts returns for a function f with this code."""
+    with tempfile.TemporaryDirectory() as tree:
+        Path(tree).chmod(0o755)
+        (Path(tree) / "late.py").write_text(f"def f():\n    {code}\n")
+        (Path(tree) / "late.py").chmod(0o644)
+        monkeypatch.setattr(sys, "executable", str(python))
+        worker = Worker(tree)
+        job = dict(tree=tree, file="late.py", driver="def run(module, probe): return {'y': module.f()}", probes=[{}],
+                   seconds=60, source=None)
+        try:
+            return worker.run(job)[0]
+        finally:
+            worker.close()
+
+@pytest.mark.slow
+def test_a_private_environment_can_be_imported_from(tmp_path, monkeypatch, namespaces):
+    """As root, the code is run as nobody, who may not enter /root: a first import of a library would be an error."""
+    private = tmp_path / "private"
+    venv.create(private, symlinks=True)
+    [site] = private.glob("lib/python*/site-packages")
+    (site / "ours.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    (site / "rare_library").mkdir()
+    (site / "rare_library" / "part.py").write_text("y = 3.0")
+    private.chmod(0o700)
+    python = private / "bin" / "python"
+    entry = entry_of("from rare_library.part import y; import xml.dom.pulldom; return y", python, monkeypatch)
+    assert entry.get("arrays") == {"y": 3.0}, entry
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how, user", [("--bounding-set -sys_admin", 65534), ("--bounding-set -all", 0),
+                                       ("--reuid=1000 --regid=1000 --clear-groups", 1000)],
+                         ids=["a container", "no capabilities", "not root"])
+def test_grading_works_with_fewer_privileges(how, user, tmp_path, monkeypatch):
+    """What the system does not allow is left out. It must not end in an error that a student gets."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec setpriv {how} {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    if os.getuid() or subprocess.run([python, "-c", "import torch"], cwd="/", capture_output=True).returncode:
+        pytest.skip("needs root, setpriv, and a Python environment that the user may read")
+    code = "import os; open('/tmp/x', 'w').close(); os.remove('/tmp/x'); return os.getuid()"
+    entry = entry_of(code, python, monkeypatch)
+    assert entry.get("arrays") == {"y": user}, entry
 
 def test_a_copy_that_is_changed_at_once_runs_as_changed(tmp_path):
     """Bytecode is checked by second and size as a rule: a fault of the same length would not be in the copy."""
