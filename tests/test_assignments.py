@@ -358,17 +358,20 @@ def test_code_that_cheats_gains_nothing(submit, body):
 @pytest.fixture(scope="module")
 def namespaces():
     """Skips a test where the system does not allow a job its own view of the file system."""
-    code = ("import os, sys; from assignments import confine; "
-            "sys.exit(not (confine.namespaces([]) and os.statvfs('/').f_flag & os.ST_RDONLY))")
-    if subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode:
-        pytest.skip("no mount namespaces here")
+    root = "" if os.getuid() == 0 else "--map-root-user"
+    mounts = subprocess.run(f"unshare {root} --mount mount -t tmpfs none /tmp", shell=True, capture_output=True)
+    if mounts.returncode or tuple(map(int, os.uname().release.split(".")[:2])) < (5, 12):
+        pytest.skip("needs Linux 5.12 and mount namespaces")
 
 def test_code_leaves_nothing_on_the_disk(submit, namespaces):
     """A file would be there for the next student's code, and many of them would fill the disk."""
     places = ("/tmp", "/var/tmp", "/dev/shm")
     write = f"for place in {places}:\n        open(place + '/nanopref-was-here', 'w').write('x')\n    "
     assert submit(write + RIGHT).points == DPO.points
-    assert not any(Path(place, "nanopref-was-here").exists() for place in places)
+    left = [path for place in places if (path := Path(place, "nanopref-was-here")).exists()]
+    for path in left:
+        path.unlink()
+    assert not left
     assert "No space" in submit("for i in range(20):\n        open(f'/tmp/{i}', 'wb').write(bytes(1 << 20))").says[0]
     read_only = "import os\n    assert os.statvfs('/').f_flag & os.ST_RDONLY\n    "
     assert submit(read_only + RIGHT).points == DPO.points
