@@ -40,6 +40,11 @@ def find(tree, qualname):
         body = next((node.body for node in body if isinstance(node, ast.ClassDef) and node.name == part), [])
     return next((node for node in reversed(body) if isinstance(node, FUNCTION) and node.name == name), None)
 
+def is_docstring(body):
+    """Whether a list of statements begins with a string."""
+    first = body[0].value if body and isinstance(body[0], ast.Expr) else None
+    return isinstance(first, ast.Constant) and isinstance(first.value, str)
+
 def first_line(node):
     """The line, from 1, on which a statement begins: that of its first decorator, if there is one."""
     return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
@@ -77,16 +82,16 @@ def put(text, qualname, function, before=""):
 def blank(text, qualname, message, hidden=()):
     """The file with a function's body replaced by its docstring, less the hidden lines, and NotImplementedError."""
     node, lines = find(tree_of(text), qualname), lines_of(text)
-    first, body = node.body[0], []
-    indent = " " * first.col_offset
-    if is_docstring(node.body):
-        body = [line for line in lines[first.lineno - 1:first.end_lineno] if not any(text in line for text in hidden)]
-    body.append(f"{indent}raise NotImplementedError({message!r})")
-    start = lines[:first.lineno - 1]
-    if first.lineno == node.lineno:    # def f(x): return x
-        start = [*lines[:first.lineno - 1], lines[first.lineno - 1][:first.col_offset].rstrip()]
-        body = [f"{' ' * (node.col_offset + 4)}{line.strip()}" for line in body[-1:]]
-    return "\n".join([*start, *body, *lines[node.end_lineno:]]) + "\n"
+    first, docstring = node.body[0], []
+    start, indent = lines[:first.lineno - 1], lines[first.lineno - 1][:first.col_offset]
+    if indent.strip():    # def f(x): return x
+        start.append(indent.rstrip())
+        indent = " " * (node.col_offset + 4)
+    elif is_docstring(node.body):
+        docstring = lines[first.lineno - 1:first.end_lineno]
+    docstring = [line for line in docstring if not any(text in line for text in hidden)]
+    raises = f"{indent}raise NotImplementedError({message!r})"
+    return "\n".join([*start, *docstring, raises, *lines[node.end_lineno:]]) + "\n"
 
 def edited(text, qualnames, edits):
     """The file with each right text replaced by the wrong one, which stands exactly once in one of the functions."""
@@ -158,11 +163,6 @@ def with_future(text, submitted):
     body, lines = tree_of(text).body, lines_of(text)
     at = body[0].end_lineno if is_docstring(body) else 0
     return "\n".join([*lines[:at], *future, *lines[at:]]) + "\n"
-
-def is_docstring(body):
-    """Whether a list of statements begins with a string."""
-    first = body[0].value if body and isinstance(body[0], ast.Expr) else None
-    return isinstance(first, ast.Constant) and isinstance(first.value, str)
 
 def stripped(node):
     """The structure of a statement without docstrings, to compare two files."""

@@ -121,6 +121,13 @@ def test_bytes_that_are_no_message_are_refused():
         except ValueError:
             pass
 
+def test_a_driver_has_what_run_calls_and_no_more():
+    """A part that several exercises share would be a NameError in the worker; a mistake in the text would be a hint."""
+    space = {}
+    exec(DPO.driver(), space)
+    assert {name for name in space if name != "__builtins__"} == {"pairs_of", "values_and_gradients", "run"}
+    assert set(DPO.run.__code__.co_names) & space.keys() == {"pairs_of", "values_and_gradients"}
+
 # ---------------------------------------------------------------------------------------------------------------------
 # recognition
 
@@ -426,6 +433,12 @@ def test_grading_works_with_fewer_privileges(how, user, tmp_path, monkeypatch):
     code = "import os; open('/tmp/x', 'w').close(); os.remove('/tmp/x'); return os.getuid()"
     entry = entry_of(code, python, monkeypatch)
     assert entry.get("arrays") == {"y": user}, entry
+
+def test_another_system_is_one_line(tmp_path, monkeypatch):
+    """A student's Mac has no /proc: without a check, every exercise would say that its process was killed."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(SystemExit, match="on Linux only"):
+        Worker(tmp_path).run(dict(probes=[]))
 
 def test_a_copy_that_is_changed_at_once_runs_as_changed(tmp_path):
     """Bytecode is checked by second and size as a rule: a fault of the same length would not be in the copy."""
