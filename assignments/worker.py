@@ -228,15 +228,24 @@ def preload(tree):
     gc.collect()
 
 def serve():
+    """
+    A process for each job reads it and answers. The next one is no fork of it, so nothing of a job is in its memory.
+
+    It ends if one of them fails, or finds no more jobs: the grader then starts another worker.
+    """
     torch.set_num_threads(1)
     preload(sys.argv[1])
-    confine.libc.prctl(SUBREAPER, 1, 0, 0, 0)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    os.set_inheritable(answers.fileno(), False)
-    while data := wire.read(sys.stdin.buffer):
-        answers.write(wire.frame(handle(wire.unpack(data))))    # without a name: the next job is a fork of this process
-        answers.flush()
+    while pid := os.fork():
+        if os.waitpid(pid, 0)[1]:
+            return
+    if not (data := wire.read(sys.stdin.buffer)):
+        os._exit(1)
+    confine.libc.prctl(SUBREAPER, 1, 0, 0, 0)
+    answers.write(wire.frame(handle(wire.unpack(data))))
+    answers.flush()
+    os._exit(0)
 
 if __name__ == "__main__":
     serve()

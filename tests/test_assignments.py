@@ -285,7 +285,7 @@ def test_the_originals_body_is_recognized_in_every_variant(homework):
             for name in exercise.variants:
                 varied = exercise.varied(name)
                 few = {"the original": varied.mistakes["the original"]}
-                key = key_of(replace(varied, mistakes=few), grader.trusted, grader.base, 3)
+                key = key_of(replace(varied, mistakes=few), grader.worker, grader.base, 3)
                 assert key.judge(key.wrong["the original"]).mistake == "the original", (exercise.number, name)
                 assert key.judge(key.reference).right and key.apart.holds
 
@@ -433,6 +433,32 @@ def test_grading_works_with_fewer_privileges(how, user, tmp_path, monkeypatch):
     code = "import os; open('/tmp/x', 'w').close(); os.remove('/tmp/x'); return os.getuid()"
     entry = entry_of(code, python, monkeypatch)
     assert entry.get("arrays") == {"y": user}, entry
+
+@pytest.mark.slow
+def test_nothing_of_a_job_is_in_the_memory_of_the_next(tmp_path):
+    """The reference and the mistakes run in the same worker. Their results would be the answer, or a guess at it."""
+    search = """
+import struct
+def f():
+    pattern, found = struct.pack("<d", 1234.5678) * 16, []
+    for line in open("/proc/self/maps"):
+        first, last = (int(x, 16) for x in line.split()[0].split("-"))
+        if "rw-p" in line and last < 1 << 48:
+            with open("/proc/self/mem", "rb", 0) as memory:
+                memory.seek(first)
+                found.append(memory.read(last - first).count(pattern))
+    return [sum(found)]
+"""
+    fill = "import numpy\ndef f():\n    return numpy.full(5000, 1234.5678)\n"
+    job = dict(tree=str(tmp_path), file="f.py", driver="def run(module, probe): return {'y': module.f()}",
+               seconds=60, probes=[{}])
+    worker = Worker(tmp_path)
+    try:
+        assert worker.run(job | dict(source=fill))[0]["arrays"]["y"].shape == (5000,)
+        # ours, as a student's job may not read its own memory
+        assert worker.run(job | dict(source=search))[0]["arrays"]["y"][0] <= 2    # the pattern itself
+    finally:
+        worker.close()
 
 def test_another_system_is_one_line(tmp_path, monkeypatch):
     """A student's Mac has no /proc: without a check, every exercise would say that its process was killed."""
