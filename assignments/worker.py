@@ -3,9 +3,9 @@ The process that runs a student's code: it receives inputs and returns arrays, a
 
     python worker.py TREE    (started by grade.py; speaks the messages of wire.py on stdin and stdout)
 
-It imports torch, and what the project in TREE imports, once. Each job runs in a fork of it, which is confined
-(confine.py). The parent of the fork watches memory and time from outside and kills everything that the job started. A
-job is
+It imports torch, and what the project in TREE imports, once. A fork of it reads a job and runs the student's code in
+another fork, which is confined (confine.py). The first of them watches memory and time from outside, kills everything
+that the job started, and writes the answer. A job is
 
     tree     the folder of a clean copy of the project with the student's functions
     file     the file of the functions
@@ -116,7 +116,7 @@ def run_job(job):
     module = load(job)
     return [run_probe(space["run"], module, probe, job["file"]) for probe in job["probes"]]
 
-def in_fork(job, pipe, trusted):
+def in_fork(job, pipe):
     """The life of the fork. It writes its results to the pipe and ends."""
     try:
         null = os.open(os.devnull, os.O_RDWR)
@@ -126,7 +126,7 @@ def in_fork(job, pipe, trusted):
         os.environ.clear()
         os.environ.update(HOME=job["tree"], OMP_NUM_THREADS="1", MPLBACKEND="Agg", HF_HUB_OFFLINE="1")
         sys.dont_write_bytecode = True
-        if not trusted:
+        if job["source"] is None:
             confine.confine(job["seconds"], BYTES, [job["tree"], *LIBRARIES])
         data = wire.pack(run_job(job))
     except BaseException as error:    # noqa: B902
@@ -191,12 +191,11 @@ def watch(pipe, seconds):
 
 def handle(job):
     """Runs a job in a fork: bytes of the answer."""
-    trusted = job["source"] is not None
     read, write = os.pipe()
     pid = os.fork()
     if not pid:
         os.close(read)
-        in_fork(job, write, trusted)
+        in_fork(job, write)
     os.close(write)
     data, broken = watch(read, job["seconds"])
     os.close(read)
