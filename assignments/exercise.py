@@ -44,8 +44,8 @@ class Exercise:
     probes        probes(rng) -> list of dicts: inputs as float64 arrays, numbers, strings, lists; rng is numpy's.
                   Optional keys: title; rows, a note for each row of the results; same_as, the index of a probe that
                   must give the same result, and differs_in, what differs.
-    run           run(module, probe) -> dict of arrays. It is sent to the worker as text, with the module-level functions
-                  that it calls itself (drivers.py has some), and imports what it uses.
+    run           run(module, probe) -> dict of arrays. It and the functions that it calls itself, such as those of
+                  drivers.py, are sent to the worker as text. It imports what it uses.
     mistakes      name -> Mistake
     alternatives  name -> source of the target that is written otherwise and right
     variants      name -> edits of code and docstring that specify the function otherwise (make.py --variant)
