@@ -5,6 +5,7 @@ L = -log sigmoid(h), h = beta * (w - l), of a batch of pairs.
 """
 import numpy as np
 
+from assignments.drivers import pairs_of, values_and_gradients
 from assignments.exercise import Mistake
 
 TARGETS = ["losses.py:dpo"]
@@ -24,15 +25,8 @@ def probes(rng):
 
 def run(module, probe):
     """Losses, logged rewards, and the gradient of the mean loss with respect to the policy's log-probs."""
-    import torch
-    policy_chosen, policy_rejected, ref_chosen, ref_rejected = probe["values"]
-    policy_chosen.requires_grad_(), policy_rejected.requires_grad_()
-    pairs = module.Pairs(policy_chosen, policy_rejected, ref_chosen, ref_rejected, *probe["lens"])
-    losses, chosen, rejected = module.dpo(pairs, beta=probe["beta"])
-    found = dict(losses=losses, chosen_rewards=chosen, rejected_rewards=rejected,
-                 rewards_carry_no_gradient=[not chosen.requires_grad, not rejected.requires_grad])
-    grads = torch.autograd.grad(losses.mean(), [policy_chosen, policy_rejected])
-    return dict(found, grad_chosen=grads[0], grad_rejected=grads[1])
+    pairs = pairs_of(module, probe)
+    return values_and_gradients(pairs, *module.dpo(pairs, beta=probe["beta"]))
 
 BY_HAND = "test_losses.py::test_dpo_by_hand"
 FAR = "test_losses.py::test_finite_in_float32_with_finite_gradients_far_out"
