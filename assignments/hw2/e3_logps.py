@@ -75,10 +75,13 @@ SLOW, TOKENS = "test_logps.py::test_logps_equal_a_slow_double_loop", "test_logps
 TOKENS += "_and_gather_whatever_the_pieces"
 PLAIN = (FAST, "logps = plain_token_logps(states, model.lm_head.weight, targets)")
 
-def in_gather(name, edits, hint, test=TOKENS, symptom=""):
-    """A mistake of gather_logps: in a copy that calls it for each completion, and in one that uses the fast way."""
+def in_gather(name, edits, hint, test=TOKENS, symptom="", elsewhere=None):
+    """
+    A mistake of gather_logps: in a copy that calls it for each completion, and in one that uses the fast way.
+    elsewhere: the test that sees the second, if it is another one.
+    """
     return {name: Mistake((*edits, PLAIN), hint, ONE, test, symptom),
-            f"{name}, and the fast way elsewhere": Mistake(edits, hint, ONE, test)}
+            f"{name}, and the fast way elsewhere": Mistake(edits, hint, ONE, test if elsewhere is None else elsewhere)}
 
 MASK_HINT = "Whose prediction does column t of your result hold? Is the mask that you use that of the same token?"
 COUNT_HINT = "What is counted in lens? Compare it with the number of numbers that you add up."
@@ -97,7 +100,7 @@ MISTAKES = {
         "Which dtype do you return for logits in float64? Read the docstring's last words.", ""),
     **in_gather("bfloat16 stays", ((FLOAT, FLOAT.replace("logits.dtype != torch.float64", "False")),),
         "How many digits has a number in bfloat16, and how many tokens do you add up?",
-        "test_logps.py::test_logps_are_float32_under_bfloat16_autocast"),
+        "test_logps.py::test_logps_are_float32_under_bfloat16_autocast", elsewhere=""),
     **in_gather("the sign of a loss", ((PICK, PICK.replace("return ", "return -")),),
         "Is your function a log-probability or a loss? A log-probability is never above 0."),
     "the mask is not shifted": Mistake(((MASKED, "mask = completion_mask[:, :-1]  "),), MASK_HINT, MASK, SLOW,
