@@ -306,6 +306,9 @@ def write_nbgrader(homework, out, variant):
 
 # ---------------------------------------------------------------------------------------------------------------------
 
+ONLY = dict(submissions=["csv"], resume=["csv"], submission=["results"], repository=["classroom"],
+            commit=["classroom"], seed=["csv", "results"])    # flags that the other platforms have no use for
+
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("platform", choices=["csv", "gradescope", "classroom", "nbgrader", "results"], help="what to write")
@@ -315,7 +318,7 @@ def get_args(argv=None):
     p.add_argument("--resume", action="store_true", help="csv: keep the rows of --out and grade the others")
     p.add_argument("--submission", help="results: the folder of one student")
     p.add_argument("--repository", help="classroom: where the grader is, as OWNER/REPOSITORY")
-    p.add_argument("--commit", default="main", help="classroom: the commit to grade with")
+    p.add_argument("--commit", help="classroom: the commit to grade with; main if not given")
     p.add_argument("--variant", type=int, help="the seed that the homework was made with")
     p.add_argument("--seed", type=int, help="of the inputs; drawn if not given")
     args = p.parse_args(argv)
@@ -324,8 +327,9 @@ def get_args(argv=None):
             p.error(f"{platform} needs --{flag}, a folder with what was handed in")
     if args.platform == "classroom" and args.repository is None:
         p.error("classroom needs --repository, where the grader is, as OWNER/REPOSITORY")
-    if args.resume and args.platform != "csv":
-        p.error("--resume is for csv only")
+    for flag, platforms in ONLY.items():
+        if getattr(args, flag) not in (None, False) and args.platform not in platforms:
+            p.error(f"--{flag} is for {' and '.join(platforms)} only")
     return args
 
 def main(argv=None):
@@ -339,7 +343,7 @@ def main(argv=None):
     if args.platform == "gradescope":
         return write_gradescope(args.homework, args.out, args.variant)
     if args.platform == "classroom":
-        return write_classroom(args.homework, args.out, args.repository, args.commit, args.variant)
+        return write_classroom(args.homework, args.out, args.repository, args.commit or "main", args.variant)
     if args.platform == "nbgrader":
         return write_nbgrader(args.homework, args.out, args.variant)
     seed = secrets.randbelow(2 ** 31) if args.seed is None else args.seed
