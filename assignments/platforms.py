@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import lzma
+import re
 import secrets
 import stat
 import tempfile
@@ -73,7 +74,7 @@ def opened(path, scratch, files):
     if path.is_symlink():
         raise SystemExit(f"{path.name}: a link; links are not followed")
     if not path.is_dir() and not is_zip(path):
-        raise SystemExit(f"{path.name}: neither a folder nor a .zip. Unpack it by hand, or ask for a .zip")
+        raise SystemExit(f"{path.name}: neither a folder nor a .zip. Put its files into a folder, or ask for a .zip")
     if path.is_dir():
         try:
             folder, others = home(path, files)
@@ -119,8 +120,17 @@ def shown(text):
     return "".join(s if s.isprintable() else s.encode("unicode_escape").decode() for s in text[:2000])
 
 def for_spreadsheet(text):
-    """A spreadsheet runs a cell that begins with one of these signs as a formula. A quote makes it text."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    """
+    The text as a cell that no spreadsheet runs as a formula: a quote stands before the sign that begins one.
+
+    In some countries a spreadsheet splits cells at a semicolon, so a formula may begin behind one too.
+    """
+    text = re.sub(r";(?=[\s\"]*[=+\-@])", ";'", text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "'")) else text
+
+def name_of(path):
+    """The first cell of a submission's row. No two names in a folder give the same."""
+    return for_spreadsheet(shown(path.name.replace("\\", "\\\\")))
 
 def remarks_of(graded, lines):
     """All that is said, as one cell. Exercises with the same line share it."""
@@ -142,7 +152,7 @@ def row_of(grader, path):
         grader.worker.close()
     points = {one.number: one.points for one in graded}
     each = [points.get(exercise.number, 0) for exercise in grader.exercises]
-    return [for_spreadsheet(shown(path.name)), *each, sum(each), for_spreadsheet(remarks_of(graded, lines))]
+    return [name_of(path), *each, sum(each), for_spreadsheet(remarks_of(graded, lines))]
 
 def rows_of(out, head):
     """The complete rows of a CSV that an earlier call began. Raises SystemExit if it is of something else."""
@@ -162,7 +172,7 @@ def write_csv(grader, submissions, out, resume=False):
     paths = sorted(p for p in Path(submissions).iterdir()
                    if not p.name.startswith((".", "__MACOSX")) and p.resolve() != Path(out).resolve())
     there = {row[0] for row in rows}
-    left = [path for path in paths if for_spreadsheet(shown(path.name)) not in there]
+    left = [path for path in paths if name_of(path) not in there]
     for exercise in grader.exercises if left else ():
         grader.key(exercise)    # a grader that does not work here ends here, not in each row
     with open(out, "w", newline="", encoding="utf-8-sig") as f:    # without the sign, Excel takes UTF-8 for Latin-1

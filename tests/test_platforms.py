@@ -114,6 +114,8 @@ def test_no_cell_is_a_formula_and_no_two_names_are_one():
     """A spreadsheet runs "=cmd|..." when the teacher opens the file."""
     assert platforms.for_spreadsheet("=cmd|' /C calc'!A0") == "'=cmd|' /C calc'!A0"
     assert all(platforms.for_spreadsheet(sign + "1")[0] == "'" for sign in "=+-@")
+    assert platforms.for_spreadsheet('x; "=1"') == "x;' \"=1\"" and platforms.for_spreadsheet("x; y - 1") == "x; y - 1"
+    assert len({platforms.name_of(Path(name)) for name in ("a\nb", "a\\nb", "a\\\nb", "=a", "'=a", "a")}) == 6
     assert platforms.shown("a\nb") == "a\\nb" and platforms.shown("ü \udcef").encode() == "ü \\udcef".encode()
 
 class Breaks:
