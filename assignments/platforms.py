@@ -269,7 +269,8 @@ def write_classroom(homework, out, repository, commit, variant):
     print(f"{out}: put it into .github/workflows of the template repository, beside the students' files")
 
 START = """import json, os, secrets, subprocess, sys, tempfile
-grader = os.environ.get("NANOPREF", {root!r})    # a clone of nanoPref; set NANOPREF if yours is elsewhere
+grader = os.environ.get("NANOPREF", {root!r})
+assert os.path.isdir(grader), f"{{grader}} is not here: set the variable NANOPREF to the folder of a clone of nanoPref"
 with tempfile.NamedTemporaryFile(suffix=".json") as found:
     command = [sys.executable, "-m", "assignments.grade", {homework!r}, "--submission", os.getcwd(),
                "--json", found.name, "--seed", str(secrets.randbelow(2 ** 31)){variant}]
