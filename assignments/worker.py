@@ -84,6 +84,8 @@ def one_line(error, file):
     lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(file)]
     where = f" (at: {lines[-1]})" if lines and lines[-1] else ""
     text = " ".join(str(error).split())[:300]
+    if isinstance(error, SystemExit):
+        return f"the code called exit(){where}"
     return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
 
 def run_probe(run, module, probe, file):

@@ -304,7 +304,7 @@ def test_what_an_error_says_can_be_printed(submit):
     assert one.points == 0 and one.says[0].encode() and "\x1b" not in one.says[0]
 
 HOSTILE = [
-    ("def", "not Python"), ("exit(0)", "SystemExit"), ("import os\n    os._exit(0)", "ended without a result"),
+    ("def", "not Python"), ("exit(0)", "called exit()"), ("import os\n    os._exit(0)", "ended without a result"),
     ("import os\n    os.kill(os.getppid(), 9)\n    os._exit(0)", ""),
     ("import ctypes\n    ctypes.string_at(0)", "ended without a result"),
     ("return dpo(pairs, beta=beta)", "RecursionError"),

@@ -167,6 +167,7 @@ LOG_2 = "0.6931471805599453    # log 2: from nats to bits"
 WITHOUT_LAST = "completion_mask = completion_mask & F.pad(completion_mask[:, 1:], (0, 1))    # (N, T): without EOS"
 NO_HEAD, SUMMED = "blocks of a small GPT-2, and prompt and padding do not need it.\n    \"\"\"\n", \
     "per_token = completion_token_logps(model, idx, completion_mask)  # (N, T - 1)\n"
+SHARED = ("EOS included: (logps, lens).",)    # of a docstring
 VARIANTS = {
     "the last token is left out": (
         ("0 outside the mask\n", "0 outside the mask, and 0 for the last token\n"
