@@ -71,7 +71,7 @@ def make_runs(folder):
     hostile (local pairs of HOSTILE), ppo, and the SFT run out/toy/sft. reward is a reward model.
     """
     folder.mkdir()
-    write_pairs(folder / "hostile.jsonl", HOSTILE.values(), 60)
+    write_pairs(folder / "hostile.jsonl", HOSTILE.values(), 30)
     quick = ["--batch_size", "16", "--lr", "1e-2", "--max_steps", "4", "--eval_every", "2", "--n_show", "0"]
     runs = {"dpo": ["--label_noise", "0.25"], "kept": ["--keep_all"], "adapter": ["--adapter", "parallel"],
             "simpo": ["--loss", "simpo"],

@@ -31,6 +31,7 @@ from support import html, layout, rundir
 from support.tables import ROWS
 from support.tokenizers import pieces_of
 
+ALL_EXAMPLES = toy.examples
 RUNS = ("dpo", "kept", "adapter", "simpo", "hostile", "ppo", "out/toy/sft")
 BETAS = {"dpo": 0.1, "kept": 0.1, "adapter": 0.1, "simpo": 1.0, "hostile": 0.1, "ppo": 0.01}
 STEPS = {"kept": ("0", "2", "4")}
@@ -557,6 +558,21 @@ def test_all_text_of_the_data_is_text(page_of):
             assert text.text == side + PIECES.get(kind, HOSTILE[kind]) + "<EOS>"
         seen.add(kind)
     assert seen == set(HOSTILE)
+
+@pytest.mark.slow
+def test_the_main_jobs_page_is_at_most_2_mb(main_sft, pageless, tmp_path, monkeypatch):
+    """A mail takes it, and a browser opens it at once. The main job's texts are longer than those of the runs here."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "examples", ALL_EXAMPLES)
+        shutil.copytree(main_sft, "out/toy/sft")
+        train_pref.main(["--loss", "dpo"])
+        texts = []
+        for _ in range(2):
+            texts.append(Path(pageless(["--run", "out/toy/dpo"])).read_bytes())
+    assert 1e6 < len(texts[0]) <= 2e6 and texts[0] == texts[1]
+    cards = read_page(texts[0].decode()).all("article")
+    assert [card["class"] for card in cards] == ["pair"] * 64 + ["sample"] * 32
 
 # ---------------------------------------------------------------------------------------------------------------------
 # kinds of runs
