@@ -69,7 +69,7 @@ def completion(name, seen, beta, scale, reward=None):
 
 def prompt(text):
     """The prompt above its completions."""
-    return tag("p", escape(text), class_="prompt")
+    return tag("p", escape(text.strip("\n")), class_="prompt")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # cards
