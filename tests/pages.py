@@ -21,6 +21,7 @@ import train_sft
 from model import ScalarGPT
 from rlhf import train_ppo
 
+TOKENIZER = toy.encoding()
 FEW = ("--n_pairs", "8", "--n_samples", "4")
 
 # What a text of the data may hold. All fit into 64 tokens with their
@@ -50,11 +51,10 @@ def fewer(split, n, seed=0, real=toy.examples):
 @contextmanager
 def standing_in(folder):
     """In the folder of the runs: few reviews, the toy world's tokenizer for local files, no pictures."""
-    encoding = toy.encoding()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(toy, "examples", fewer)
-        patch.setattr(data, "get_tokenizer", lambda *args: encoding)
+        patch.setattr(data, "get_tokenizer", lambda *args: TOKENIZER)
         patch.setattr(loop, "plot_curves", lambda folder: None)
         yield
 
