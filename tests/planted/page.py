@@ -35,7 +35,7 @@ FAULTS = {
     "agree and disagree swapped": ("support/layout.py", '"disagree": margin * gap < 0', '"disagree": margin * gap > 0', T + "test_marks_and_keys_of_a_pair_follow_from_its_numbers[dpo]"),
     "filters of another run": ("support/layout.py", "    last = last_view(views)\n    there", "    last = views[-1]\n    there", T + "test_marks_and_filters_of_several_runs_are_those_of_the_first"),
     # text
-    "an unescaped prompt": ("support/layout.py", 'escape(text.strip("\n"))', 'text', T + "test_all_text_of_the_data_is_text"),
+    "an unescaped prompt": ("support/layout.py", 'escape(text.strip("\\n"))', 'text', T + "test_all_text_of_the_data_is_text"),
     "an unescaped token": ("support/html.py", 'tag("b", escape(seen)', 'tag("b", seen', T + "test_all_text_of_the_data_is_text"),
     "an unescaped attribute": ("support/html.py", '="{escape(str(value))}"', '="{value}"', T + "test_all_text_of_the_data_is_text"),
     "text that reorders the page": ("support/html.py", "c in REORDERS or ", "", T + "test_all_text_of_the_data_is_text"),
