@@ -21,6 +21,7 @@ import train_sft
 from model import ScalarGPT
 from rlhf import train_ppo
 
+TOKENIZER = toy.encoding()
 FEW = ("--n_pairs", "8", "--n_samples", "4")
 
 # What a text of the data may hold. All fit into 64 tokens with their
@@ -50,11 +51,10 @@ def fewer(split, n, seed=0, real=toy.examples):
 @contextmanager
 def standing_in(folder):
     """In the folder of the runs: few reviews, the toy world's tokenizer for local files, no pictures."""
-    encoding = toy.encoding()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(toy, "examples", fewer)
-        patch.setattr(data, "get_tokenizer", lambda *args: encoding)
+        patch.setattr(data, "get_tokenizer", lambda *args: TOKENIZER)
         patch.setattr(loop, "plot_curves", lambda folder: None)
         yield
 
@@ -71,7 +71,7 @@ def make_runs(folder):
     hostile (local pairs of HOSTILE), ppo, and the SFT run out/toy/sft. reward is a reward model.
     """
     folder.mkdir()
-    write_pairs(folder / "hostile.jsonl", HOSTILE.values(), 60)
+    write_pairs(folder / "hostile.jsonl", HOSTILE.values(), 30)
     quick = ["--batch_size", "16", "--lr", "1e-2", "--max_steps", "4", "--eval_every", "2", "--n_show", "0"]
     runs = {"dpo": ["--label_noise", "0.25"], "kept": ["--keep_all"], "adapter": ["--adapter", "parallel"],
             "simpo": ["--loss", "simpo"],

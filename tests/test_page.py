@@ -31,6 +31,7 @@ from support import html, layout, rundir
 from support.tables import ROWS
 from support.tokenizers import pieces_of
 
+ALL_EXAMPLES, TOKENIZER = toy.examples, toy.encoding()
 RUNS = ("dpo", "kept", "adapter", "simpo", "hostile", "ppo", "out/toy/sft")
 BETAS = {"dpo": 0.1, "kept": 0.1, "adapter": 0.1, "simpo": 1.0, "hostile": 0.1, "ppo": 0.01}
 STEPS = {"kept": ("0", "2", "4")}
@@ -103,7 +104,7 @@ def shown_pairs(run, n=8):
     if "pairs" in facts:
         rows = sampling.read_pairs(facts["pairs"])["val"]
     else:
-        rows = data.load_rows(facts["args"]["data"], None, toy.encoding(), 64, say=lambda line: None)["val"]
+        rows = data.load_rows(facts["args"]["data"], None, TOKENIZER, 64, say=lambda line: None)["val"]
     rows = [dict(row) for row in rows]
     data.flip_labels(rows, facts["args"]["label_noise"], facts["args"]["seed"])
     return [[rows[len(rows) * i // n][side] for side in ("prompt", "chosen", "rejected")] for i in range(n)]
@@ -146,9 +147,9 @@ NOTE = re.compile(rf"(.*)   token (\d+) of (\d+)\npolicy{MODEL}\nreference{MODEL
 
 def name_of(token):
     """How a token of the toy world is named among the likeliest ones."""
-    if token == toy.encoding().eot_token:
+    if token == TOKENIZER.eot_token:
         return "<EOS>"
-    raw = toy.encoding().decode_single_token_bytes(token)
+    raw = TOKENIZER.decode_single_token_bytes(token)
     if len(raw) == 1 and raw[0] >= 0x80:    # a part of a character: its first byte, or one that cannot begin
         return "\u25ab" if 0xc2 <= raw[0] <= 0xf4 else "\ufffd"
     return raw.decode().strip() or "(white space)"
@@ -161,8 +162,8 @@ def check_model(logp, share, likeliest, log_p, token):
     assert len(listed) == 5
     for (name, share), best in zip(listed, log_p.exp().topk(5).values):
         assert float(share) == pytest.approx(best.item(), rel=0.06)
-        among = [v for v, p in enumerate(log_p.exp().tolist()) if abs(p - best.item()) < 1e-5]
-        assert name in map(name_of, among)
+        among = (log_p.exp() - best).abs() < 1e-5
+        assert name in map(name_of, among.nonzero()[:, 0].tolist())
 
 def check_completion(shown, facts, prompt, completion, models, beta, scale, on_toy):
     """A completion on the page against the two models; returns its log-ratios, (n,)."""
@@ -177,7 +178,7 @@ def check_completion(shown, facts, prompt, completion, models, beta, scale, on_t
         ratio_here = (ours[token] - theirs[token]).item()
         total += ratio_here
         assert (int(place), int(length)) == (t + 1, len(completion))
-        assert name == (pieces_of(toy.encoding(), completion)[t].strip() or "(space)")
+        assert name == (pieces_of(TOKENIZER, completion)[t].strip() or "(space)")
         check_model(p, p_share, p_best, ours, token)
         check_model(r, r_share, r_best, theirs, token)
         assert float(ratio) == pytest.approx(ratio_here, abs=6e-4)
@@ -186,7 +187,7 @@ def check_completion(shown, facts, prompt, completion, models, beta, scale, on_t
         check_color(tokens[t], "p", "n", beta * ratio_here, scale)
         assert (credit is not None) == on_toy
         if on_toy:
-            text = lambda n: toy.encoding().decode(prompt + completion[:n])
+            text = lambda n: TOKENIZER.decode(prompt + completion[:n])
             credit_here = toy.log_odds(text(t + 1)) - toy.log_odds(text(t))
             assert float(credit) == pytest.approx(credit_here, abs=0.006)
             check_color(tokens[t], "t", "f", credit_here, math.log(9))
@@ -461,7 +462,7 @@ def test_the_rewards_below_a_pair_are_the_exact_ones(page_of):
     """Chosen is the one with the higher reward, unless the label was flipped."""
     for card, (prompt, *sides) in zip(page_of("dpo").all("article", cls="pair"), shown_pairs("dpo")):
         shown = [float(re.search(r"reward ([\d.]+)", facts.text)[1]) for _, facts in texts_of(card)]
-        want = [toy.reward(toy.encoding().decode(prompt + side)) for side in sides]
+        want = [toy.reward(TOKENIZER.decode(prompt + side)) for side in sides]
         assert shown == pytest.approx(want, abs=6e-4)
         assert (shown[0] < shown[1]) == ("flipped" in card["data-marks"])
 
@@ -558,6 +559,21 @@ def test_all_text_of_the_data_is_text(page_of):
         seen.add(kind)
     assert seen == set(HOSTILE)
 
+@pytest.mark.slow
+def test_the_main_jobs_page_is_at_most_2_mb(main_sft, pageless, tmp_path, monkeypatch):
+    """A mail takes it, and a browser opens it at once. The main job's texts are longer than those of the runs here."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "examples", ALL_EXAMPLES)
+        shutil.copytree(main_sft, "out/toy/sft")
+        train_pref.main(["--loss", "dpo"])
+        texts = []
+        for _ in range(2):
+            texts.append(Path(pageless(["--run", "out/toy/dpo"])).read_bytes())
+    assert 1e6 < len(texts[0]) <= 2e6 and texts[0] == texts[1]
+    cards = read_page(texts[0].decode()).all("article")
+    assert [card["class"] for card in cards] == ["pair"] * 64 + ["sample"] * 32
+
 # ---------------------------------------------------------------------------------------------------------------------
 # kinds of runs
 
@@ -606,12 +622,12 @@ def test_kept_steps_are_views_of_a_slider(page_of):
         assert all(float(facts["data-logratio"]) == 0 for _, facts in texts_of(views[0]))
         assert all(float(facts["data-logratio"]) != 0 for _, facts in texts_of(views[1])[:1])
     records = json.loads(Path("kept/eval.json").read_text())["samples"][:4]
-    prompts = [toy.encoding().encode_ordinary(record["prompt"]) for record in records]
+    prompts = [TOKENIZER.encode_ordinary(record["prompt"]) for record in records]
     for number, step in enumerate(STEPS["kept"]):
         want = [record["after"] for record in records]
         if int(step) != best:
-            drawn = sampling.sample_completions(models_of("kept", step)[0], toy.encoding(), prompts, 52, seed=0)
-            want = [toy.encoding().decode(tokens) for tokens in drawn]
+            drawn = sampling.sample_completions(models_of("kept", step)[0], TOKENIZER, prompts, 52, seed=0)
+            want = [TOKENIZER.decode(tokens) for tokens in drawn]
         shown = [card.all("section")[number].all("p", cls="text")[1] for card in tree.all("article", cls="sample")]
         assert list(map(plain, shown)) == [plain(text.replace("<|endoftext|>", "")) for text in want]
 
@@ -682,7 +698,7 @@ def test_a_text_that_is_longer_in_tokens_when_encoded_again_is_cut(copied, pagel
     old = copied("dpo")
     change_eval(old, lambda content: (without_tokens(content), content["samples"][0].update(after="\ufffd" * 30)))
     tree = read_page(Path(pageless(["--run", "dpo", *FEW])).read_text(encoding="utf-8"))
-    prompt = toy.encoding().encode_ordinary(tree.all("article", cls="sample")[0].all("p", cls="prompt")[0].text)
+    prompt = TOKENIZER.encode_ordinary(tree.all("article", cls="sample")[0].all("p", cls="prompt")[0].text)
     assert len(texts_of(tree.all("article", cls="sample")[0])[1][0].all("b")) == 64 - len(prompt)
 
 def test_the_weights_of_one_step_are_a_run_too(copied, pageless):
