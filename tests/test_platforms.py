@@ -184,7 +184,8 @@ def test_a_class_from_folder_to_table(blank, tmp_path, capsys, monkeypatch):
     assert found["'=blank"]["remarks"] == f"{', '.join(e.number for e in few)}: not written yet"
     hints = found["mistakes"]["remarks"].split(" | ")
     assert len(hints) == len(few) and all("(handout: " in hint for hint in hints)
-    for name, words in (("syntax", "not Python"), ("exit\\n", "called exit()"), ("formula-\\udcef", "ValueError: =1+1")):
+    for name, words in (("syntax", "not Python"), ("exit\\n", "called exit()"),
+                        ("formula-\\udcef", "ValueError: =1+1")):
         assert words in found[name]["remarks"] and found[name][DPO.number] == "0"
 
 def test_wrong_calls_have_one_line(tmp_path, capsys):
