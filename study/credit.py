@@ -12,7 +12,7 @@ import eval
 import page
 import toy
 from study import places
-from support import cli
+from support import cli, rundir
 
 HEAD = ("method", "seed", "measure", "value")
 
@@ -52,7 +52,7 @@ def rows_of(run):
         raise ValueError(f"{run}: expected a run of train_pref.py on the toy world, where the true credit is known")
     look = eval.get_args(["--run", run])
     held = eval.load_held_out(look, *loaded[:2], None, device, autocast, lambda line: None)
-    pairs, result = page.held_out_pairs(loaded[0], held, len(held.pairs)), page.read_result(run)
+    pairs, result = page.held_out_pairs(loaded[0], held, len(held.pairs)), rundir.read_eval(run)
     view = page.views_of(run, loaded, held, pairs, result, 0, seed=0, batch_size=64, autocast=autocast)[-1]
     method = args["loss"] + (f" --adapter {args['adapter']}" if args["adapter"] else "")
     after = {name: result["measures"]["after"][name][0] for name in ("reward", "kl", "whole")}
