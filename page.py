@@ -258,7 +258,7 @@ def verdict(view, result, n_vocab):
     before, after = result["measures"].get("before"), result["measures"]["after"]
     parts = []
     if "reward" in after:
-        parts.append(f"the reward {moved(before['reward'], after['reward'])}" if before
+        parts.append(f"the reward {moved(before['reward'], after['reward'])}" if "reward" in (before or ())
                      else f"the reward is {after['reward'][0]:.3f}")
     elif "accuracy" in after:
         parts.append(f"the policy prefers the chosen completion in {after['accuracy'][0]:.0%} of held-out pairs")
@@ -361,6 +361,9 @@ def read_result(run):
         complete = False
     if not complete:
         raise ValueError(f"{path}: damaged: evaluate the run again, with python eval.py --run {run}")
+    for column in result["measures"].values():
+        for key in [key for key, interval in column.items() if None in interval]:    # NaN is None in JSON
+            del column[key]
     return result
 
 def check_same_prompts(results, n):
