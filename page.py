@@ -237,7 +237,7 @@ def credit_correlation(view):
     return cluster_correlation(implicit, true)
 
 def moved(before, after):
-    """"rose from ... to ...", "fell ..." or "is about the same ..." for two [mean, low, high]."""
+    """"rose from 0.5 to 0.9", or fell or hardly changed, for two [mean, low, high]: their intervals decide."""
     word = "rose from" if after[1] > before[2] else "fell from" if after[2] < before[1] else "hardly changed:"
     return f"{word} {before[0]:.3f} to {after[0]:.3f}"
 
@@ -246,7 +246,7 @@ def verdict(view, result, n_vocab):
     before, after = result["measures"].get("before"), result["measures"]["after"]
     parts = []
     if "reward" in after:
-        parts.append(f"the reward {moved(before['reward'], after['reward'])}" if before
+        parts.append(f"the reward {moved(before['reward'], after['reward'])}" if before and "reward" in before
                      else f"the reward is {after['reward'][0]:.3f}")
     elif "accuracy" in after:
         parts.append(f"the policy prefers the chosen completion in {after['accuracy'][0]:.0%} of held-out pairs")

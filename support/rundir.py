@@ -136,6 +136,9 @@ def read_eval(run):
         complete = False
     if not complete:
         raise ValueError(f"{path}: damaged: evaluate the run again, with python eval.py --run {run}")
+    for column in result["measures"].values():
+        for key in [key for key, interval in column.items() if None in interval]:    # NaN is None in JSON
+            del column[key]
     return result
 
 def read_evals(runs, n):

@@ -559,6 +559,10 @@ def test_all_text_of_the_data_is_text(page_of):
         seen.add(kind)
     assert seen == set(HOSTILE)
 
+def test_an_empty_first_line_of_a_prompt_is_left_out():
+    """Dialogues begin with two line breaks. Those between turns stay."""
+    assert read_page(layout.prompt("\n\nHuman: a\n\nb <i>\n")).all("p")[0].text == "Human: a\n\nb <i>"
+
 @pytest.mark.slow
 def test_the_main_jobs_page_is_at_most_2_mb(main_sft, pageless, tmp_path, monkeypatch):
     """A mail takes it, and a browser opens it at once. The main job's texts are longer than those of the runs here."""
@@ -661,6 +665,27 @@ def test_runs_side_by_side(page_of):
         shown = texts_of(card)[:2]
         assert [len(text.all("b")) for text, _ in shown] == [len(side) for side in sides[1:]]
 
+@pytest.mark.parametrize("runs", [("out/toy/sft", "dpo"), ("ppo", "dpo"), ("dpo", "ppo", "out/toy/sft")], ids=" ".join)
+def test_runs_of_different_kinds_side_by_side(page_of, runs):
+    """SFT, DPO and PPO have samples of the same prompts. Pairs are shown if the first run was trained on them."""
+    tree = page_of(*runs)
+    assert len(tree.all("article", cls="pair")) == (8 if runs[0] == "dpo" else 0)
+    for card in tree.all("article", cls="sample"):
+        assert [h4.text.split(",")[0] for h4 in card.all("h4")] == list(runs)
+        names = [text["data-name"] for text, _ in texts_of(card)]
+        assert names == [name for run in runs for name in ("before", "after")[run == "out/toy/sft":]]
+
+def test_a_run_may_have_any_name(copied, pageless):
+    """A folder's name is text too: in the title, the headings, the table, the curves and the commands."""
+    name = """a <b>&amp;"'c"""
+    copied("dpo", name)
+    copied("simpo")
+    tree = read_page(Path(pageless(["--run", name, "simpo", *FEW])).read_text(encoding="utf-8"))
+    assert tree.all("title")[0].text == tree.all("h1")[0].text == f"{name}, simpo"
+    assert rows_of(tree.all("table")[0])[0] == ["", "out/toy/sft", name, "simpo"]
+    assert tree.all("article")[0].all("h4")[0].text.startswith(name)
+    assert any(line["data-name"].startswith(name) for line in tree.all("polyline", having="data-name"))
+
 @pytest.fixture
 def copied(here, tmp_path, monkeypatch):
     """copied(run): a copy of a run that may be changed, in a folder where the paths in its args.json hold too."""
@@ -708,6 +733,13 @@ def test_the_weights_of_one_step_are_a_run_too(copied, pageless):
     eval.main(["--run", "kept/step-2", "--n_prompts", "12", "--n_samples", "2", "--show", "0"])
     tree = read_page(Path(pageless(["--run", "kept/step-2", "simpo", *FEW])).read_text())
     assert "kept/step-2, step 2" in tree.all("h4")[0].text
+
+def test_a_measure_that_is_not_a_number_is_left_out(copied, pageless):
+    """NaN is null in JSON: a KL of an infinite log-prob, for example. The rest is shown."""
+    change_eval(copied("dpo"), lambda content: content["measures"]["after"].update(kl=[None] * 3, reward=[None] * 3))
+    tree = read_page(Path(pageless(["--run", "dpo", *FEW])).read_text(encoding="utf-8"))
+    rows = {label: cells for label, *cells in rows_of(tree.all("table")[0])}
+    assert rows["reward"][1] == "-" != rows["reward"][0] and "the KL" not in tree.all("p", cls="verdict")[0].text
 
 def test_no_pairs_and_no_samples(pageless, tmp_path):
     """Both counts may be 0: the page is the table and the curves."""
@@ -785,6 +817,12 @@ def test_other_damaged_files_are_named(copied, refused, file, text):
     path = copied("dpo") / file
     path.unlink() if text is None else path.write_text(text)
     refused(["--run", "dpo", *FEW], "dpo", file)
+
+def test_pairs_that_are_gone_are_named(copied, refused):
+    """The file lies in the folder of the SFT run, which somebody may have cleaned up."""
+    path = copied("dpo") / "args.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pairs": "gone.jsonl"}))
+    refused(["--run", "dpo", *FEW], "gone.jsonl")
 
 @pytest.mark.parametrize("flags", [["--n_pairs", "-1"], ["--n_samples", "x"], ["--batch_size", "0"], ["--out", ""],
                                    ["--loss", "dpo"], ["--device", "nowhere"]])
