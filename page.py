@@ -6,7 +6,7 @@ The page of a run: its curves, pairs and samples in one file, with the tokens th
 
 A token's color is its implicit reward, beta * (log pi - log pi_ref). On the toy world the bar below a token is its true
 credit: the log-odds that it adds to the text under the grammar. With --keep_all, a slider shows the policy along
-training. The file opens without a server or a network. docs/page.md says how to read it. Read first: eval.py
+training. The file opens without a server or a network. docs/page.md says how to read it. Read next: judge.py
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from loop import anneal, to_device
 from measures import cluster_correlation, notes_on
 from sampling import sample_completions
 from support import cli, html, layout, rundir, tables
-from support.checkpoint import read_json, replacing
+from support.checkpoint import replacing
 from support.html import escape, tag
 from support.log import read_log
 from support.tokenizers import pieces_of
@@ -167,18 +167,6 @@ def kept_steps(run, best_step):
     places = np.linspace(0, len(steps) - 1, MOST_STEPS - 1).round().astype(int)
     return sorted({steps[i] for i in places} | ({best_step} & set(steps)))
 
-def step_of(run, facts):
-    """The step of a run's weights: its best one, or that of its folder step-N."""
-    path = Path(run) / "result.json"
-    if Path(run).name.startswith("step-"):
-        return int(Path(run).name[5:])
-    if not path.exists():    # an unfinished run
-        return facts["args"].get("max_steps", 0)
-    result = read_json(path)
-    if "best_step" not in result:
-        raise ValueError(f"{path}: damaged: it has no best_step")
-    return result["best_step"]
-
 def samples_of(result, tokenizer, n, block_size):
     """
     {"prompt", "before", "after": tokens} of the first n samples in an eval.json. One from before this page existed has
@@ -203,7 +191,7 @@ def views_of(run, loaded, held, pairs, result, n_samples, *, seed, batch_size, a
     facts, policy, reference = loaded
     before = lambda: as_reference(policy, reference)
     device, beta = next(policy.parameters()).device, implicit_beta(facts)
-    best_step = step_of(run, facts)
+    best_step = rundir.step_of(run, facts)
     try:
         drawn = samples_of(result, held.tokenizer, n_samples, policy.config.block_size)
     except (KeyError, TypeError, AttributeError, ValueError) as e:
@@ -249,7 +237,7 @@ def credit_correlation(view):
     return cluster_correlation(implicit, true)
 
 def moved(before, after):
-    """"rose from ... to ...", "fell ..." or "is about the same ..." for two [mean, low, high]."""
+    """"rose from 0.5 to 0.9", or fell or hardly changed, for two [mean, low, high]: their intervals decide."""
     word = "rose from" if after[1] > before[2] else "fell from" if after[2] < before[1] else "hardly changed:"
     return f"{word} {before[0]:.3f} to {after[0]:.3f}"
 
@@ -258,7 +246,7 @@ def verdict(view, result, n_vocab):
     before, after = result["measures"].get("before"), result["measures"]["after"]
     parts = []
     if "reward" in after:
-        parts.append(f"the reward {moved(before['reward'], after['reward'])}" if "reward" in (before or ())
+        parts.append(f"the reward {moved(before['reward'], after['reward'])}" if before and "reward" in before
                      else f"the reward is {after['reward'][0]:.3f}")
     elif "accuracy" in after:
         parts.append(f"the policy prefers the chosen completion in {after['accuracy'][0]:.0%} of held-out pairs")
@@ -325,12 +313,12 @@ def write_page(args, say):
     if args.out and (path.is_dir() or not path.parent.is_dir()):
         problem = "is a folder" if path.is_dir() else f"no such folder: {path.parent}"
         raise ValueError(f"--out {path}: {problem}")
-    results = {run: read_result(run) for run in args.run}
-    on = rundir.read_args(first)["args"].get("data")
+    facts = {run: [rundir.read_args(run)] for run in args.run}
+    eval.check_same_texts(facts, first)
+    results = rundir.read_evals(args.run, args.n_samples)
+    on = facts[first][0]["args"].get("data")
     device, autocast = cli.set_up(**cli.flags_of(args, cli.set_up) | {"say": say, "data": on})
     runs = {run: eval.load_policy(run, device) for run in args.run}
-    eval.check_same_texts(runs, first)
-    check_same_prompts(results, args.n_samples)
     ranked = eval.ranking_reward(runs, None, on == "toy")
     look = eval.get_args(["--run", *args.run, *cli.pass_on(args, "data_dir", "batch_size")])
     held = eval.load_held_out(look, *runs[first][:2], ranked, device, autocast, say)
@@ -345,34 +333,6 @@ def write_page(args, say):
         part.write_text(text, encoding="utf-8", errors="replace")
     print(f"{path}: the page of {', '.join(args.run)}; open it in a browser ({len(text) / 1e6:.1f} MB)")
     return str(path)
-
-def read_result(run):
-    """The eval.json of a run. Raises ValueError if there is none, if it is damaged, and if the run has no policy."""
-    path = Path(run) / "eval.json"
-    if rundir.read_args(run)["script"] == "rlhf/train_reward.py":
-        raise ValueError(f"{run} is a reward model, and a page shows a policy: give a run that was trained with it")
-    if not path.exists():
-        raise ValueError(f"{path}: no such file: evaluate the run first, with python eval.py --run {run}")
-    result = read_json(path)
-    try:
-        complete = result["prompts"] and result["n_samples"] and result["measures"]["after"] and result["samples"]
-        complete = complete and all("prompt" in record and "after" in record for record in result["samples"])
-    except (KeyError, TypeError):
-        complete = False
-    if not complete:
-        raise ValueError(f"{path}: damaged: evaluate the run again, with python eval.py --run {run}")
-    for column in result["measures"].values():
-        for key in [key for key, interval in column.items() if None in interval]:    # NaN is None in JSON
-            del column[key]
-    return result
-
-def check_same_prompts(results, n):
-    """Raises ValueError unless the first n samples of all runs have the same prompts. results: {run: its eval.json}."""
-    asked = {run: [record["prompt"] for record in result["samples"][:n]] for run, result in results.items()}
-    for run, prompts in asked.items():
-        if prompts != next(iter(asked.values())):
-            raise ValueError(f"{run} was evaluated on other prompts than {next(iter(asked))}: evaluate the runs "
-                             f"together, with python eval.py --run {' '.join(asked)}")
 
 if __name__ == "__main__":
     main()
