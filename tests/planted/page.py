@@ -43,8 +43,8 @@ FAULTS = {
     "the hash of another script": ("support/html.py", "hashlib.sha256(script.encode())", "hashlib.sha256(style.encode())", T + "test_a_page_requests_nothing_and_runs_only_its_own_script[dpo]"),
     "any script is allowed": ("support/html.py", "script-src 'sha256-{allowed}'", "script-src 'unsafe-inline'", T + "test_a_page_requests_nothing_and_runs_only_its_own_script[dpo]"),
     # kinds of runs, wrong input
-    "samples under another run's prompts": ("page.py", "    check_same_prompts(results, args.n_samples)\n", "", T + "test_runs_that_were_evaluated_on_different_prompts_are_refused"),
-    "runs on different data": ("page.py", "    eval.check_same_texts(runs, first)\n", "", T + "test_runs_on_different_data_are_refused"),
+    "samples under another run's prompts": ("support/rundir.py", "if prompts[run] != prompts[runs[0]]:", "if False:", T + "test_runs_that_were_evaluated_on_different_prompts_are_refused"),
+    "runs on different data": ("page.py", "    eval.check_same_texts(facts, first)\n", "", T + "test_runs_on_different_data_are_refused"),
     "texts longer than the model": ("page.py", 'tokens[:room if name != "prompt" else None]', "tokens", T + "test_a_text_that_is_longer_in_tokens_when_encoded_again_is_cut"),
     "the best step left out": ("page.py", " | ({best_step} & set(steps))", "", T + "test_many_kept_steps_are_thinned_to_the_first_the_last_and_the_best"),
     "views of the slider overlap": ("support/layout.py", "steps.index(later[0]) - 1 if later", "steps.index(later[0]) if later", T + "test_the_views_of_several_runs_share_the_slider"),
