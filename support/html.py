@@ -10,19 +10,18 @@ import hashlib
 import html
 import json
 import math
-import unicodedata
+import re
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 LEVELS = 8          # steps of color from 0 to the end of a scale
-REORDERS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"    # characters that reorder the text around them
+# Control characters but the line feed, lone surrogates, and characters that reorder the text around them
+UNSHOWN = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 MOST_POINTS = 400   # of a curve; a longer one is thinned
 
 def escape(text):
     """Text as HTML, also within quotes. Characters that cannot be shown become a box; line breaks stay."""
-    hidden = lambda c: c in REORDERS or (unicodedata.category(c) in ("Cc", "Cs") and c != "\n")
-    shown = "".join("\u25af" if hidden(c) else c for c in text)
-    return html.escape(shown).replace("\n", "&#10;")
+    return html.escape(UNSHOWN.sub("\u25af", text)).replace("\n", "&#10;")
 
 def tag(name, content, **attributes):
     """An element with escaped attributes. content is HTML. A name with _ has a - in HTML; class_ is class."""
