@@ -38,8 +38,8 @@ FAULTS = {
     "an unescaped prompt": ("support/layout.py", 'escape(text.strip("\\n"))', 'text', T + "test_all_text_of_the_data_is_text"),
     "an unescaped token": ("support/html.py", 'tag("b", escape(seen)', 'tag("b", seen', T + "test_all_text_of_the_data_is_text"),
     "an unescaped attribute": ("support/html.py", '="{escape(str(value))}"', '="{value}"', T + "test_all_text_of_the_data_is_text"),
-    "text that reorders the page": ("support/html.py", "c in REORDERS or ", "", T + "test_all_text_of_the_data_is_text"),
-    "control characters as they are": ("support/html.py", '("Cc", "Cs")', '("Cs",)', T + "test_all_text_of_the_data_is_text"),
+    "text that reorders the page": ("support/html.py", r"\u202a-\u202e\u2066-\u2069", "", T + "test_all_text_of_the_data_is_text"),
+    "control characters as they are": ("support/html.py", r"\0-\x09\x0b-\x1f\x7f-\x9f", "", T + "test_all_text_of_the_data_is_text"),
     "the hash of another script": ("support/html.py", "hashlib.sha256(script.encode())", "hashlib.sha256(style.encode())", T + "test_a_page_requests_nothing_and_runs_only_its_own_script[dpo]"),
     "any script is allowed": ("support/html.py", "script-src 'sha256-{allowed}'", "script-src 'unsafe-inline'", T + "test_a_page_requests_nothing_and_runs_only_its_own_script[dpo]"),
     # kinds of runs, wrong input
