@@ -268,6 +268,51 @@ def test_a_narrow_window_needs_no_scrolling_sideways(window, opened, name):
         ".filter(e => e.getBoundingClientRect().right > 401).map(e => e.outerHTML.slice(0, 80))")
     assert wide == []
 
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_blue_is_more_and_orange_is_less(window, opened, dark):
+    """The legend's 17 steps: orange fades to nothing and blue grows from it. Bars of true credit have the same hues."""
+    tree = opened("dpo", dark=dark)
+    shades = window.execute_script("return [...document.querySelectorAll('.legend b')].map(b =>"
+                                   "getComputedStyle(b).backgroundColor)")
+    values = [list(map(float, re.findall(r"[\d.]+", shade))) for shade in shades]
+    assert [tuple(v[:3]) for v in values] == [(213, 94, 0)] * 8 + [(0, 0, 0)] + [(0, 114, 178)] * 8
+    strength = [v[3] for v in values]
+    assert strength[8] == 0 and strength == strength[::-1] and strength[8:] == sorted(set(strength))
+    bars = window.execute_script("return [...document.querySelectorAll('.text b')].map(b =>"
+                                 "[b.className, getComputedStyle(b).borderBottomColor])")
+    assert len(bars) == len([b for p in tree.all("p", cls="text") for b in p.all("b")])
+    for classes, color in bars:
+        credit = [name[0] for name in classes.split() if name[0] in "tf"]
+        hue = {"t": (0, 114, 178), "f": (213, 94, 0)}[credit[0]] if credit else (0, 0, 0)
+        assert tuple(map(float, re.findall(r"[\d.]+", color)[:3])) == hue, classes
+
+COVERED = """const box = arguments[0].getClientRects()[0];
+    const there = document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2);
+    return there !== arguments[0] && !arguments[0].contains(there)"""
+
+@pytest.mark.parametrize("width", [400, 1000])
+def test_nothing_covers_the_token_that_has_the_focus(window, opened, width):
+    """Who goes through the tokens with Tab, or back, sees each above its note and below the controls."""
+    from selenium.webdriver import ActionChains, Keys
+    opened("kept", width=width, height=600)
+    forward = ActionChains(window).send_keys(Keys.TAB)
+    backward = ActionChains(window).key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT)
+    for start, step in ((0, forward), (4, backward)):
+        first = "document.querySelectorAll('.pair')[arguments[0]].querySelector('section:not([hidden]) b')"
+        window.execute_script(f"{first}.focus()", start)
+        for _ in range(50):
+            step.perform()
+            token = window.switch_to.active_element
+            assert token.get_attribute("data-t") and not window.execute_script(COVERED, token)
+
+@pytest.mark.parametrize("width", [400, 1000])
+def test_all_controls_can_be_reached_beside_the_pairs(window, opened, width):
+    """The slider and the menus stay at the top of the window when the pairs are scrolled, one below the other."""
+    opened("kept", width=width)
+    window.execute_script("document.querySelectorAll('.pair')[3].scrollIntoView({block: 'start'})")
+    for name in ("step", "sort", "filter"):
+        assert not window.execute_script(COVERED, window.find_element("id", name)), name
+
 def lightness(color):
     """The mean of an rgb() color, from 0 to 255."""
     return sum(map(float, re.findall(r"[\d.]+", color)[:3])) / 3
