@@ -154,20 +154,23 @@ def measures(columns, more):
             lines.append(tag("tr", tag("th", escape(label)) + cells))
     return tag("div", tag("table", "".join(lines)), class_="wide")
 
+def lines_of(metrics, logs):
+    """The lines of a panel: (name, CSS classes, points). One run has a color a metric, several a color each."""
+    lines, several = [], len(logs) > 1
+    for number, (run, series) in enumerate(logs.items()):
+        for place, metric in enumerate(metrics):
+            words = ([run] if several else []) + ([metric.rpartition("/")[2]] if len(metrics) > 1 else [])
+            color = (f"c{number % 6}" + (" dashed" if place else "")) if several else f"c{place}"
+            for split in ("train", "val"):
+                points = [(s, v) for s, v in series.get(metric, {}).get(split, ()) if math.isfinite(v)]
+                lines.append((" ".join([*words, split]), f"{split} {color}", points))
+    return lines
+
 def curves(logs):
     """A figure for each panel that was logged. logs: {run: what read_log gives}."""
     figures = []
     for name, metrics in PANELS:
-        lines = []
-        for number, (run, series) in enumerate(logs.items()):
-            for metric in metrics:
-                for split in ("train", "val"):
-                    points = [(s, v) for s, v in series.get(metric, {}).get(split, ()) if math.isfinite(v)]
-                    color = f"c{number % 6}" if len(logs) > 1 or len(metrics) == 1 else f"c{metrics.index(metric)}"
-                    dashed = " dashed" if len(logs) > 1 and metric == metrics[-1] != metrics[0] else ""
-                    words = [run] if len(logs) > 1 else []
-                    words += [metric.rpartition("/")[2]] if len(metrics) > 1 else []
-                    lines.append((" ".join([*words, split]), f"{split} {color}{dashed}", points))
+        lines = lines_of(metrics, logs)
         if any(points for *_, points in lines):
             figures.append(html.curve(name, unit(metrics[0]), lines))
     if not figures:
