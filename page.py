@@ -261,9 +261,10 @@ def verdict(view, result, n_vocab):
         w, l = (np.mean([pair[side].logratios.sum() for pair in view.pairs]) for side in (0, 1))
         sentences.append(f"In the pairs below, log pi(chosen) changed by {w:+.2f} nats on average, log pi(rejected) by "
                          f"{l:+.2f}.")
+        fell = sum(pair[0].logratios.sum() < 0 for pair in view.pairs)
         if w < 0:
-            sentences.append("That the chosen ones fall is usual: most losses only ask that the gap grows. Sort by how "
-                             "far the chosen fell to see where.")
+            sentences.append(f"{fell} of {len(view.pairs)} chosen ones fell. That is usual: most losses only ask that "
+                             "the gap grows. Sort by how far the chosen fell to see where.")
     notes = notes_on(result, n_vocab, "whole" in after)
     return " ".join(sentences + [f"Look at this first: {note}." for note in notes])
 
@@ -281,9 +282,10 @@ def compose(runs, results, views, pairs, held, logs):
     agreement = {run: credit_correlation(view) for run, view in best.items()}
     if len(runs) == 1:
         agreement = {"after": agreement[next(iter(runs))]}
-    names, scale = ", ".join(runs), layout.color_scale(views)
+    names, scale = ", ".join(runs), layout.color_scale(best.values())
     told = [tag("p", (f"<strong>{escape(run)}</strong>: " if len(runs) > 1 else "")
-                + escape(verdict(best[run], results[run], held.tokenizer.n_vocab)), class_="verdict") for run in runs]
+                + escape(verdict(best[run], results[run], held.tokenizer.n_vocab)), class_="verdict")
+            + layout.facts(best[run], runs[run][0]["args"]) for run in runs]
     made = list(dict.fromkeys(line for run in runs for line in rundir.commands(run)))
     first = results[next(iter(runs))]
     prompts = [data.decode(held.tokenizer, pair.prompt) for pair in pairs]
