@@ -231,7 +231,8 @@ def pairs_section(pairs, texts, views, scale):
     bar = f'<div class="controls" hidden>{chooser("sort", "sort by", SORTS)}{chooser("filter", "show", filters)}' \
           '<span id="shown"></span></div>'
     cards = "".join(pair_card(at, pair, text, views, scale) for at, (pair, text) in enumerate(zip(pairs, texts)))
-    return tag("section", tag("h2", f"{len(pairs)} held-out pairs") + bar + tag("div", cards))    # bar stays within it
+    inside = tag("h2", f"{len(pairs)} held-out pairs") + bar + tag("div", cards)
+    return tag("div", inside, class_="part")    # the bar stays at the top of the window within it
 
 def samples_section(texts, views, scale):
     """All samples. texts: their prompts."""
@@ -239,4 +240,4 @@ def samples_section(texts, views, scale):
         return ""
     cards = "".join(sample_card(at, text, views, scale) for at, text in enumerate(texts))
     said = "Before: a text of the reference. After: a text of the policy. Both models score both texts."
-    return tag("section", tag("h2", f"Samples of {len(texts)} held-out prompts") + tag("p", said, class_="dim") + cards)
+    return tag("h2", f"Samples of {len(texts)} held-out prompts") + tag("p", said, class_="dim") + cards

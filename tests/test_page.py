@@ -252,15 +252,18 @@ def test_a_tokens_note_and_color_are_those_of_a_slow_double_loop(page_of, run, s
             check_completion(text, facts, prompt, side, models, BETAS[run], scale_of(tree), run != "hostile")
 
 def test_the_line_below_a_completion_is_its_running_sum(page_of):
-    """The sparkline is drawn from 0 to the sum, a point for each token, on a scale of its own."""
-    for text, facts in texts_of(page_of("dpo"))[:6]:
-        notes = [NOTE.fullmatch(b["data-t"]) for b in text.all("b")]
-        sums = [0.0, *(float(said[11]) for said in notes)]
-        points = [tuple(map(float, one.split(","))) for one in facts.all("polyline")[0]["points"].split()]
-        assert len(points) == len(sums) and points[0][0] == 0 and points[-1][0] == 120
-        low, high = min(sums), max(sums)
-        for (_, y), value in zip(points, sums):
-            assert y == pytest.approx(2 + 20 * (high - value) / (high - low), abs=0.2)
+    """The sparkline is drawn from 0 to the sum, a point for each token, on one scale for both sides of a pair."""
+    for card in page_of("dpo").all("article", cls="pair")[:3]:
+        lines, both = [], [0.0]
+        for text, facts in texts_of(card):
+            notes = [NOTE.fullmatch(b["data-t"]) for b in text.all("b")]
+            sums = [0.0, *(float(said[11]) for said in notes)]
+            lines.append((sums, [tuple(map(float, p.split(","))) for p in facts.all("polyline")[0]["points"].split()]))
+            both += sums
+        for sums, points in lines:
+            assert len(points) == len(sums) and points[0][0] == 0 and points[-1][0] == 120
+            for (_, y), value in zip(points, sums):
+                assert y == pytest.approx(2 + 20 * (max(both) - value) / (max(both) - min(both)), abs=0.2)
 
 @pytest.mark.parametrize("run", ["dpo", "simpo", "ppo"])
 def test_one_scale_of_color_for_the_whole_page(page_of, run):
@@ -362,7 +365,8 @@ def test_the_verdict_says_the_measures(page_of, run):
         chosen, rejected = (np.mean([two[i] for two in ends]) for i in (0, 1))
         assert f"log pi(chosen) changed by {chosen:+.2f} nats" in said
         assert f"log pi(rejected) by {rejected:+.2f}" in said
-        assert ("That the chosen ones fall is usual" in said) == (chosen < 0)
+        fell = sum(two[0] < 0 for two in ends)
+        assert (f"{fell} of {len(ends)} chosen ones fell. That is usual" in said) == (chosen < 0)
 
 GET_ARGS = {"train_sft.py": train_sft.get_args, "train_pref.py": train_pref.get_args,
             "rlhf.train_ppo": train_ppo.get_args}
@@ -402,10 +406,12 @@ def test_curves_have_the_values_of_the_log(page_of, runs):
             want.setdefault(name, []).append([int(row["step"]), float(f"{float(row['value']):.6g}")])
     panels, drawn = dict(layout.PANELS), 0
     for figure in page_of(*runs).all("figure"):
-        metrics = panels[figure.all("strong")[0].text]
+        title = figure.all("strong")[0].text
+        of = title.removeprefix("loss of ")    # each run has a figure of its loss
+        metrics = panels["loss" if of in runs else title]
         for line in figure.all("polyline"):
             *words, split = line["data-name"].split()
-            run = words.pop(0) if len(runs) > 1 else runs[0]
+            run = of if of in runs else words.pop(0) if len(runs) > 1 else runs[0]
             metric = next(m for m in metrics if m.endswith(words[0])) if words else metrics[0]
             assert split in line["class"] and len(words) == (len(metrics) > 1)
             assert json.loads(line["data-points"]) == want[run, metric, split]
