@@ -42,8 +42,10 @@ def check_flags(p, args):
         cli.refuse(p, args, [(flag, args.methods, "without --methods")])
     if not args.methods:
         return
-    for flag in ("quick", "draw", "update"):
-        cli.refuse(p, args, [(flag, False, "with --methods; the same command again repeats no finished run")])
+    cli.refuse(p, args, (
+        ("quick", False, "with --methods; give fewer values or seeds, or --max_steps"),
+        ("draw", False, "with --methods; the same command again runs nothing that is finished, and draws"),
+        ("update", False, "with --methods; the project's own results are those of the whole sweep")))
     for method in args.methods:
         if method not in LOSSES:
             p.error(f"--methods {method}: there is no loss of this name; write it into losses.py under @register "

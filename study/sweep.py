@@ -115,6 +115,8 @@ def get_args(argv=None):
     args = places.parse(p, argv)
     if args.update and args.quick:
         p.error("--update needs the whole sweep: leave out --quick")
+    if args.seeds and len(set(args.seeds)) < len(args.seeds):
+        p.error("--seeds: a seed is given twice, and its runs would be made twice in one folder")
     compare.check_flags(p, args)
     args.settings = compare.settings(p, args) if args.methods else None
     return args
@@ -317,7 +319,8 @@ def compare_methods(args):
     s = claims.Sweep(results)
     if s.recipes:
         pictures.draw_methods(s, args.methods, figures)
-        print(table.sweep_table(table.quoted(s.recipes), ("reward", "kl", "win", "entropy", "length"), folder=results))
+        names = table.quoted(["sft", *args.settings])
+        print(table.sweep_table(names, ("reward", "kl", "win", "entropy", "length"), folder=results))
         print("", *compare.judge(results, args.methods), sep="\n")
         print(f"written: {results}/sweep.csv, verdicts.csv and frontier.png")
     end_with(failed)

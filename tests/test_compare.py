@@ -162,9 +162,10 @@ def mine(pairs, *, beta=0.1, margin=0.5, flip=True, kind="a", T=1.0):
     ("--methods mine dpo --grid beta 1 --grid ipo.beta 2", ["ipo is not one of --methods mine dpo"]),
     ("--methods mine --grid beta 1 --grid mine.margin 2", ["--grid beta has no effect"]),
     ("--methods mine dpo --grid beta 1 --quick", ["--quick has no effect with --methods"]),
-    ("--methods mine dpo --grid beta 1 --draw", ["--draw has no effect with --methods"]),
+    ("--methods mine dpo --grid beta 1 --draw", ["--draw has no effect with --methods; the same command again"]),
     ("--methods mine dpo --grid beta 1 --update", ["--update has no effect with --methods"]),
     ("--methods mine dpo --grid beta 1 --max_steps 0", ["--max_steps"]),
+    ("--methods mine dpo --grid beta 1 --seeds 0 1 0", ["--seeds: a seed is given twice"]),
     ("--grid beta 1", ["--grid has no effect without --methods"]),
     ("--max_steps 9", ["--max_steps has no effect without --methods"]),
 ])
@@ -284,7 +285,8 @@ def test_table_picture_and_verdicts_of_a_command(tmp_path, monkeypatch, capsys):
     assert len(commanded(monkeypatch, tmp_path, argv)) == 2 * 7
     out = capsys.readouterr().out
     # 0.5 + 0.1 * 2 + 0.03, and 0.3 and 0.5 for the seeds 3 and 5
-    assert "| `mine beta=0.25` | 1.130 (1.030 to 1.230) | 4.00 | 0.600 |" in out and "| `sft` | 0.500 |" in out
+    assert "| `mine beta=0.25` | 1.130 (1.030 to 1.230) | 4.00 | 0.600 |" in out
+    assert out.index("| `sft` | 0.500 |") < out.index("| `mine beta=0.25` |") < out.index("| `dpo beta=1` |")
     for other in ("dpo", "ipo"):
         assert f"mine is better than {other}: at equal KL, from 1.00 to 4.00 nats, the reward of mine is 0.030" in out
     with open("here/verdicts.csv", newline="") as f:
