@@ -385,7 +385,7 @@ def draw_methods(s, methods, folder):
     for method in methods:
         trace(ax, s, method, "kl", "reward", color=colors[method])
         names = in_order(s, method, "kl")
-        explain(ax, s, names, colors[method])
+        explain(ax, s, names, colors[method], up=-34)    # below the line: the frontier is at the top
         farthest = max([farthest, *means(s, names, "kl")])
     if "sft" in s.recipes:
         ax.plot(0, np.nanmean(s("sft", "reward")), "s", color=COLORS["sft"], ms=5, label=name_of("sft"))
