@@ -176,6 +176,8 @@ def differences(s, first, other, n=9):
     nats = nats.clip(low, high)    # the square of a root may be outside by a rounding error
     return nats, np.array([(s.at(first, k) - s.at(other, k))[seeds] for k in nats])
 
+VERDICTS = {1: "better", -1: "worse", 0: "cannot be told apart"}
+
 def compare(s, first, other):
     """
     The row of verdicts.csv for two methods, as a dict.
@@ -191,9 +193,8 @@ def compare(s, first, other):
     nats, found = differences(s, first, other)    # (n,), (n, seeds)
     for end, values in (("", found.mean(0)), ("near_", found[0]), ("far_", found[-1])):
         row |= zip((f"{end}mean", f"{end}low", f"{end}high"), claims.interval(values))
-    near, far = side(row, "near_"), side(row, "far_")
-    row["verdict"] = side(row) if near * far >= 0 else 2
-    row["verdict"] = {1: "better", -1: "worse", 0: "cannot be told apart", 2: "depends on the KL"}[row["verdict"]]
+    crossing = side(row, "near_") * side(row, "far_") < 0
+    row["verdict"] = "depends on the KL" if crossing else VERDICTS[side(row)]
     return row
 
 def side(row, end=""):
@@ -218,9 +219,10 @@ def sentence(s, row):
         return (f"Whether {first} is better than {other} depends on the KL: the reward of {first} is "
                 f"{in_words(row, 'near_')} at {row['kl_low']:.2f} nats and {in_words(row, 'far_')} at "
                 f"{row['kl_high']:.2f} nats, {n} seeds.")
-    heads = {"better": f"{first} is better than {other}", "worse": f"{first} is worse than {other}",
-             "cannot be told apart": f"{first} and {other} cannot be told apart"}
-    return (f"{heads[row['verdict']]}: {at}, the reward of {first} is {in_words(row)}, {n} seeds{farther(s, row)}.")
+    head = f"{first} is {row['verdict']} than {other}"
+    if row["verdict"] == "cannot be told apart":
+        head = f"{first} and {other} cannot be told apart"
+    return f"{head}: {at}, the reward of {first} is {in_words(row)}, {n} seeds{farther(s, row)}."
 
 def amount(difference):
     """A difference of rewards in words."""
