@@ -345,6 +345,8 @@ def work(args):
         collect(root, recipes, seeds, results)
     elif not (args.quick or args.out):
         stored = places.RESULTS
+    if not (stored / "sweep.csv").exists():
+        raise SystemExit(f"error: --draw: {stored} holds no sweep.csv; leave --draw out to run the sweep")
     claims.judge(stored, results)
     pictures.draw(stored, figures)
     if args.update:
