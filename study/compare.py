@@ -7,9 +7,10 @@ study/sweep.py calls this file with --methods. The first method, here exo, is co
 of the others. docs/new-loss.md
 walks through an example.
 
-A method's frontier is the line through its settings in the order of their KL, interpolated as in claims.py. Two
-frontiers are compared between the smallest and the largest KL that both have in every seed. The difference is the mean
-over that range, evenly over the root of the KL. Both runs of a seed share the SFT policy and the pairs.
+A method's frontier is the upper envelope of its settings, for each seed by itself (pictures.py): a setting that has a
+lower reward at a larger KL than another one of the same method does not count against the method. Two frontiers are
+compared between the smallest and the largest KL that both have in every seed. The difference is the mean over that
+range, evenly over the root of the KL. Both runs of a seed share the SFT policy and the pairs.
 """
 import hashlib
 import math
@@ -20,7 +21,7 @@ import torch
 
 import train_pref
 from losses import LOSSES, Pairs
-from study import claims, places
+from study import claims, pictures, places
 from support import cli
 from support.checkpoint import read_json, write_json
 from support.registry import try_out
@@ -169,12 +170,22 @@ def overlap(s, first, other):
     high = np.minimum(a_high, b_high)[seeds].min(initial=math.inf)
     return low, high, seeds
 
+def frontier(s, method, nats):
+    """(seeds, n): the reward of a method at KLs (n,) in nats, on the envelope of each seed; NaN without any setting."""
+    found = []
+    kl, reward = (np.array([s(r, measure) for r in s.points(method)]).T for measure in ("kl", "reward"))
+    for pairs in (list(zip(*columns)) for columns in zip(kl, reward)):
+        pairs = [pair for pair in pairs if not np.isnan(pair).any()]    # a failed run has no point
+        x, y = np.array(pictures.envelope(pairs)).T if pairs else (np.zeros(1), np.full(1, math.nan))
+        found.append(np.interp(nats ** 0.5, x ** 0.5, y))    # reward over the root of the KL is nearly a straight line
+    return np.array(found)
+
 def differences(s, first, other, n=9):
     """(KLs (n,), reward of the first method minus that of the other (n, seeds)), where both were measured."""
     low, high, seeds = overlap(s, first, other)
     nats = np.linspace(low ** 0.5, high ** 0.5, n) ** 2
     nats = nats.clip(low, high)    # the square of a root may be outside by a rounding error
-    return nats, np.array([(s.at(first, k) - s.at(other, k))[seeds] for k in nats])
+    return nats, (frontier(s, first, nats) - frontier(s, other, nats))[seeds].T
 
 VERDICTS = {1: "better", -1: "worse", 0: "cannot be told apart"}
 

@@ -379,12 +379,14 @@ def colors_of(methods):
     return own | dict(zip(others, itertools.cycle(free)))
 
 def draw_methods(s, methods, folder):
-    """Draws frontier.png: reward against KL of a few methods over their settings, and SFT, into a folder."""
+    """Draws frontier.png into a folder: the settings of a few methods and their upper envelopes, and SFT."""
     fig, [[ax]] = figure(1, 1, 8, 5.2)
     colors, farthest = colors_of(methods), 0.1
     for method in methods:
-        trace(ax, s, method, "kl", "reward", color=colors[method])
-        names = in_order(s, method, "kl")
+        trace(ax, s, method, "kl", "reward", line="", color=colors[method])
+        if names := in_order(s, method, "kl"):
+            x, y = zip(*envelope(zip(means(s, names, "kl"), means(s, names, "reward"))))
+            ax.plot(x, y, "-", color=colors[method], lw=1.2)
         explain(ax, s, names, colors[method], up=-34)    # below the line: the frontier is at the top
         farthest = max([farthest, *means(s, names, "kl")])
     if "sft" in s.recipes:

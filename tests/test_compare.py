@@ -82,7 +82,7 @@ def test_a_loss_that_is_better_near_and_worse_far_away(tmp_path):
     mine = {beta: ([kl] * 3, [0.9 + s, 0.9 + 2 * s, 0.9 - s]) for beta, kl, s in (("1", 1, 0.001), ("0.1", 4, 0.002))}
     row, text = told(tmp_path, {"mine": mine, "dpo": frontier((1, 4), 0.6, ("1", "0.1"), (0, 0, 0))})
     assert row["verdict"] == "depends on the KL" and abs(row["mean"]) < 0.01
-    assert "is 0.101 higher" in text and "at 1.00 nats and 0.099 lower" in text and "at 4.00 nats, 3 seeds" in text
+    assert "is 0.101 higher" in text and "at 1.00 nats and 0.098 lower" in text and "at 4.00 nats, 3 seeds" in text
 
 def test_frontiers_without_a_common_kl_cannot_be_compared(tmp_path):
     """A line from the SFT policy to the first setting would pretend an overlap. The remedy names the right ends."""
@@ -135,6 +135,19 @@ def test_differences_are_read_off_at_one_kl_over_its_root(tmp_path):
     _, found = compare.differences(sweep_of(tmp_path, {"mine": mine, "dpo": dpo}), *METHODS, n=3)
     # at roots 0, 1 and 2: mine has 0.5 + 0.2 root and 0.6 + 0.1 root, dpo 0.5 + 0.1 root and 0.6 + 0.05 root
     assert found == pytest.approx(np.array([[0, 0], [0.1, 0.05], [0.2, 0.1]]))
+
+def test_a_setting_that_another_one_dominates_does_not_count(tmp_path):
+    """
+    A beta that is too small has a larger KL and a lower reward. A line through all settings would pass through it, and
+    the loss whose bad setting lies within the compared range would look worse.
+    """
+    good = {"1": ([1] * 3, [0.7] * 3), "0.1": ([4] * 3, [0.9] * 3)}
+    bad = {"0.01": ([2.25] * 3, [0.6] * 3), "0.001": ([9] * 3, [0.5] * 3)}
+    s = sweep_of(tmp_path, {"mine": good, "dpo": good | bad})
+    found = compare.frontier(s, "dpo", np.array([1, 2.25, 4, 9.0]))
+    assert found == pytest.approx(np.array([[0.7, 0.8, 0.9, 0.9]] * 3))
+    row = compare.compare(s, *METHODS)
+    assert (row["mean"], row["kl_high"], row["verdict"]) == (pytest.approx(0), 4, "cannot be told apart")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # flags
@@ -296,6 +309,8 @@ def test_table_picture_and_verdicts_of_a_command(tmp_path, monkeypatch, capsys):
         ("mine", "dpo", "better", "2"), ("mine", "ipo", "better", "2")]
     [(ax, name)] = drawn
     lines = {c.get_label(): c.lines[0] for c in ax.containers}
+    envelopes = [line.get_ydata() for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 3]
+    assert np.array(envelopes) == pytest.approx(np.array([[1.03, 1.13, 1.13], [1.0, 1.1, 1.1], [1.0, 1.1, 1.1]]))
     assert name == "frontier.png" and [*lines] == ["mine", "DPO", "IPO"]
     assert len({line.get_color() for line in lines.values()}) == 3
     x, y = lines["mine"].get_data()
