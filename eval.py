@@ -15,7 +15,7 @@ A temperature other than 1 defines another policy. Its KL and entropy are those 
 reference's distribution in the KL stays at temperature 1.
 
 Writes eval.json (all measures and samples) into each run's folder, and eval.png, one picture of all runs, into each as
-well. docs/metrics.md defines every measure. Read next: judge.py
+well. docs/metrics.md defines every measure. Read next: page.py
 """
 from contextlib import nullcontext
 from pathlib import Path

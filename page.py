@@ -6,7 +6,7 @@ The page of a run: its curves, pairs and samples in one file, with the tokens th
 
 A token's color is its implicit reward, beta * (log pi - log pi_ref). On the toy world the bar below a token is its true
 credit: the log-odds that it adds to the text under the grammar. With --keep_all, a slider shows the policy along
-training. The file opens without a server or a network. docs/page.md says how to read it. Read first: eval.py
+training. The file opens without a server or a network. docs/page.md says how to read it. Read next: judge.py
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from loop import anneal, to_device
 from measures import cluster_correlation, notes_on
 from sampling import sample_completions
 from support import cli, html, layout, rundir, tables
-from support.checkpoint import read_json, replacing
+from support.checkpoint import replacing
 from support.html import escape, tag
 from support.log import read_log
 from support.tokenizers import pieces_of
@@ -137,7 +137,7 @@ class View:
     rewards: list       # {"before", "after": reward} for each prompt, or {}
 
 def implicit_beta(facts):
-    """The beta of a run's implicit rewards, at its last update. 1, a scale in nats, without a reference and for beta 0."""
+    """The beta of a run's implicit rewards at its last update. 1, a scale in nats, if there is none."""
     args, loss = facts["args"], facts["args"].get("loss")
     if args.get("beta") is None or (loss in LOSSES and not LOSSES[loss].needs_ref):
         return 1.0
@@ -167,10 +167,10 @@ def kept_steps(run, best_step):
     places = np.linspace(0, len(steps) - 1, MOST_STEPS - 1).round().astype(int)
     return sorted({steps[i] for i in places} | ({best_step} & set(steps)))
 
-def samples_of(result, tokenizer, n):
+def samples_of(result, tokenizer, n, block_size):
     """
     {"prompt", "before", "after": tokens} of the first n samples in an eval.json. One from before this page existed has
-    the texts only: their tokens are computed from them, without EOS.
+    the texts only: their tokens are computed from them, without EOS. What the model has no room for is cut off.
     """
     found = []
     for record in result["samples"][:n]:
@@ -179,7 +179,11 @@ def samples_of(result, tokenizer, n):
             sample = {name: [int(token) for token in record["tokens"][name].split()] for name in names}
         else:
             sample = {name: tokenizer.encode_ordinary(record[name]) for name in names}
-        found.append({name: tokens or [tokenizer.eot_token] for name, tokens in sample.items()})
+        room = max(1, block_size - len(sample["prompt"]))
+        found.append({name: tokens[:room if name != "prompt" else None] or [tokenizer.eot_token]
+                      for name, tokens in sample.items()})
+        if max(map(max, found[-1].values())) >= tokenizer.n_vocab:
+            raise ValueError("a sample has tokens that the model does not have")
     return found
 
 def views_of(run, loaded, held, pairs, result, n_samples, *, seed, batch_size, autocast):
@@ -187,9 +191,11 @@ def views_of(run, loaded, held, pairs, result, n_samples, *, seed, batch_size, a
     facts, policy, reference = loaded
     before = lambda: as_reference(policy, reference)
     device, beta = next(policy.parameters()).device, implicit_beta(facts)
-    path = Path(run) / "result.json"
-    best_step = read_json(path)["best_step"] if path.exists() else facts["args"].get("max_steps", 0)
-    drawn = samples_of(result, held.tokenizer, n_samples)
+    best_step = rundir.step_of(run, facts)
+    try:
+        drawn = samples_of(result, held.tokenizer, n_samples, policy.config.block_size)
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
+        raise ValueError(f"{Path(run) / 'eval.json'}: damaged ({e}): evaluate the run again") from None
     rewards = [{name: r.get("reward") for name, r in record.get("rewards", {}).items()}
                for record in result["samples"][:n_samples]]
     sides = [(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
@@ -231,7 +237,7 @@ def credit_correlation(view):
     return cluster_correlation(implicit, true)
 
 def moved(before, after):
-    """"rose from ... to ...", "fell ..." or "is about the same ..." for two [mean, low, high]."""
+    """"rose from 0.5 to 0.9", or fell or hardly changed, for two [mean, low, high]: their intervals decide."""
     word = "rose from" if after[1] > before[2] else "fell from" if after[2] < before[1] else "hardly changed:"
     return f"{word} {before[0]:.3f} to {after[0]:.3f}"
 
@@ -240,7 +246,7 @@ def verdict(view, result, n_vocab):
     before, after = result["measures"].get("before"), result["measures"]["after"]
     parts = []
     if "reward" in after:
-        parts.append(f"the reward {moved(before['reward'], after['reward'])}" if before
+        parts.append(f"the reward {moved(before['reward'], after['reward'])}" if before and "reward" in before
                      else f"the reward is {after['reward'][0]:.3f}")
     elif "accuracy" in after:
         parts.append(f"the policy prefers the chosen completion in {after['accuracy'][0]:.0%} of held-out pairs")
@@ -255,9 +261,10 @@ def verdict(view, result, n_vocab):
         w, l = (np.mean([pair[side].logratios.sum() for pair in view.pairs]) for side in (0, 1))
         sentences.append(f"In the pairs below, log pi(chosen) changed by {w:+.2f} nats on average, log pi(rejected) by "
                          f"{l:+.2f}.")
+        fell = sum(pair[0].logratios.sum() < 0 for pair in view.pairs)
         if w < 0:
-            sentences.append("That the chosen ones fall is usual: most losses only ask that the gap grows. Sort by how "
-                             "far the chosen fell to see where.")
+            sentences.append(f"{fell} of {len(view.pairs)} chosen ones fell. That is usual: most losses only ask that "
+                             "the gap grows. Sort by how far the chosen fell to see where.")
     notes = notes_on(result, n_vocab, "whole" in after)
     return " ".join(sentences + [f"Look at this first: {note}." for note in notes])
 
@@ -275,9 +282,10 @@ def compose(runs, results, views, pairs, held, logs):
     agreement = {run: credit_correlation(view) for run, view in best.items()}
     if len(runs) == 1:
         agreement = {"after": agreement[next(iter(runs))]}
-    names, scale = ", ".join(runs), layout.color_scale(views)
+    names, scale = ", ".join(runs), layout.color_scale(best.values())
     told = [tag("p", (f"<strong>{escape(run)}</strong>: " if len(runs) > 1 else "")
-                + escape(verdict(best[run], results[run], held.tokenizer.n_vocab)), class_="verdict") for run in runs]
+                + escape(verdict(best[run], results[run], held.tokenizer.n_vocab)), class_="verdict")
+            + layout.facts(best[run], runs[run][0]["args"]) for run in runs]
     made = list(dict.fromkeys(line for run in runs for line in rundir.commands(run)))
     first = results[next(iter(runs))]
     prompts = [data.decode(held.tokenizer, pair.prompt) for pair in pairs]
@@ -303,34 +311,30 @@ def main(argv=None, say=print):
 def write_page(args, say):
     """Loads the runs, reads their tokens, and writes the file."""
     first = args.run[0]
-    results = {run: read_result(run) for run in args.run}
-    on = rundir.read_args(first)["args"].get("data")
+    path = Path(args.out or Path(first) / "page.html")
+    if args.out and (path.is_dir() or not path.parent.is_dir()):
+        problem = "is a folder" if path.is_dir() else f"no such folder: {path.parent}"
+        raise ValueError(f"--out {path}: {problem}")
+    facts = {run: [rundir.read_args(run)] for run in args.run}
+    eval.check_same_texts(facts, first)
+    results = rundir.read_evals(args.run, args.n_samples)
+    on = facts[first][0]["args"].get("data")
     device, autocast = cli.set_up(**cli.flags_of(args, cli.set_up) | {"say": say, "data": on})
     runs = {run: eval.load_policy(run, device) for run in args.run}
-    eval.check_same_texts(runs, first)
     ranked = eval.ranking_reward(runs, None, on == "toy")
     look = eval.get_args(["--run", *args.run, *cli.pass_on(args, "data_dir", "batch_size")])
     held = eval.load_held_out(look, *runs[first][:2], ranked, device, autocast, say)
     pairs = held_out_pairs(runs[first][0], held, args.n_pairs)
-    logs = {run: read_log(Path(run) / "log.csv") for run in args.run}
+    logs = {run: read_log(rundir.args_path(run).parent / "log.csv") for run in args.run}
     views = []
     for run in args.run:
         views += views_of(run, runs[run], held, pairs, results[run], args.n_samples, seed=args.seed,
                           batch_size=args.batch_size, autocast=autocast)
-    path = Path(args.out or Path(first) / "page.html")
     text = compose(runs, results, views, pairs, held, logs)
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", errors="replace")
     print(f"{path}: the page of {', '.join(args.run)}; open it in a browser ({len(text) / 1e6:.1f} MB)")
     return str(path)
-
-def read_result(run):
-    """The eval.json of a run. Raises ValueError if there is none."""
-    path = Path(run) / "eval.json"
-    rundir.read_args(run)
-    if not path.exists():
-        raise ValueError(f"{path}: no such file: evaluate the run first, with python eval.py --run {run}")
-    return read_json(path)
 
 if __name__ == "__main__":
     main()

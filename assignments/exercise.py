@@ -9,7 +9,7 @@ docs/teaching.md explains them.
 import importlib
 import inspect
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from assignments import graft
@@ -44,7 +44,8 @@ class Exercise:
     probes        probes(rng) -> list of dicts: inputs as float64 arrays, numbers, strings, lists; rng is numpy's.
                   Optional keys: title; rows, a note for each row of the results; same_as, the index of a probe that
                   must give the same result, and differs_in, what differs.
-    run           run(module, probe) -> dict of arrays. It is sent to the worker as text and imports what it uses.
+    run           run(module, probe) -> dict of arrays. It and the functions that it calls itself, such as those of
+                  drivers.py, are sent to the worker as text. It imports what it uses.
     mistakes      name -> Mistake
     alternatives  name -> source of the target that is written otherwise and right
     variants      name -> edits of code and docstring that specify the function otherwise (make.py --variant)
@@ -79,8 +80,9 @@ class Exercise:
         return [target.split(":")[1] for target in self.targets]
 
     def driver(self):
-        """The source of `run`: nothing else of the exercise's file reaches the worker."""
-        return inspect.getsource(self.run)
+        """The source of `run` and of the functions that it calls. Nothing else of the exercise reaches the worker."""
+        called = [self.run.__globals__.get(name) for name in self.run.__code__.co_names]
+        return "\n".join(map(inspect.getsource, [*filter(inspect.isfunction, called), self.run]))
 
     def source(self):
         """The text of the file: as the project has it, or specified otherwise by the chosen variant."""
@@ -114,9 +116,8 @@ def number_of(path):
 def load(homework, number, path):
     """The exercise of one file."""
     module = importlib.import_module(f"assignments.{homework}.{path.stem}")
-    fields = ("targets", "points", "minutes", "probes", "run", "mistakes", "alternatives", "hidden", "removed",
-              "shared", "variants")
-    given = {key: getattr(module, name) for key in fields for name in (key, key.upper()) if hasattr(module, name)}
+    names = [name for f in fields(Exercise) for name in (f.name, f.name.upper()) if hasattr(module, name)]
+    given = {name.lower(): getattr(module, name) for name in names}
     given["targets"] = tuple(given["targets"])
     title = module.__doc__.strip().splitlines()[0].rstrip(".")
     return Exercise(number=f"{homework}.{number}", title=title, **given)

@@ -10,6 +10,7 @@ worker process that knows no expected value (worker.py). docs/teaching.md is the
 import argparse
 import ast
 import compileall
+import contextlib
 import json
 import os
 import py_compile
@@ -17,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from assignments.exercise import HOMEWORKS, ROOT, exercises
 
 ROOMS = ("support", "rlhf", "study")
 SOURCE_BYTES = 1 << 20    # of one submitted file
+DEPTH = 4    # how many folders may be wrapped around the files of a submission
 SECONDS, OUR_SECONDS = 30, 120    # for an exercise of a student, and for one of our own variants
 
 class Worker:
@@ -35,6 +37,8 @@ class Worker:
         self.tree, self.process = tree, None
 
     def start(self):
+        if sys.platform != "linux":
+            raise SystemExit("the grader runs students' code on Linux only; on another system use a container")
         env = {"PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, str(ROOT / "assignments" / "worker.py"), str(self.tree)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", env=env)
@@ -45,8 +49,7 @@ class Worker:
         try:
             self.process.stdin.write(wire.frame(wire.pack(job)))
             self.process.stdin.flush()
-            head = self.process.stdout.read(8)
-            entries = wire.unpack(self.process.stdout.read(int.from_bytes(head, "little")))
+            entries = wire.unpack(wire.read(self.process.stdout))
         except (OSError, ValueError):
             entries = None
         if not well_formed(entries, len(job["probes"])):
@@ -61,6 +64,8 @@ class Worker:
 
     def close(self):
         if self.process is not None:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
             self.process.kill()
             self.process.wait()
             self.process = None
@@ -145,6 +150,32 @@ class Graded:
     says: list = field(default_factory=list)
     mistake: str = ""
 
+def home(submission, files):
+    """
+    (folder, others): the folder of a submission that holds most of the homework's files, and others with as many.
+
+    Archives wrap the files in folders, so folders are searched down to DEPTH levels. Links are not followed. Raises
+    graft.Unreadable with one line if no folder holds any of the files.
+    """
+    found, submission = [], Path(submission)
+    for here, folders, _ in os.walk(submission):
+        depth = len(Path(here).relative_to(submission).parts)
+        kept = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        folders[:] = kept if depth < DEPTH else []
+        if have := sum(os.path.lexists(Path(here) / file) for file in files):
+            found.append((-have, depth, here))
+    if not found:
+        inside = sorted(path.name for path in submission.iterdir() if not path.name.startswith((".", "__MACOSX")))
+        what = f"it has {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}" if inside else "it is empty"
+        raise graft.Unreadable(f"the files {', '.join(files)} are all missing; {what}")
+    found.sort()
+    return Path(found[0][2]), [Path(here) for have, _, here in found[1:] if have == found[0][0]]
+
+def also(others, submission):
+    """One line if other folders of a submission have the homework's files too, else none."""
+    names = [printable(str(path.relative_to(submission))) for path in others]
+    return [f"not graded, though the same files are there: {', '.join(names)}"] if names else []
+
 def submitted_text(submission, file):
     """The text of a submitted file. Raises graft.Unreadable with one line: missing, a link, too large, not text."""
     path = Path(submission) / file
@@ -157,8 +188,11 @@ def submitted_text(submission, file):
         raise graft.Unreadable(f"{file} has more than {SOURCE_BYTES >> 10} KB")
     try:
         return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise graft.Unreadable(f"{file} is not UTF-8 text") from None
+    except UnicodeDecodeError as e:
+        line = e.object[:e.start].count(b"\n") + 1
+        raise graft.Unreadable(f"{file}, line {line}: not UTF-8 text. Save the file with the encoding UTF-8") from None
+    except OSError as e:
+        raise graft.Unreadable(f"{file} cannot be read: {e.strerror}") from None
 
 def is_blank(text, names):
     """Whether the functions still raise NotImplementedError only."""
@@ -209,20 +243,52 @@ def ignored(homework, submission):
             lines.append(f"{file}: changes outside of the exercises are not graded: {', '.join(other)}")
     return lines
 
+def other_variant(homework, submission, variant):
+    """One line if docstrings show that the copy was made with another --variant than it is graded with, else none."""
+    found = []
+    for exercise in homework:
+        try:
+            tree = graft.tree_of(submitted_text(submission, exercise.file))
+            docs = [ast.get_docstring(graft.find(tree, name)) or "" for name in exercise.names]
+        except (graft.Unreadable, AttributeError, TypeError, SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        if docs_fit(exercise, docs):
+            continue
+        if any(docs_fit(replace(exercise, variant=name), docs) for name in ("", *exercise.variants)):
+            found.append(exercise.number)
+    graded = "without --variant" if variant is None else f"with --variant {variant}"
+    return [f"graded {graded}, but the docstrings of {', '.join(found)} are of a copy made otherwise"] if found else []
+
+def docs_fit(exercise, docs):
+    """Whether each line of the submitted docstrings stands in the exercise's own. make.py leaves some lines out."""
+    tree = graft.tree_of(exercise.source())
+    whole = [ast.get_docstring(graft.find(tree, name)) or "" for name in exercise.names]
+    lines = lambda doc: {line.strip() for line in doc.splitlines() if line.strip()}
+    return all(lines(doc) <= lines(own) for doc, own in zip(docs, whole))
+
 class Grader:
     """A homework's keys for one seed, and the worker. grade(submission) -> list of Graded."""
     def __init__(self, homework, seed, variant=None):
         self.exercises, self.seed, self.keys = exercises(homework, variant), seed, {}
+        self.variant = variant
         self.folder = Path(tempfile.mkdtemp(prefix="grade-"))
         self.folder.chmod(0o755)
         self.base = clean_copy(self.folder / "clean")
-        # two workers: a fork of the one that ran the reference could find its results in memory
-        self.worker, self.trusted = Worker(self.base), Worker(self.base)
+        self.worker = Worker(self.base)
 
     def key(self, exercise):
         if exercise.number not in self.keys:
-            self.keys[exercise.number] = key_of(exercise, self.trusted, self.base, self.seed)
+            self.keys[exercise.number] = key_of(exercise, self.worker, self.base, self.seed)
         return self.keys[exercise.number]
+
+    @property
+    def files(self):
+        """The files with exercises."""
+        return sorted({exercise.file for exercise in self.exercises})
+
+    def remarks(self, submission):
+        """Lines about the submission as a whole."""
+        return [*other_variant(self.exercises, submission, self.variant), *ignored(self.exercises, submission)]
 
     def grade(self, submission):
         work = Path(tempfile.mkdtemp(dir=self.folder))
@@ -234,7 +300,6 @@ class Grader:
 
     def close(self):
         self.worker.close()
-        self.trusted.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self):
@@ -265,13 +330,32 @@ def get_args(argv=None):
     p.add_argument("--variant", type=int, help="the seed that the homework was made with")
     return p.parse_args(argv)
 
+def need_folder(flag, path):
+    """Raises SystemExit with one line if there is no such folder."""
+    if not Path(path).is_dir():
+        what = "is a file, not a folder" if Path(path).exists() else "there is no such folder"
+        raise SystemExit(f"{flag} {path}: {what}")
+
+def need_writable(flag, path):
+    """Raises SystemExit with one line, before minutes of work, if a file cannot be written there."""
+    folder = Path(path).resolve().parent
+    if Path(path).is_dir() or not folder.is_dir():
+        what = "is a folder; give a file" if Path(path).is_dir() else f"there is no folder {folder}"
+        raise SystemExit(f"{flag} {path}: {what}")
+
 def main(argv=None):
     args = get_args(argv)
-    if not Path(args.submission).is_dir():
-        raise SystemExit(f"--submission {args.submission}: there is no such folder")
+    need_folder("--submission", args.submission)
+    if args.json:
+        need_writable("--json", args.json)
     with Grader(args.homework, args.seed, args.variant) as grader:
-        graded = grader.grade(args.submission)
-        print(report(graded, ignored(grader.exercises, args.submission)))
+        try:
+            folder, others = home(args.submission, grader.files)
+        except graft.Unreadable as e:
+            raise SystemExit(f"--submission {args.submission}: {printable(str(e))}") from None
+        graded = grader.grade(folder)
+        lines = [*also(others, args.submission), *grader.remarks(folder), f"graded with --seed {args.seed}"]
+        print(report(graded, lines))
     if args.json:
         Path(args.json).write_text(json.dumps([asdict(g) for g in graded], indent=1) + "\n")
     return graded

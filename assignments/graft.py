@@ -5,6 +5,7 @@ A function is named by its qualified name: `dpo`, or `Attention.forward`. Everyt
 tree points to, so comments and layout of the rest stay as they are.
 """
 import ast
+import copy
 import functools
 import textwrap
 
@@ -39,9 +40,18 @@ def find(tree, qualname):
         body = next((node.body for node in body if isinstance(node, ast.ClassDef) and node.name == part), [])
     return next((node for node in reversed(body) if isinstance(node, FUNCTION) and node.name == name), None)
 
+def is_docstring(body):
+    """Whether a list of statements begins with a string."""
+    first = body[0].value if body and isinstance(body[0], ast.Expr) else None
+    return isinstance(first, ast.Constant) and isinstance(first.value, str)
+
 def first_line(node):
     """The line, from 1, on which a statement begins: that of its first decorator, if there is one."""
     return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+
+def text_of(text, node):
+    """The lines of a statement, with its decorators."""
+    return "\n".join(lines_of(text)[first_line(node) - 1:node.end_lineno])
 
 def all_functions(text, target):
     """The qualified names of a target: "losses.py:*" is every registered loss of the file, others are one name."""
@@ -72,24 +82,24 @@ def put(text, qualname, function, before=""):
 def blank(text, qualname, message, hidden=()):
     """The file with a function's body replaced by its docstring, less the hidden lines, and NotImplementedError."""
     node, lines = find(tree_of(text), qualname), lines_of(text)
-    first, body = node.body[0], []
-    indent = " " * first.col_offset
-    if is_docstring(node.body):
-        body = [line for line in lines[first.lineno - 1:first.end_lineno] if not any(text in line for text in hidden)]
-    body.append(f"{indent}raise NotImplementedError({message!r})")
-    start = lines[:first.lineno - 1]
-    if first.lineno == node.lineno:    # def f(x): return x
-        start = [*lines[:first.lineno - 1], lines[first.lineno - 1][:first.col_offset].rstrip()]
-        body = [f"{' ' * (node.col_offset + 4)}{line.strip()}" for line in body[-1:]]
-    return "\n".join([*start, *body, *lines[node.end_lineno:]]) + "\n"
+    first, docstring = node.body[0], []
+    start, indent = lines[:first.lineno - 1], lines[first.lineno - 1][:first.col_offset]
+    if indent.strip():    # def f(x): return x
+        start.append(indent.rstrip())
+        indent = " " * (node.col_offset + 4)
+    elif is_docstring(node.body):
+        docstring = lines[first.lineno - 1:first.end_lineno]
+    docstring = [line for line in docstring if not any(text in line for text in hidden)]
+    raises = f"{indent}raise NotImplementedError({message!r})"
+    return "\n".join([*start, *docstring, raises, *lines[node.end_lineno:]]) + "\n"
 
 def edited(text, qualnames, edits):
     """The file with each right text replaced by the wrong one, which stands exactly once in one of the functions."""
     for right, wrong in edits:
-        homes = [name for name in qualnames if (source_of(text, name) or "").count(right)]
-        counts = [source_of(text, name).count(right) for name in homes]
-        assert counts == [1], f"{right!r} stands {sum(counts)} times in {', '.join(qualnames)}"
-        text = put(text, homes[0], source_of(text, homes[0]).replace(right, wrong))
+        counts = {name: (source_of(text, name) or "").count(right) for name in qualnames}
+        assert sum(counts.values()) == 1, f"{right!r} stands {sum(counts.values())} times in {', '.join(qualnames)}"
+        home = max(counts, key=counts.get)
+        text = put(text, home, source_of(text, home).replace(right, wrong))
     return text
 
 def applies(text, qualnames, edits):
@@ -119,35 +129,28 @@ def is_future(node):
 
 def new_names(node, there):
     """An import without the names that are there already, as text; "" if none is new."""
-    names = [alias for alias in node.names if (alias.asname or alias.name.split(".")[0]) not in there]
-    if not names:
-        return ""
-    if isinstance(node, ast.Import):
-        return ast.unparse(ast.Import(names))
-    return ast.unparse(ast.ImportFrom(node.module, names, node.level))
+    new = copy.copy(node)
+    new.names = [alias for alias in node.names if (alias.asname or alias.name.split(".")[0]) not in there]
+    return ast.unparse(new) if new.names else ""
 
 def additions(text, original):
     """The source of the top-level statements of `text` that give names which `original` does not have."""
     there = set().union(*(defined(node) for node in tree_of(original).body))
-    parts, lines = [], lines_of(text)
+    parts = []
     for node in tree_of(text).body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            if not is_future(node) and (one := new_names(node, there)):
-                parts.append(one)
+            parts.append("" if is_future(node) else new_names(node, there))
         elif defined(node) and not defined(node) & there:
-            parts.append("\n".join(lines[first_line(node) - 1:node.end_lineno]))
-    return "\n".join(parts)
+            parts.append(text_of(text, node))
+    return "\n".join(filter(None, parts))
 
 def methods(text, original, qualname):
     """The source of methods that a function's class has in `text` and not in `original`; "" if it has no class."""
-    if "." not in qualname:
-        return ""
     def functions(side):
         classes = [n for n in tree_of(side).body if isinstance(n, ast.ClassDef) and n.name == qualname.split(".")[0]]
-        return [node for node in classes[0].body if isinstance(node, FUNCTION)]
+        return [node for one in classes[:1] for node in one.body if isinstance(node, FUNCTION)]
     there = {node.name for node in functions(original)}
-    new = [node for node in functions(text) if node.name not in there]
-    return "\n\n".join("\n".join(lines_of(text)[first_line(node) - 1:node.end_lineno]) for node in new)
+    return "\n\n".join(text_of(text, node) for node in functions(text) if node.name not in there)
 
 def reindented(function, indent):
     """A function's source with its `def` at another indentation."""
@@ -160,11 +163,6 @@ def with_future(text, submitted):
     body, lines = tree_of(text).body, lines_of(text)
     at = body[0].end_lineno if is_docstring(body) else 0
     return "\n".join([*lines[:at], *future, *lines[at:]]) + "\n"
-
-def is_docstring(body):
-    """Whether a list of statements begins with a string."""
-    first = body[0].value if body and isinstance(body[0], ast.Expr) else None
-    return isinstance(first, ast.Constant) and isinstance(first.value, str)
 
 def stripped(node):
     """The structure of a statement without docstrings, to compare two files."""

@@ -11,22 +11,16 @@ gives a bonus of a tenth of a point each.
 """
 import argparse
 import json
-import os
 import random
-import resource
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 from assignments import graft
 from assignments.exercise import HOMEWORKS, exercises
-from assignments.grade import clean_copy
+from assignments.grade import Grader, clean_copy, submitted_text
 
-SECONDS, BYTES = 60, 6 << 30    # of one run of the student's tests
-OTHERS = 4                      # mistakes of each function, besides the planted one, that count for the bonus
+SECONDS = 60    # for one run of the student's tests
+OTHERS = 4      # mistakes of each function, besides the planted one, that count for the bonus
 
 def chosen(homework, seed, n):
     """n (exercise, name of a mistake) with a symptom, each in another function, drawn by the seed."""
@@ -65,30 +59,6 @@ test_hunt.py holds pytest tests with fixed seeds. They must pass on the right co
 each fault. `python -m pytest test_hunt.py` runs them here, where some of them should fail.
 """
 
-def limits():
-    """Set in the process that runs the student's tests."""
-    os.setsid()
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-def passes(tests, folder):
-    """Whether the tests pass in a copy. They run in a process of their own, with limits and an empty environment."""
-    shutil.copy(tests, folder / "test_hunt.py")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "test_hunt.py"]
-    env = {"PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1", "HOME": str(folder)}
-    process = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, preexec_fn=limits)
-    try:
-        return process.wait(timeout=SECONDS) == 0
-    except subprocess.TimeoutExpired:
-        return False
-    finally:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        process.wait()
-
 def read_found(folder):
     """number -> place, from found.json; {} if it cannot be read."""
     try:
@@ -97,36 +67,40 @@ def read_found(folder):
     except (OSError, ValueError, AttributeError):
         return {}
 
-class Copies:
-    """Clean copies for the tests of a submission. on(exercise, text): whether they pass with that text of its file."""
-    def __init__(self, tests, work):
-        self.tests, self.work = tests, Path(work)
-        self.base = clean_copy(self.work / "clean")
+DRIVER = """
+def run(module, probe):
+    import os
+    import pytest
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    return {"status": int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "test_hunt.py"]))}
+"""
 
-    def on(self, exercise=None, text=""):
-        folder = Path(tempfile.mkdtemp(dir=self.work)) / "copy"
-        shutil.copytree(self.base, folder)
-        if exercise is not None:
-            (folder / exercise.file).write_text(text)
-        return passes(self.tests, folder)
+def passes(grader, tests, exercise=None, text=""):
+    """Whether tests, given as text, pass in a clean copy with this text of the exercise's file. A worker runs them."""
+    tree = grader.folder / "hunt"
+    shutil.copytree(grader.base, tree)
+    (tree / "test_hunt.py").write_text(tests)
+    (tree / "test_hunt.py").chmod(0o644)
+    if exercise is not None:
+        (tree / exercise.file).write_text(text)
+    job = dict(tree=str(tree), file="test_hunt.py", driver=DRIVER, probes=[{}], seconds=SECONDS, source=None)
+    [entry] = grader.worker.run(job)
+    shutil.rmtree(tree)
+    status = entry.get("arrays", {}).get("status")
+    return status is not None and not status.any()
 
-def fair(copies, drawn):
+def fair(grader, tests, drawn):
     """Whether the tests pass on the right code, and on everything that is right and written otherwise."""
-    if not copies.on():
-        return False
-    for exercise, _ in drawn:
-        for name in exercise.alternatives:
-            if not copies.on(exercise, exercise.with_alternative(name)):
-                return False
-    return True
+    right = [(e, e.with_alternative(name)) for e, _ in drawn for name in e.alternatives]
+    return all(passes(grader, tests, *one) for one in [(), *right])
 
-def catches(copies, drawn):
+def catches(grader, tests, drawn):
     """(planted faults, other mistakes) on which the tests fail."""
     caught = others = 0
     for exercise, fault in drawn:
         more = [name for name in exercise.mistakes if name != fault]
         for name in [fault, *more[::max(1, len(more) // OTHERS)][:OTHERS]]:
-            seen = not copies.on(exercise, exercise.with_mistake(name))
+            seen = not passes(grader, tests, exercise, exercise.with_mistake(name))
             caught += seen and name == fault
             others += seen and name != fault
     return caught, others
@@ -134,18 +108,21 @@ def catches(copies, drawn):
 def grade(homework, seed, n, submission):
     """The report of a submission, line by line."""
     submission, drawn, points, lines = Path(submission), chosen(homework, seed, n), 0, []
-    places, tests = read_found(submission), submission / "test_hunt.py"
+    places = read_found(submission)
     for number, (exercise, _) in enumerate(drawn, 1):
         right = places.get(str(number)) in exercise.targets
         points += right
         lines.append(f"fault {number}: the place is {'right' if right else 'not right'}")
-    if not tests.is_file() or tests.is_symlink():
-        return [*lines, "test_hunt.py is missing", f"total  {points} of {3 * n} points"]
-    with tempfile.TemporaryDirectory() as work:
-        copies = Copies(tests, work)
-        if not fair(copies, drawn):
+    try:
+        tests = submitted_text(submission, "test_hunt.py")
+    except graft.Unreadable as e:
+        return [*lines, str(e), f"total  {points} of {3 * n} points"]
+    with Grader(homework, seed) as grader:
+        if not passes(grader, "def test_nothing(): pass"):
+            raise SystemExit("pytest does not run in the grader's worker: can any user read this Python environment?")
+        if not fair(grader, tests, drawn):
             return [*lines, "the tests fail on right code", f"total  {points} of {3 * n} points"]
-        caught, others = catches(copies, drawn)
+        caught, others = catches(grader, tests, drawn)
     lines.append(f"the tests catch {caught} of {n} planted faults, and {others} other mistakes")
     return [*lines, f"total  {points + 2 * caught} of {3 * n} points, bonus {others / 10:.1f}"]
 

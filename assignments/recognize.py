@@ -102,41 +102,25 @@ def of_arrays(name, found, want):
         return [f"`{name}` has the shape {tuple(found.shape)}, not {tuple(want.shape)}"]
     if found.dtype != want.dtype:
         return [f"`{name}` is {found.dtype}, not {want.dtype}"]
-    odd = ~np.isfinite(found.astype("float64")) & np.isfinite(want.astype("float64"))
-    if odd.any():
-        return [f"`{name}` has {int(odd.sum())} values of {found.size} that are nan or infinite"]
-    finite = np.isfinite(found.astype("float64")) & ~np.isfinite(want.astype("float64"))
-    if finite.any():
-        return [f"`{name}` has {int(finite.sum())} finite values of {found.size} where an infinite one belongs"]
+    finite, belongs = np.isfinite(found.astype("float64")), np.isfinite(want.astype("float64"))
+    if n := int((belongs & ~finite).sum()):
+        return [f"`{name}` has {n} values of {found.size} that are nan or infinite"]
+    if n := int((finite & ~belongs).sum()):
+        return [f"`{name}` has {n} finite values of {found.size} where an infinite one belongs"]
     return []
 
-def ratio(pairs):
-    """The factor c if found == c * want throughout, else None. pairs: (found, want) arrays."""
-    pairs = [(f.astype("float64").ravel(), w.astype("float64").ravel()) for f, w in pairs if w.size]
-    found, want = np.concatenate([f for f, _ in pairs]), np.concatenate([w for _, w in pairs])
-    at = np.abs(want) > 1e-9
-    if at.sum() < 2 or not np.isfinite(found).all() or np.ptp(np.abs(want[at])) < 1e-9:
-        return None
-    c = float(np.median(found[at] / want[at]))
-    return c if abs(c - 1) > 1e-9 and np.allclose(found, c * want, rtol=1e-9, atol=1e-12) else None
-
-def offset(pairs):
-    """The constant c if found == want + c throughout, else None."""
-    if not all(np.isfinite(w.astype("float64")).all() for _, w in pairs):
-        return None
-    differences = np.concatenate([(f.astype("float64") - w.astype("float64")).ravel() for f, w in pairs])
-    if differences.size < 2 or not np.isfinite(differences).all():
-        return None
-    c = float(np.median(differences))
-    return c if np.allclose(differences, c, rtol=0, atol=1e-10) else None
-
 def relation(pairs):
-    """How an array is related to the right one over all probes: "times c", "plus c" or ""."""
-    if (c := ratio(pairs)) is not None:
-        return f"times {c:.6g}"
-    if (c := offset(pairs)) is not None:
-        return f"plus {c:.6g}"
-    return ""
+    """How an array is related to the right one over all probes: "times c", "plus c" or "". pairs: (found, want)."""
+    found, want = (np.concatenate([array.astype("float64").ravel() for array in side]) for side in zip(*pairs))
+    if found.size < 2 or not np.isfinite([found, want]).all():
+        return ""
+    at = np.abs(want) > 1e-9
+    if at.sum() >= 2 and np.ptp(np.abs(want[at])) >= 1e-9:    # any constant is a multiple of another one
+        c = float(np.median(found[at] / want[at]))
+        if abs(c - 1) > 1e-9 and np.allclose(found, c * want, rtol=1e-9, atol=1e-12):
+            return f"times {c:.6g}"
+    c = float(np.median(found - want))
+    return f"plus {c:.6g}" if np.allclose(found - want, c, rtol=0, atol=1e-10) else ""
 
 def listed(names):
     """The names of arrays as the subject of a sentence, with its verb."""

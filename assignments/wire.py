@@ -19,6 +19,10 @@ LIMIT = 16 << 20    # bytes of a message
 def frame(data):
     return struct.pack("<Q", len(data)) + data
 
+def read(stream):
+    """The contents of one frame of a stream, or b"" at its end."""
+    return stream.read(int.from_bytes(stream.read(8), "little"))
+
 def pack(value):
     """JSON-like values (dict, list, tuple, str, int, float, bool, None) with numpy arrays in them -> bytes."""
     arrays = []

@@ -3,10 +3,9 @@ The process that runs a student's code: it receives inputs and returns arrays, a
 
     python worker.py TREE    (started by grade.py; speaks the messages of wire.py on stdin and stdout)
 
-It imports torch, and what the project in TREE imports, once. Each job runs in a fork of it: in a session of its own,
-without network where the system allows it, as `nobody` where the grader is root, with limits on CPU time, memory,
-processes and file size. The parent of the fork watches memory and time from outside and kills everything that the job
-started. A job is
+It imports torch, and what the project in TREE imports, once. A fork of it reads a job and runs the student's code in
+another fork, which is confined (confine.py). The first of them watches memory and time from outside, kills everything
+that the job started, and writes the answer. A job is
 
     tree     the folder of a clean copy of the project with the student's functions
     file     the file of the functions
@@ -19,29 +18,26 @@ and the answer a list with one entry for each probe: {"arrays": {name: array}, "
 or {"error": one line}.
 """
 import contextlib
-import ctypes
 import gc
 import importlib
 import os
 import resource
 import select
 import signal
-import struct
 import sys
 import time
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+import confine
 import numpy as np
 import torch
 import torch._dynamo    # imported by the first optimizer, which takes seconds: here once
 import wire
 
-BYTES, PROCESSES, FILE_BYTES = 3 << 30, 16, 1 << 20
-NEWNS, NEWUSER, NEWPID, NEWNET, NEWIPC = 0x20000, 0x10000000, 0x20000000, 0x40000000, 0x08000000
-SUBREAPER = 36
-libc = ctypes.CDLL(None, use_errno=True)
+BYTES, SUBREAPER = 3 << 30, 36
+# sys.path begins with the folder of this file; shared libraries may lie in `lib`
+LIBRARIES = [path for path in (*sys.path[1:], f"{sys.base_prefix}/lib") if Path(path).is_dir()]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # in the fork: run the code
@@ -88,6 +84,8 @@ def one_line(error, file):
     lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(file)]
     where = f" (at: {lines[-1]})" if lines and lines[-1] else ""
     text = " ".join(str(error).split())[:300]
+    if isinstance(error, SystemExit):
+        return f"the code called exit(){where}"
     return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
 
 def run_probe(run, module, probe, file):
@@ -120,29 +118,7 @@ def run_job(job):
     module = load(job)
     return [run_probe(space["run"], module, probe, job["file"]) for probe in job["probes"]]
 
-def confine(seconds):
-    """No network, no other processes, no privileges, small limits. What the system does not allow is left out."""
-    os.setsid()
-    spaces = NEWNET | NEWIPC | NEWPID | (0 if os.getuid() == 0 else NEWUSER)
-    alone = libc.unshare(spaces) == 0
-    if alone:    # the new process namespace begins with the next child: its end is the end of all that it started
-        pid = os.fork()
-        if pid:
-            os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xff)
-    limit = lambda what, n: resource.setrlimit(what, (n, n))
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit(resource.RLIMIT_AS, pages * resource.getpagesize() + BYTES)
-    limit(resource.RLIMIT_CPU, seconds)
-    limit(resource.RLIMIT_FSIZE, FILE_BYTES)
-    limit(resource.RLIMIT_CORE, 0)
-    if os.getuid() == 0:
-        os.setgroups([])
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
-    with contextlib.suppress(ValueError, OSError):
-        limit(resource.RLIMIT_NPROC, PROCESSES if alone or os.getuid() == 65534 else 4096)
-
-def in_fork(job, pipe, trusted):
+def in_fork(job, pipe):
     """The life of the fork. It writes its results to the pipe and ends."""
     try:
         null = os.open(os.devnull, os.O_RDWR)
@@ -152,8 +128,8 @@ def in_fork(job, pipe, trusted):
         os.environ.clear()
         os.environ.update(HOME=job["tree"], OMP_NUM_THREADS="1", MPLBACKEND="Agg", HF_HUB_OFFLINE="1")
         sys.dont_write_bytecode = True
-        if not trusted:
-            confine(job["seconds"])
+        if job["source"] is None:
+            confine.confine(job["seconds"], BYTES, [job["tree"], *LIBRARIES])
         data = wire.pack(run_job(job))
     except BaseException as error:    # noqa: B902
         data = wire.pack([{"error": one_line(error, job["file"])}] * len(job["probes"]))
@@ -212,17 +188,16 @@ def watch(pipe, seconds):
             return None, f"did not end within {seconds} s"
         if sum(alive.values()) > 2 * BYTES:
             return None, f"took more than {BYTES >> 30} GB of memory"
-        if len(alive) > PROCESSES:
-            return None, f"started more than {PROCESSES} processes"
+        if len(alive) > confine.PROCESSES:
+            return None, f"started more than {confine.PROCESSES} processes"
 
 def handle(job):
     """Runs a job in a fork: bytes of the answer."""
-    trusted = job["source"] is not None
     read, write = os.pipe()
     pid = os.fork()
     if not pid:
         os.close(read)
-        in_fork(job, write, trusted)
+        in_fork(job, write)
     os.close(write)
     data, broken = watch(read, job["seconds"])
     os.close(read)
@@ -234,44 +209,44 @@ def handle(job):
     line = broken or "the process ended without a result (a crash, exit(), or a limit on CPU time or memory)"
     return wire.pack([{"error": line}] * len(job["probes"]))
 
-def receive(stream):
-    """One frame, or None at the end."""
-    head = stream.read(8)
-    return stream.read(struct.unpack("<Q", head)[0]) if len(head) == 8 else None
+def preload(tree):
+    """
+    Imports the standard library, and what the project's files import, without keeping the project itself.
 
-def import_all():
-    """Imports the standard library: a job may not be allowed to read its folder."""
+    A job then starts at once. As nobody it may not be able to read a module later, where confine.py cannot help.
+    """
     skipped = {"antigravity", "this", "idlelib", "turtle", "turtledemo", "tkinter", "lib2to3", "ensurepip", "venv"}
-    for name in [*sorted(sys.stdlib_module_names - skipped), "encodings.idna"]:
-        if name == "__future__" or not name.startswith("_"):
-            with contextlib.suppress(BaseException):    # noqa: B902
-                importlib.import_module(name)
-
-def import_libraries(tree):
-    """Imports what the project's files import, without the project: a job may not be allowed to read site-packages."""
+    library = [name for name in sorted(sys.stdlib_module_names - skipped) if not name.startswith("_")]
+    files = [path.relative_to(tree).with_suffix("").parts for path in sorted(Path(tree).rglob("*.py"))]
     sys.path.insert(0, tree)
-    names = [path.relative_to(tree).with_suffix("").parts for path in sorted(Path(tree).rglob("*.py"))]
-    for parts in names:
+    for name in ["__future__", "encodings.idna", *library, *map(".".join, files)]:
         with contextlib.suppress(BaseException):    # noqa: B902
-            importlib.import_module(".".join(parts))
+            importlib.import_module(name)
     sys.path.pop(0)
-    project = {parts[0] for parts in names}
-    for name in list(sys.modules):
-        if name.split(".")[0] in project:
-            del sys.modules[name]
+    project = {parts[0] for parts in files}
+    for name in [name for name in sys.modules if name.split(".")[0] in project]:
+        del sys.modules[name]
     gc.collect()
 
 def serve():
+    """
+    A process for each job reads it and answers. The next one is no fork of it, so nothing of a job is in its memory.
+
+    It ends if one of them fails, or finds no more jobs: the grader then starts another worker.
+    """
     torch.set_num_threads(1)
-    import_all()
-    import_libraries(sys.argv[1])
-    libc.prctl(SUBREAPER, 1, 0, 0, 0)
+    preload(sys.argv[1])
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    os.set_inheritable(answers.fileno(), False)
-    while (data := receive(sys.stdin.buffer)) is not None:
-        answers.write(wire.frame(handle(wire.unpack(data))))    # without a name: the next job is a fork of this process
-        answers.flush()
+    while pid := os.fork():
+        if os.waitpid(pid, 0)[1]:
+            return
+    if not (data := wire.read(sys.stdin.buffer)):
+        os._exit(1)
+    confine.libc.prctl(SUBREAPER, 1, 0, 0, 0)
+    answers.write(wire.frame(handle(wire.unpack(data))))
+    answers.flush()
+    os._exit(0)
 
 if __name__ == "__main__":
     serve()

@@ -39,7 +39,7 @@ SHOW = """
     sort.value = "chosen";
     sort.dispatchEvent(new Event("change"));
     document.querySelector("#sort").closest(".controls").previousElementSibling.scrollIntoView();
-    document.querySelector(".pair .n8").focus({preventScroll: true});
+    document.querySelector(".pair .n8")?.focus({preventScroll: true});
 """
 
 def main(argv=None):

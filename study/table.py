@@ -352,13 +352,33 @@ def comparisons_table(rows):
         lines.append([r["what"], mean, f"{low} to {high}", r["says"] or "-", r["verdict"] or "-"])
     return markdown(["compared", "mean", "95% interval", "the claim says", "verdict"], lines)
 
+def credit_rows(shown, results):
+    """A row for each method of credit.csv, means over its seeds. shown: (measure, head of its column, format)."""
+    lines = []
+    for (method,), rows in grouped(places.read_csv(results / "credit.csv"), "method").items():
+        values = grouped([row | {"value": float(row["value"])} for row in rows], "measure")
+        lines.append([f"`{method}`", *(mean(values[(measure,)], "value", form) for measure, _, form in shown)])
+    return markdown(["`--loss`", *(head for _, head, _ in shown)], lines)
+
+def credit_table(results=RESULTS):
+    """How far chosen and rejected completions move, beside reward and KL."""
+    good, bad = "chosen, reward at least 0.5", "chosen, reward below 0.5"
+    return credit_rows((("reward", "reward", ".3f"), ("kl", "KL, nats", ".2f"), ("chosen", "chosen", "+.1f"),
+                        ("rejected", "rejected", "+.1f"), ("chosen, reward >= 0.5", good, "+.1f"),
+                        ("chosen, reward < 0.5", bad, "+.1f")), results)
+
+def words_table(results=RESULTS):
+    """How far words of each kind move, and the correlation of both credits."""
+    return credit_rows((("bad", "dull", "+.2f"), ("not bad", "not dull", "+.2f"), ("gem", "gem", "+.2f"),
+                        ("bore", "bore", "+.2f"), ("correlation", "correlation of both credits", ".2f")), results)
+
 TABLES = {
     "example": example, "whole example": whole_example, "front": front_table, "loss names": front_losses,
     "results": results_table, "bandit": bandit_table, "losses": losses_table, "behavior": behavior_table,
     "trl": trl_table, "parts": parts_table, "generation": generation_table, "growth": growth_table,
     "robust": robust_table, "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table,
     "judge": judge_table, "models": models_table, "real": real_table, "samples": real_samples,
-    "claims": claims_table}
+    "claims": claims_table, "credit": credit_table, "words": words_table}
 
 def filled(text):
     """A document's text with every table between markers made again. Raises KeyError for an unknown table."""

@@ -10,19 +10,18 @@ import hashlib
 import html
 import json
 import math
-import unicodedata
+import re
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 LEVELS = 8          # steps of color from 0 to the end of a scale
-REORDERS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"    # characters that reorder the text around them
+# Control characters but the line feed, lone surrogates, and characters that reorder the text around them
+UNSHOWN = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 MOST_POINTS = 400   # of a curve; a longer one is thinned
 
 def escape(text):
     """Text as HTML, also within quotes. Characters that cannot be shown become a box; line breaks stay."""
-    hidden = lambda c: c in REORDERS or (unicodedata.category(c) in ("Cc", "Cs") and c != "\n")
-    shown = "".join("\u25af" if hidden(c) else c for c in text)
-    return html.escape(shown).replace("\n", "&#10;")
+    return html.escape(UNSHOWN.sub("\u25af", text)).replace("\n", "&#10;")
 
 def tag(name, content, **attributes):
     """An element with escaped attributes. content is HTML. A name with _ has a - in HTML; class_ is class."""
@@ -44,9 +43,13 @@ def color(value, scale, up, down):
     return f"{up if step > 0 else down}{abs(step)}" if step else ""
 
 def token(piece, note, classes=""):
-    """A token that shows its note when the mouse is over it or when it has the focus. See page.css: b::after."""
-    seen = piece.replace("\n", "\u21b5\n")
-    return tag("b", escape(seen), class_=classes.strip() or None, tabindex=0, data_t=note)
+    """
+    A token that shows its note when the mouse is over it or when it has the focus. See page.css: b::after. A space
+    before a word is not colored.
+    """
+    space = " " if piece.startswith(" ") and piece.strip() else ""
+    seen = piece[len(space):].replace("\n", "\u21b5\n")
+    return space + tag("b", escape(seen), class_=classes.strip() or None, tabindex=0, data_t=note)
 
 def legend(scale, unit):
     """The colors of the scale with their values, from the most negative to the most positive."""
@@ -57,12 +60,10 @@ def legend(scale, unit):
         swatches.append(tag("b", label, class_=color(value, scale, "p", "n") or None))
     return tag("p", f"{''.join(swatches)} {escape(unit)}", class_="legend")
 
-def sparkline(sums):
-    """A small line through running sums, from 0 on, with the zero line."""
+def sparkline(sums, low, high):
+    """A small line through running sums, from 0 on, with the zero line. low <= 0 <= high: the ends of its scale."""
     values = [0.0, *sums]
-    low, high = min(values), max(values)
-    height = (high - low) or 1.0
-    y = lambda value: 2 + 20 * (high - value) / height
+    y = lambda value: 2 + 20 * (high - value) / ((high - low) or 1.0)
     points = " ".join(f"{120 * i / (len(values) - 1):.1f},{y(v):.1f}" for i, v in enumerate(values))
     return (f'<svg class="spark" viewBox="-2 0 126 24" aria-hidden="true"><path d="M0 {y(0):.1f}H120"/>'
             f'<polyline points="{points}"/><circle cx="120" cy="{y(values[-1]):.1f}" r="2"/></svg>')

@@ -21,16 +21,16 @@ PANELS = (    # title, the metrics in it
     ("KL", ("objective/kl",)), ("reward of samples", ("objective/scores",)), ("entropy", ("policy/entropy",)))
 
 SORTS = (("at", "as in the data"), ("margin", "margin, smallest first"), ("-margin", "margin, largest first"),
-         ("chosen", "how far the chosen fell"), ("-length", "how much longer the chosen is"),
+         ("chosen", "how far the chosen fell, most first"), ("-length", "how much longer the chosen is"),
          ("length", "how much longer the rejected is"))
-MARKS = {"flipped": "label was flipped", "disagree": "policy and reward disagree", "agree": "policy and reward agree",
-         "against": "policy prefers the rejected", "fell": "the chosen fell"}
+MARKS = {"flipped": "label was flipped", "disagree": "margin and reward disagree", "agree": "margin and reward agree",
+         "against": "margin below 0", "fell": "the chosen fell"}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # one completion
 
 def color_scale(views):
-    """The end of the scale of color: of 97% of all implicit rewards the largest, rounded up to 1, 2 or 5 times 10^k."""
+    """The end of the scale of color: of 97% of the views' implicit rewards the largest, up to 1, 2 or 5 times 10^k."""
     seen = [(view.beta, side) for view in views for pair in view.pairs for side in pair]
     seen += [(view.beta, side) for view in views for sample in view.samples for side in sample.values()]
     sizes = np.concatenate([np.zeros(1), *(np.abs(beta * side.logratios) for beta, side in seen)])
@@ -51,8 +51,16 @@ def note_of(seen, at, beta, total):
         lines[-1] += f"; true credit {seen.true_credit[at]:+.2f} nats"
     return "\n".join(lines)
 
-def completion(name, seen, beta, scale, reward=None):
-    """A completion in color, and below it the running sum of its log-ratio with the numbers that it ends at."""
+def reach(several):
+    """(low, high): between them lie 0 and the running sums of some Seen. It is the scale of a card's small lines."""
+    sums = [0.0, *(total for seen in several for total in accumulate(seen.logratios.tolist()))]
+    return min(sums), max(sums)
+
+def completion(name, seen, beta, scale, ends, reward=None):
+    """
+    A completion in color, and below it the running sum of its log-ratio with the numbers that it ends at.
+    scale: of the colors; ends: reach of the card.
+    """
     sums = list(accumulate(seen.logratios.tolist()))
     tokens = []
     for at, piece in enumerate(seen.pieces):
@@ -63,7 +71,7 @@ def completion(name, seen, beta, scale, reward=None):
     facts = [f"log-ratio {sums[-1]:+.2f} nats"] if seen.ref_logps is not None else []
     facts += [f"log pi {seen.logps.sum():.2f}"] + ([f"reward {reward:.3f}"] if reward is not None else [])
     said = " ".join(tag("span", fact) for fact in facts)
-    line = tag("div", html.sparkline(sums) + said, class_="facts", data_logratio=f"{sums[-1]:.6f}",
+    line = tag("div", html.sparkline(sums, *ends) + said, class_="facts", data_logratio=f"{sums[-1]:.6f}",
                data_logp=f"{seen.logps.sum():.6f}")
     return tag("p", "".join(tokens), class_="text", data_name=name) + line
 
@@ -107,17 +115,19 @@ def pair_card(at, pair, text, views, scale):
     """A pair under all views. Its keys for sorting are those of the last view of the first run."""
     last = last_view(views)
     chosen, rejected = last.pairs[at]
-    parts = []
+    ends, parts = reach(side for view in views for side in view.pairs[at]), []
     for view in views:
         w, l = view.pairs[at]
         rewards = pair.rewards or (None, None)
-        margin = view.beta * (w.logratios.sum() - l.logratios.sum())
-        parts.append(tag("section", title(view, views) + completion("chosen", w, view.beta, scale, rewards[0])
-                         + completion("rejected", l, view.beta, scale, rewards[1])
-                         + tag("div", f"margin {margin:+.3f}", class_="facts"), **place(view, views)))
+        gap = w.logratios.sum() - l.logratios.sum()
+        said = f"margin {view.beta * gap:+.3f} (beta times {gap:+.2f} nats)"
+        if "disagree" in marks(pair, w, l):
+            said += ": the policy moved toward the completion of lower reward"
+        parts.append(tag("section", title(view, views) + completion("chosen", w, view.beta, scale, ends, rewards[0])
+                         + completion("rejected", l, view.beta, scale, ends, rewards[1])
+                         + tag("div", said, class_="facts"), **place(view, views)))
     said = marks(pair, chosen, rejected)
-    flags = ", ".join(MARKS[name] for name in said if name in ("flipped", "disagree", "against"))
-    head = tag("h3", f"pair {at + 1}" + (f" <small>{escape(flags)}</small>" if flags else ""))
+    head = tag("h3", f"pair {at + 1}" + (" <small>label was flipped</small>" if pair.flipped else ""))
     gap = chosen.logratios.sum() - rejected.logratios.sum()
     return tag("article", head + prompt(text) + tag("div", "".join(parts), class_="cols"), class_="pair", data_at=at,
                data_margin=f"{last.beta * gap:.6f}", data_chosen=f"{chosen.logratios.sum():.6f}",
@@ -125,9 +135,9 @@ def pair_card(at, pair, text, views, scale):
 
 def sample_card(at, text, views, scale):
     """The samples of a prompt, before and after, under all views."""
-    parts = []
+    ends, parts = reach(seen for view in views for seen in view.samples[at].values()), []
     for view in views:
-        texts = [completion(name, seen, view.beta, scale, view.rewards[at].get(name))
+        texts = [completion(name, seen, view.beta, scale, ends, view.rewards[at].get(name))
                  for name, seen in view.samples[at].items()]
         parts.append(tag("section", title(view, views) + "".join(texts), **place(view, views)))
     return tag("article", prompt(text) + tag("div", "".join(parts), class_="cols"), class_="sample")
@@ -135,12 +145,25 @@ def sample_card(at, text, views, scale):
 # ---------------------------------------------------------------------------------------------------------------------
 # sections
 
+COLORS = "implicit reward of a token, beta * (log pi - log pi_ref): blue if the policy gives it more than " \
+         "the reference, orange if less"
+NUMBERS = "Point at a token, or press Tab, for its numbers. The log-ratio of a completion is log pi - log " \
+          "pi_ref, and the small line is its running sum. The margin of a pair is beta times the gap between " \
+          "the log-ratios of chosen and rejected."
+BARS = "The bar below a token is its true credit: the nats that it adds to the log-odds of a positive " \
+       "review. A blue bar adds, an orange one takes away: 2.20 for a verdict such as gem or bore, 1.10 for " \
+       "an opinion, nothing in a broken sentence. The reward counts the prompt too."
+
 def colors(scale, on_toy):
-    """The legend: what the colors and the bars mean."""
-    said = "beta * (log pi - log pi_ref): blue if the policy gives the token more than the reference, orange if less"
-    bars = "The bar below a token is its true credit: the nats that it adds to the log-odds of a positive review. A " \
-           "blue bar adds, an orange one takes away: 2.20 for a verdict such as gem or bore, 1.10 for an opinion."
-    return tag("h2", "Colors") + html.legend(scale, said) + (tag("p", bars, class_="dim") if on_toy else "")
+    """The legend: what colors, bars and numbers mean."""
+    notes = [NUMBERS, BARS] if on_toy else [NUMBERS]
+    return tag("h2", "Colors") + html.legend(scale, COLORS) + "".join(tag("p", note, class_="dim") for note in notes)
+
+def facts(view, args):
+    """A line on a run. args: its flags."""
+    words = [args.get("loss") or args.get("algo"), f"beta {view.beta:g}", f"seed {args['seed']}",
+             f"weights of step {view.step} of {args['max_steps']}", f"reference {args['init_from'] or 'none'}"]
+    return tag("p", escape(", ".join(word for word in words if word)), class_="dim")
 
 def measures(columns, more):
     """The table of measures. columns: {name: {measure: [mean, low, high]}}; more: {label: {name: [r, low, high]}}."""
@@ -154,22 +177,29 @@ def measures(columns, more):
             lines.append(tag("tr", tag("th", escape(label)) + cells))
     return tag("div", tag("table", "".join(lines)), class_="wide")
 
+def lines_of(metrics, logs):
+    """The lines of a panel: (name, CSS classes, points). One run has a color a metric, several a color each."""
+    lines, several = [], len(logs) > 1
+    for number, (run, series) in enumerate(logs.items()):
+        for place, metric in enumerate(metrics):
+            words = ([run] if several else []) + ([metric.rpartition("/")[2]] if len(metrics) > 1 else [])
+            color = (f"c{number % 6}" + (" dashed" if place else "")) if several else f"c{place}"
+            for split in ("train", "val"):
+                points = [(s, v) for s, v in series.get(metric, {}).get(split, ()) if math.isfinite(v)]
+                lines.append((" ".join([*words, split]), f"{split} {color}", points))
+    return lines
+
 def curves(logs):
     """A figure for each panel that was logged. logs: {run: what read_log gives}."""
     figures = []
     for name, metrics in PANELS:
-        lines = []
-        for number, (run, series) in enumerate(logs.items()):
-            for metric in metrics:
-                for split in ("train", "val"):
-                    points = [(s, v) for s, v in series.get(metric, {}).get(split, ()) if math.isfinite(v)]
-                    color = f"c{number % 6}" if len(logs) > 1 or len(metrics) == 1 else f"c{metrics.index(metric)}"
-                    dashed = " dashed" if len(logs) > 1 and metric == metrics[-1] != metrics[0] else ""
-                    words = [run] if len(logs) > 1 else []
-                    words += [metric.rpartition("/")[2]] if len(metrics) > 1 else []
-                    lines.append((" ".join([*words, split]), f"{split} {color}{dashed}", points))
-        if any(points for *_, points in lines):
-            figures.append(html.curve(name, unit(metrics[0]), lines))
+        # Losses of two runs may be of two kinds, so each has a figure of its own
+        groups = [{run: series} for run, series in logs.items()] if name == "loss" else [logs]
+        for group in groups:
+            lines = lines_of(metrics, group)
+            if any(points for *_, points in lines):
+                of = f" of {next(iter(group))}" if len(group) < len(logs) else ""
+                figures.append(html.curve(name + of, unit(metrics[0]), lines))
     if not figures:
         return ""
     about = tag("p", "Thin: training batches. Thick: validation. Move over a curve to read all of them at a step.",
@@ -201,11 +231,12 @@ def pairs_section(pairs, texts, views, scale):
     bar = f'<div class="controls" hidden>{chooser("sort", "sort by", SORTS)}{chooser("filter", "show", filters)}' \
           '<span id="shown"></span></div>'
     cards = "".join(pair_card(at, pair, text, views, scale) for at, (pair, text) in enumerate(zip(pairs, texts)))
-    return tag("h2", f"{len(pairs)} held-out pairs") + bar + tag("div", cards)
+    return tag("section", tag("h2", f"{len(pairs)} held-out pairs") + bar + tag("div", cards))    # bar stays within it
 
 def samples_section(texts, views, scale):
     """All samples. texts: their prompts."""
     if not texts:
         return ""
     cards = "".join(sample_card(at, text, views, scale) for at, text in enumerate(texts))
-    return tag("h2", f"Samples of {len(texts)} held-out prompts") + cards
+    said = "Before: a text of the reference. After: a text of the policy. Both models score both texts."
+    return tag("section", tag("h2", f"Samples of {len(texts)} held-out prompts") + tag("p", said, class_="dim") + cards)

@@ -37,7 +37,9 @@
       cursor.setAttribute("transform", `translate(${40 + 250 * Math.max(0, Math.min(1, share))} 0)`);
       const values = all("polyline", svg).map((line) => {
         const before = JSON.parse(line.dataset.points).filter((point) => point[0] <= step);
-        return before.length ? `${line.dataset.name} ${before.at(-1)[1]}` : "";
+        if (!before.length) return "";
+        const [at, value] = before.at(-1);
+        return `${line.dataset.name} ${value}` + (at === step ? "" : ` (step ${at})`);
       });
       figure.querySelector("output").textContent = `step ${step}: ${values.filter(Boolean).join(", ")}`;
     }

@@ -105,3 +105,48 @@ def commands(run):
         if source and is_run(source):
             found += commands(source)
     return list(dict.fromkeys([*found, command_of(facts)]))
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what page.py reads
+
+def step_of(run, facts):
+    """The step of a run's weights: its best one, or that of its folder step-N."""
+    path = Path(run) / "result.json"
+    if Path(run).name.startswith("step-"):
+        return int(Path(run).name[5:])
+    if not path.exists():    # an unfinished run
+        return facts["args"].get("max_steps", 0)
+    result = read_json(path)
+    if "best_step" not in result:
+        raise ValueError(f"{path}: damaged: it has no best_step")
+    return result["best_step"]
+
+def read_eval(run):
+    """The eval.json of a run. Raises ValueError if there is none, if it is damaged, and if the run has no policy."""
+    path = Path(run) / "eval.json"
+    if read_args(run)["script"] == "rlhf/train_reward.py":
+        raise ValueError(f"{run} is a reward model, and a page shows a policy: give a run that was trained with it")
+    if not path.exists():
+        raise ValueError(f"{path}: no such file: evaluate the run first, with python eval.py --run {run}")
+    result = read_json(path)
+    try:
+        complete = result["prompts"] and result["n_samples"] and result["measures"]["after"] and result["samples"]
+        complete = complete and all("prompt" in record and "after" in record for record in result["samples"])
+    except (KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise ValueError(f"{path}: damaged: evaluate the run again, with python eval.py --run {run}")
+    for column in result["measures"].values():
+        for key in [key for key, interval in column.items() if None in interval]:    # NaN is None in JSON
+            del column[key]
+    return result
+
+def read_evals(runs, n):
+    """{run: its eval.json}. Raises ValueError unless the first n samples of all runs have the same prompts."""
+    results = {run: read_eval(run) for run in runs}
+    prompts = {run: [record["prompt"] for record in result["samples"][:n]] for run, result in results.items()}
+    for run in runs:
+        if prompts[run] != prompts[runs[0]]:
+            raise ValueError(f"{run} was evaluated on other prompts than {runs[0]}: evaluate the runs together, with "
+                             f"python eval.py --run {' '.join(runs)}")
+    return results

@@ -290,9 +290,10 @@ def evaluation(run, held):
 
 def shown(held, seen, i):
     """The first sample of a prompt before and after, with its rewards."""
-    out = {"prompt": words(held.prompts[i])}
+    out = {"prompt": words(held.prompts[i]), "tokens": {"prompt": " ".join(str(t) for t in held.prompts[i])}}
     for name, (answers, _) in seen.items():
         out[name] = words(answers[i][0])
+        out["tokens"][name] = " ".join(str(t) for t in answers[i][0])
     if held.chosen:
         out["chosen"] = words(held.chosen[i])
     if held.rewards:

@@ -44,6 +44,15 @@ def tokenizer():
     import toy
     return toy.encoding()
 
+@pytest.fixture(scope="session", autouse=True)
+def pageless():
+    """No script writes a page at its end: many tests leave out the evaluation that it shows. Gives page.main."""
+    import page
+    with pytest.MonkeyPatch.context() as patch:
+        real = page.main
+        patch.setattr(page, "main", lambda argv=None, say=print: None)
+        yield real
+
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"    # real data sets, where there are some
 
 @pytest.fixture
@@ -79,6 +88,12 @@ def main_sft(made_once):
     """The main job's SFT policy, which takes half a minute to train. Copy it before changing it."""
     import train_sft
     return made_once("main_sft", lambda folder: train_sft.main(["--out_dir", str(folder)]))
+
+@pytest.fixture(scope="session")
+def paged(made_once):
+    """A folder with evaluated runs of every kind that a page can show, see pages.make_runs. Copy one to change it."""
+    import pages
+    return made_once("paged", pages.make_runs)
 
 @pytest.fixture
 def in_tmp(monkeypatch, tmp_path):

@@ -1,5 +1,10 @@
 """The course in a box: making a copy, running a student's code, recognizing mistakes, and attacks on the grader."""
 import json
+import os
+import subprocess
+import sys
+import tempfile
+import venv
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +14,7 @@ import pytest
 
 from assignments import check, grade, graft, hunt, make, platforms, recognize, wire
 from assignments.exercise import HOMEWORKS, ROOT, Mistake, exercises
-from assignments.grade import Grader, clean_copy, ignored, key_of
+from assignments.grade import Grader, Worker, clean_copy, ignored, key_of
 
 DPO = next(e for e in exercises("hw2") if e.targets == ("losses.py:dpo",))
 RIGHT = "w, l, h = log_ratios(pairs, beta)\n    return with_rewards(F.softplus(-h), beta, w, l)"
@@ -115,6 +120,13 @@ def test_bytes_that_are_no_message_are_refused():
             wire.unpack(bytes(damaged))
         except ValueError:
             pass
+
+def test_a_driver_has_what_run_calls_and_no_more():
+    """A part that several exercises share would be a NameError in the worker; a mistake in the text would be a hint."""
+    space = {}
+    exec(DPO.driver(), space)
+    assert {name for name in space if name != "__builtins__"} == {"pairs_of", "values_and_gradients", "run"}
+    assert set(DPO.run.__code__.co_names) & space.keys() == {"pairs_of", "values_and_gradients"}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # recognition
@@ -273,7 +285,7 @@ def test_the_originals_body_is_recognized_in_every_variant(homework):
             for name in exercise.variants:
                 varied = exercise.varied(name)
                 few = {"the original": varied.mistakes["the original"]}
-                key = key_of(replace(varied, mistakes=few), grader.trusted, grader.base, 3)
+                key = key_of(replace(varied, mistakes=few), grader.worker, grader.base, 3)
                 assert key.judge(key.wrong["the original"]).mistake == "the original", (exercise.number, name)
                 assert key.judge(key.reference).right and key.apart.holds
 
@@ -292,7 +304,7 @@ def test_what_an_error_says_can_be_printed(submit):
     assert one.points == 0 and one.says[0].encode() and "\x1b" not in one.says[0]
 
 HOSTILE = [
-    ("def", "not Python"), ("exit(0)", "SystemExit"), ("import os\n    os._exit(0)", "ended without a result"),
+    ("def", "not Python"), ("exit(0)", "called exit()"), ("import os\n    os._exit(0)", "ended without a result"),
     ("import os\n    os.kill(os.getppid(), 9)\n    os._exit(0)", ""),
     ("import ctypes\n    ctypes.string_at(0)", "ended without a result"),
     ("return dpo(pairs, beta=beta)", "RecursionError"),
@@ -350,6 +362,110 @@ def test_code_that_cheats_gains_nothing(submit, body):
     one = submit(body)
     assert one.points == 0 and "AssertionError" not in one.says[0], one.says
 
+@pytest.fixture(scope="module")
+def namespaces():
+    """Skips a test where the system does not allow a job its own view of the file system."""
+    root = "" if os.getuid() == 0 else "--map-root-user"
+    mounts = subprocess.run(f"unshare {root} --mount mount -t tmpfs none /tmp", shell=True, capture_output=True)
+    if mounts.returncode or tuple(map(int, os.uname().release.split(".")[:2])) < (5, 12):
+        pytest.skip("needs Linux 5.12 and mount namespaces")
+
+def test_code_leaves_nothing_on_the_disk(submit, namespaces):
+    """A file would be there for the next student's code, and many of them would fill the disk."""
+    places = ("/tmp", "/var/tmp", "/dev/shm")
+    write = f"for place in {places}:\n        open(place + '/nanopref-was-here', 'w').write('x')\n    "
+    assert submit(write + RIGHT).points == DPO.points
+    left = [path for place in places if (path := Path(place, "nanopref-was-here")).exists()]
+    for path in left:
+        path.unlink()
+    assert not left
+    assert "No space" in submit("for i in range(20):\n        open(f'/tmp/{i}', 'wb').write(bytes(1 << 20))").says[0]
+    read_only = "import os\n    assert os.statvfs('/').f_flag & os.ST_RDONLY\n    "
+    assert submit(read_only + RIGHT).points == DPO.points
+
+def test_code_cannot_undo_its_confinement(submit, namespaces):
+    """As a user other than root, it has all capabilities in a new user namespace until they are given up."""
+    undo = "assert libc.umount2(b'/tmp', 2) == libc.mount(None, b'/', None, 0x1020, None) == -1\n    "
+    deeper = "libc.unshare(0x10020000)\n    "    # a user and a mount namespace below those of the job
+    one = submit("import ctypes\n    libc = ctypes.CDLL(None)\n    " + undo + deeper + undo + RIGHT)
+    assert one.points == DPO.points, one.says
+
+def entry_of(code, python, monkeypatch):
+    """What a worker that `python` starts returns for a function f with this code."""
+    with tempfile.TemporaryDirectory() as tree:
+        Path(tree).chmod(0o755)
+        (Path(tree) / "late.py").write_text(f"def f():\n    {code}\n")
+        (Path(tree) / "late.py").chmod(0o644)
+        monkeypatch.setattr(sys, "executable", str(python))
+        worker = Worker(tree)
+        job = dict(tree=tree, file="late.py", driver="def run(module, probe): return {'y': module.f()}", probes=[{}],
+                   seconds=60, source=None)
+        try:
+            return worker.run(job)[0]
+        finally:
+            worker.close()
+
+@pytest.mark.slow
+def test_a_private_environment_can_be_imported_from(tmp_path, monkeypatch, namespaces):
+    """As root, the code is run as nobody, who may not enter /root: a first import of a library would be an error."""
+    private = tmp_path / "private"
+    venv.create(private, symlinks=True)
+    [site] = private.glob("lib/python*/site-packages")
+    (site / "ours.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    (site / "rare_library").mkdir()
+    (site / "rare_library" / "part.py").write_text("y = 3.0")
+    private.chmod(0o700)
+    python = private / "bin" / "python"
+    entry = entry_of("from rare_library.part import y; import xml.dom.pulldom; return y", python, monkeypatch)
+    assert entry.get("arrays") == {"y": 3.0}, entry
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how, user", [("--bounding-set -sys_admin", 65534), ("--bounding-set -all", 0),
+                                       ("--reuid=1000 --regid=1000 --clear-groups", 1000)],
+                         ids=["a container", "no capabilities", "not root"])
+def test_grading_works_with_fewer_privileges(how, user, tmp_path, monkeypatch):
+    """What the system does not allow is left out. It must not end in an error that a student gets."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec setpriv {how} {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    if os.getuid() or subprocess.run([python, "-c", "import torch"], cwd="/", capture_output=True).returncode:
+        pytest.skip("needs root, setpriv, and a Python environment that the user may read")
+    code = "import os; open('/tmp/x', 'w').close(); os.remove('/tmp/x'); return os.getuid()"
+    entry = entry_of(code, python, monkeypatch)
+    assert entry.get("arrays") == {"y": user}, entry
+
+@pytest.mark.slow
+def test_nothing_of_a_job_is_in_the_memory_of_the_next(tmp_path):
+    """The reference and the mistakes run in the same worker. Their results would be the answer, or a guess at it."""
+    search = """
+import struct
+def f():
+    pattern, found = struct.pack("<d", 1234.5678) * 16, []
+    for line in open("/proc/self/maps"):
+        first, last = (int(x, 16) for x in line.split()[0].split("-"))
+        if "rw-p" in line and last < 1 << 48:
+            with open("/proc/self/mem", "rb", 0) as memory:
+                memory.seek(first)
+                found.append(memory.read(last - first).count(pattern))
+    return [sum(found)]
+"""
+    fill = "import numpy\ndef f():\n    return numpy.full(5000, 1234.5678)\n"
+    job = dict(tree=str(tmp_path), file="f.py", driver="def run(module, probe): return {'y': module.f()}",
+               seconds=60, probes=[{}])
+    worker = Worker(tmp_path)
+    try:
+        assert worker.run(job | dict(source=fill))[0]["arrays"]["y"].shape == (5000,)
+        # ours, as a student's job may not read its own memory
+        assert worker.run(job | dict(source=search))[0]["arrays"]["y"][0] <= 2    # the pattern itself
+    finally:
+        worker.close()
+
+def test_another_system_is_one_line(tmp_path, monkeypatch):
+    """A student's Mac has no /proc: without a check, every exercise would say that its process was killed."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(SystemExit, match="on Linux only"):
+        Worker(tmp_path).run(dict(probes=[]))
+
 def test_a_copy_that_is_changed_at_once_runs_as_changed(tmp_path):
     """Bytecode is checked by second and size as a rule: a fault of the same length would not be in the copy."""
     folder = clean_copy(tmp_path / "copy")
@@ -392,8 +508,8 @@ def test_a_class_is_one_csv(grader, copy, tmp_path, capsys):
         archive.write(folder / "anna" / "losses.py", "hw2/losses.py")
     (folder / "carl.zip").write_text("nothing")
     platforms.write_csv(grader, folder, tmp_path / "grades.csv")
-    rows = [line.split(",") for line in (tmp_path / "grades.csv").read_text().splitlines()]
-    assert [row[0] for row in rows] == ["submission", "anna", "bert", "carl"]
+    rows = [line.split(",") for line in (tmp_path / "grades.csv").read_text(encoding="utf-8-sig").splitlines()]
+    assert [row[0] for row in rows] == ["submission", "anna", "bert.zip", "carl.zip"]
     assert [row[-2] for row in rows[1:]] == [str(DPO.points)] * 2 + ["0"] and "not a zip" in rows[3][-1]
 
 def test_files_for_platforms(tmp_path):
@@ -405,10 +521,10 @@ def test_files_for_platforms(tmp_path):
     assert not [name for name in names if name.startswith("tests/") or name.endswith("answers.md")]
     platforms.main(["nbgrader", "hw2", "--out", str(tmp_path / "a.ipynb")])
     cells = json.loads((tmp_path / "a.ipynb").read_text())["cells"]
-    graded = [c["metadata"]["nbgrader"]["points"] for c in cells if "nbgrader" in c["metadata"]]
-    assert graded == [e.points for e in exercises("hw2")]
-    platforms.main(["classroom", "hw2", "--out", str(tmp_path / "a.yml"), "--commit", "abc"])
-    assert "ref: abc" in (tmp_path / "a.yml").read_text()
+    graded = [c["metadata"].get("nbgrader", {}).get("points") for c in cells]
+    assert [points for points in graded if points] == [e.points for e in exercises("hw2")]
+    platforms.main(["classroom", "hw2", "--out", str(tmp_path / "a.yml"), "--commit", "abc", "--repository", "me/x"])
+    assert 'ref: "abc"' in (tmp_path / "a.yml").read_text()
 
 def test_the_report_of_gradescope_shows_everything(submit):
     """A hidden test that fails beside "all tests passed" is what students complain of."""

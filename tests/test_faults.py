@@ -64,10 +64,13 @@ def test_a_planted_fault_is_seen(name, copy, warm):
     """The tests are worth what they catch: these mistakes were found in real implementations of the losses."""
     file, text, tests = broken(name)
     write_source(copy / file, text)
+    in_browser = ["-m", "slow"] if tests.startswith("test_browser.py") else []
     try:
-        status, printed = warm.run(copy, ["-x", f"tests/{tests}"])
+        status, printed = warm.run(copy, ["-x", *in_browser, f"tests/{tests}"])
     finally:
         write_source(copy / file, (ROOT / file).read_text())
+    if in_browser and status == 0 and "1 skipped" in printed:
+        pytest.skip("there is no browser here")
     # a fixture that trains a run may fail before its test
     seen = " failed" in printed or "ERROR at setup of" in printed
     assert status == 1 and seen, f"no test has seen it: {printed[-600:]}"

@@ -226,6 +226,16 @@ def test_no_other_loss_looks_across_the_batch(name):
     parts = torch.cat([LOSSES[name].fn(Pairs(*(v[i:i + 2] for v in values), **kl))[0] for i in (0, 2, 4)])
     assert torch.allclose(whole, parts)
 
+@pytest.mark.parametrize("weight, want", [(2, 3.0), (0, 4.0)])
+def test_kto_estimates_the_kl_from_the_parts_of_all_processes(weight, want, monkeypatch):
+    """
+    This process has log-ratios 1 and 3, another one 5 and 3. One whose rows are placeholders, of weight 0, does not
+    count. The log of a short run cannot show it: there the estimate may be below 0, which kto takes as 0.
+    """
+    monkeypatch.setattr(parallel, "world", lambda: 2)
+    monkeypatch.setattr(parallel, "totals", lambda mine: [mine[0] + 8.0, mine[1] + 2])
+    assert parallel.mean(torch.tensor([1.0, 3.0]), weight).item() == want
+
 def test_a_failing_process_stops_all(here, tmp_path):    # noqa: F811
     """The failing process prints its own message, and the others do not hang."""
     def fail(rank):

@@ -132,3 +132,25 @@ def from_hf(state):
     return found | {"lm_head.weight": found["transformer.wte.weight"]}
 ''',
 }
+FOUR = "Two things differ. Hugging Face's Conv1D stores the four matrices of a block as (in, out),"
+TWO = "nn.Linear as (out, in). And the tied head is not stored, since it is the embedding."
+ALONE = "The model's state_dict -> the tensors of Hugging Face's file, name -> tensor. Nothing is copied."
+VARIANTS = {
+    "the positions turned too": (
+        (FOUR, "Three things differ. The four matrices of a block (CONV1D) are stored as (in, out),"),
+        (TWO, "nn.Linear has (out, in). The embedding of the positions, transformer.wpe.weight, is stored as\n"
+              "    (C, block_size). And the tied head is not stored, since it is the embedding."),
+        (ALONE, ALONE.replace("Hugging Face's file", "the file")),
+        (TURN, 'x.t() if name.endswith((*CONV1D, "wpe.weight")) else x'),
+        (COND, '        if name.endswith((*CONV1D, "wpe.weight")):\n')),
+    "values before keys and queries": (
+        (FOUR, "Three things differ. The four matrices of a block (CONV1D) are stored as (in, out),"),
+        (TWO, "nn.Linear has (out, in). The 3 C outputs of attn.c_attn, in its weight and in its bias, are those of "
+              "q, k, v\n    in the model and of v, k, q in the file. And the tied head is not stored, since it is the "
+              "embedding."),
+        (ALONE, "The model's state_dict -> the tensors of the file, name -> tensor. Copies c_attn only, for its other "
+                "order."),
+        (TURN, '(torch.cat(x.chunk(3)[::-1]) if ".c_attn." in name else x).t() if name.endswith(CONV1D) else '
+               '(torch.cat(x.chunk(3)[::-1]) if ".c_attn." in name else x)'),
+        (BACK, BACK + '        if ".c_attn." in name:\n            x = torch.cat(x.chunk(3)[::-1])\n')),
+}

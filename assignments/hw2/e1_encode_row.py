@@ -128,5 +128,5 @@ VARIANTS = {
     "cut completions end in EOS": (
         (CUT, "row[side] = tokens[side][:room - 1] + [eot]"),
         ("A longer completion loses its end, and has no EOS then",
-         "A longer completion loses its end; its last token is EOS all the same")),
+         "A longer completion loses its end; its last\n                    token is EOS all the same")),
 }

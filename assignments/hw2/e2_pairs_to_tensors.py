@@ -58,7 +58,7 @@ MISTAKES = {
         "The model has no attention mask. Which tokens does a token see, and which position does the first one have?",
         PADDING, BY_HAND),
     "always filled with 0": Mistake(((FILL, FILL.replace("value)", "0)")),),
-        "Call pad with value=7 and look at the end of a short row.", PADDING, BY_HAND),
+        "Call pad with value=7 and look at what fills a short row.", PADDING, BY_HAND),
     "one column too many": Mistake(((FILL, FILL.replace("max(map(len, lists))", "max(map(len, lists)) + 1")),),
         "How many columns does the longest list need?", PADDING, BY_HAND),
     "all lengths are T": Mistake(
@@ -70,8 +70,8 @@ MISTAKES = {
     "the sides of a pair interleaved": Mistake(((LOOPS, BY_PAIR),),
         "The docstring draws the order of the rows. What does chunk(2) give for two pairs in your order?", ORDER,
         COLLATE,
-        "The validation loss stays at log 2 and the accuracy at a half during the whole run. With "
-        "--batch_size 1 the policy learns as usual."),
+        "The validation loss stays near log 2, and the accuracy near a half, during the whole run. With --batch_size 1 "
+        "the policy learns."),
     "rejected on top": Mistake((("for side in sides:", "for side in sides[::-1]:"),),
         "Which half of the batch is called chosen by everything that reads it?", ORDER, COLLATE),
     "the prompt is counted": Mistake(((f"mask = {START} & ", "mask = "),),
@@ -115,6 +115,16 @@ def pad(lists, value=0):
     return idx, torch.tensor([len(x) for x in tensors])
 ''',
 }
+PICTURE = """        prompt 1 | chosen 1
+        prompt 2 | chosen 2        all chosen completions on top, so that chunk(2) separates the sides
+        prompt 1 | rejected 1
+        prompt 2 | rejected 2
+"""
+OTHER_PICTURE = """        prompt 1 | rejected 1
+        prompt 2 | rejected 2      the last of the sides on top: here all rejected completions
+        prompt 1 | chosen 1
+        prompt 2 | chosen 2
+"""
 HIDDEN = ("False on the prompt, True on",)
 VARIANTS = {
     "a width that is a multiple of 8": (
@@ -122,4 +132,14 @@ VARIANTS = {
         ("T is the longest length. `value` fills the\n    rest at the right. This needs",
          "T is the longest length,\n    rounded up to a multiple of 8. `value` fills the rest at the right.\n"
          "    This needs")),
+    "padding at the left": (
+        (PUT, "idx[i, idx.shape[1] - len(numbers):] ="),
+        ("at the right. This needs no attention mask: GPT-2 is causal, so no token of a text sees the padding behind "
+         "it.",
+         "at the left, so all texts end in the last column. one_row_a_completion pads its rows in this way too."),
+        ("position = torch.arange(idx.shape[1])                           # (T,)",
+         "position = torch.arange(idx.shape[1]) - (idx.shape[1] - ends)[:, None]    # (N, T): 0 at the first token")),
+    "rejected on top of chosen": (
+        ("for side in sides:", "for side in reversed(sides):"),
+        (PICTURE, OTHER_PICTURE)),
 }

@@ -75,10 +75,13 @@ SLOW, TOKENS = "test_logps.py::test_logps_equal_a_slow_double_loop", "test_logps
 TOKENS += "_and_gather_whatever_the_pieces"
 PLAIN = (FAST, "logps = plain_token_logps(states, model.lm_head.weight, targets)")
 
-def in_gather(name, edits, hint, test=TOKENS, symptom=""):
-    """A mistake of gather_logps: in a copy that calls it for each completion, and in one that uses the fast way."""
+def in_gather(name, edits, hint, test=TOKENS, symptom="", elsewhere=None):
+    """
+    A mistake of gather_logps: in a copy that calls it for each completion, and in one that uses the fast way.
+    elsewhere: the test that sees the second, if it is another one.
+    """
     return {name: Mistake((*edits, PLAIN), hint, ONE, test, symptom),
-            f"{name}, and the fast way elsewhere": Mistake(edits, hint, ONE, test)}
+            f"{name}, and the fast way elsewhere": Mistake(edits, hint, ONE, test if elsewhere is None else elsewhere)}
 
 MASK_HINT = "Whose prediction does column t of your result hold? Is the mask that you use that of the same token?"
 COUNT_HINT = "What is counted in lens? Compare it with the number of numbers that you add up."
@@ -97,7 +100,7 @@ MISTAKES = {
         "Which dtype do you return for logits in float64? Read the docstring's last words.", ""),
     **in_gather("bfloat16 stays", ((FLOAT, FLOAT.replace("logits.dtype != torch.float64", "False")),),
         "How many digits has a number in bfloat16, and how many tokens do you add up?",
-        "test_logps.py::test_logps_are_float32_under_bfloat16_autocast"),
+        "test_logps.py::test_logps_are_float32_under_bfloat16_autocast", elsewhere=""),
     **in_gather("the sign of a loss", ((PICK, PICK.replace("return ", "return -")),),
         "Is your function a log-probability or a loss? A log-probability is never above 0."),
     "the mask is not shifted": Mistake(((MASKED, "mask = completion_mask[:, :-1]  "),), MASK_HINT, MASK, SLOW,
@@ -113,7 +116,8 @@ MISTAKES = {
         "Change the last token of a short row, behind its completion. Does the result change?", MASK,
         "test_logps.py::test_logps_do_not_see_what_stands_behind_a_completion"),
     "the last token is not counted": Mistake(((MASKED,
-        "mask = completion_mask[:, 1:] & completion_mask.roll(-1, 1)[:, 1:]  "),),
+        "mask = completion_mask[:, 1:] & completion_mask.roll(-1, 1)[:, 1:]  "),
+        ("EOS included: (logps, lens).", "EOS included: (logps, lens). ")),    # no mistake of a variant without EOS
         "Is EOS a token of the completion? Look at a completion of one token.", MASK, SLOW),
     "the mean over tokens": Mistake(((SUM, "return per_token.sum(1) / completion_mask[:, 1:].sum(1), "),),
         "The probability of a text is the product of its tokens' probabilities. What is its logarithm?", ALL, SLOW,
@@ -159,3 +163,26 @@ def completion_token_logps(model, idx, completion_mask):
 }
 HIDDEN = ("are cut off. Then all three line up",)
 REMOVED = ("logps.py:plain_logps", "support/fast_logps.py:shared_logps", "support/fast_logps.py:shared_layout")
+LOG_2 = "0.6931471805599453    # log 2: from nats to bits"
+WITHOUT_LAST = "completion_mask = completion_mask & F.pad(completion_mask[:, 1:], (0, 1))    # (N, T): without EOS"
+NO_HEAD, SUMMED = "blocks of a small GPT-2, and prompt and padding do not need it.\n    \"\"\"\n", \
+    "per_token = completion_token_logps(model, idx, completion_mask)  # (N, T - 1)\n"
+SHARED = ("EOS included: (logps, lens).",)    # of a docstring
+VARIANTS = {
+    "the last token is left out": (
+        ("0 outside the mask\n", "0 outside the mask, and 0 for the last token\n"
+         "                     under the mask of each row, usually EOS: it is not counted\n"),
+        (NO_HEAD, f"{NO_HEAD}    {WITHOUT_LAST}\n"),
+        ("log pi(completion | prompt), EOS included: (logps, lens). The arguments",
+         "log pi(completion | prompt) without the completion's last token: (logps, lens).\n    The arguments"),
+        ("sums over the tokens under the mask\n", "sums over the tokens under the mask, less the last of each row\n"),
+        ("the numbers of tokens summed. Column 0",
+         "the numbers of tokens summed, without that last one.\n           Column 0"),
+        (SUMMED, f"{SUMMED}    {WITHOUT_LAST}\n")),
+    "bits": (
+        ("log softmax(logits)[target] in nats:", "log2 softmax(logits)[target] in bits:"),
+        (PICK, f"{PICK} / {LOG_2}"),
+        ("of each completion token, in nats.", "of each completion token, in bits: logarithms with base 2."),
+        (FAST, "logps = gather_logps(F.linear(states, model.lm_head.weight), targets)"),
+        ("(N,) in nats, float32", "(N,) in bits, float32")),
+}

@@ -63,7 +63,7 @@ MISTAKES = {
     "no third column": Mistake(((KL, "pass"),),
         "The docstring names a batch that gives three columns.", SECTION, ""),
     "the third column first": Mistake(((KL, "columns.insert(0, kl_logps)"),),
-        "In which order does add_reference write the columns into the rows?", SECTION, ""),
+        "Which column is that of the completions of other prompts? Read the docstring.", SECTION, ""),
     "dropout": Mistake(((LOGPS, "model.train()\n    logps, _ = batch_logps(model, batch)"),),
         "In which mode is the model behind your function, and in which was it before?", SECTION, ""),
 }
@@ -85,4 +85,17 @@ def reference_logps(model, batch):
         rows = torch.vstack([rows, sequence_logps(model, batch["kl_idx"], batch["kl_mask"])[0]])
     return rows.T.contiguous()
 ''',
+}
+VARIANTS = {
+    "rejected in the first column": (
+        (HALVES, HALVES + "[::-1]"),
+        ("(B, 2), for chosen and rejected.", "(B, 2), for rejected and chosen.")),
+    "means over tokens": (
+        (LOGPS, "logps, lens = batch_logps(model, batch)\n    logps = logps / lens"),
+        ("kl_logps, _ =", "kl_logps, kl_lens ="),
+        ('batch["kl_mask"])    # (B,)\n', 'batch["kl_mask"])\n        kl_logps = kl_logps / kl_lens    # (B,)\n'),
+        ("Summed log-probs in nats of a batch of B pairs under the reference: (B, 2)",
+         "Log-probs in nats of a batch of B pairs under the reference, divided by the number of tokens summed: (B, 2)"),
+        ("for chosen and rejected. In a batch for\n    KTO (B, 3): the third column is of",
+         "for\n    chosen and rejected. In a batch for KTO (B, 3): the third column, divided likewise, is of\n   ")),
 }

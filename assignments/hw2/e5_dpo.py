@@ -5,6 +5,7 @@ L = -log sigmoid(h), h = beta * (w - l), of a batch of pairs.
 """
 import numpy as np
 
+from assignments.drivers import pairs_of, values_and_gradients
 from assignments.exercise import Mistake
 
 TARGETS = ["losses.py:dpo"]
@@ -24,15 +25,8 @@ def probes(rng):
 
 def run(module, probe):
     """Losses, logged rewards, and the gradient of the mean loss with respect to the policy's log-probs."""
-    import torch
-    policy_chosen, policy_rejected, ref_chosen, ref_rejected = probe["values"]
-    policy_chosen.requires_grad_(), policy_rejected.requires_grad_()
-    pairs = module.Pairs(policy_chosen, policy_rejected, ref_chosen, ref_rejected, *probe["lens"])
-    losses, chosen, rejected = module.dpo(pairs, beta=probe["beta"])
-    found = dict(losses=losses, chosen_rewards=chosen, rejected_rewards=rejected,
-                 rewards_carry_no_gradient=[not chosen.requires_grad, not rejected.requires_grad])
-    grads = torch.autograd.grad(losses.mean(), [policy_chosen, policy_rejected])
-    return dict(found, grad_chosen=grads[0], grad_rejected=grads[1])
+    pairs = pairs_of(module, probe)
+    return values_and_gradients(pairs, *module.dpo(pairs, beta=probe["beta"]))
 
 BY_HAND = "test_losses.py::test_dpo_by_hand"
 FAR = "test_losses.py::test_finite_in_float32_with_finite_gradients_far_out"
@@ -48,7 +42,7 @@ MISTAKES = {
         BY_HAND, "The loss falls as it should, but the accuracy on validation pairs falls below a half."),
     "beta left out": Mistake(((LOSS, "losses = -F.logsigmoid(h / beta)"),),
         "Try two values of beta on the same pairs. What should change?", FORMULA, BY_HAND,
-        "Runs with different beta differ in their logged rewards only: their completions are the same."),
+        "Runs with different beta have the same loss at every step, and differ in their logged rewards only."),
     "beta outside of the sigmoid": Mistake(((LOSS, "losses = -beta * F.logsigmoid(h / beta)"),),
         "Where does beta stand in the formula: inside or outside of the logarithm?", FORMULA, BY_HAND,
         "Before the first update the loss is not log 2, but beta times log 2."),
@@ -56,8 +50,9 @@ MISTAKES = {
         "Does a larger beta make the margin h larger or smaller in the formula?", FORMULA, BY_HAND),
     "no reference": Mistake(
         ((LOSS, "losses = -F.logsigmoid(beta * (pairs.policy_chosen_logps - pairs.policy_rejected_logps))"),),
-        "While the policy equals the reference, each loss is log 2. Is yours?", FORMULA, BY_HAND,
-        "Before the first update the loss of a pair depends on which of its completions is longer."),
+        "While the policy equals the reference, all pairs have the same loss. Have yours?", FORMULA, BY_HAND,
+        "Before the first update all margins are 0, but the loss of a pair depends on which of its completions is "
+        "longer."),
     "means over tokens": Mistake(
         ((LOSS, "losses = -F.logsigmoid(beta * (w / pairs.chosen_lens - l / pairs.rejected_lens))"),),
         "Are the log-probs of this loss sums over tokens or means?", FORMULA, BY_HAND),
@@ -109,4 +104,9 @@ VARIANTS = {
         ("The loss has no minimum where all pairs agree:",
          "A pair should reach the target margin of 0.5. While policy == reference, L = 0.974 for every beta.\n\n"
          "    The loss has no minimum where all pairs agree:")),
+    "another link": (
+        (LOSS, "losses = (1 - h).clamp(min=0) ** 2 / 2"),
+        ("L = -log sigmoid(h),   h = beta * (w - l)", "L = max(0, 1 - h)^2 / 2,   h = beta * (w - l)"),
+        ("The loss has no minimum where all pairs agree: for every beta, a larger margin is still better.",
+         "The loss of a pair is 0 for h >= 1. While policy == reference, L = 0.5 for every beta.")),
 }

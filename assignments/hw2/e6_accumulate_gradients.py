@@ -64,7 +64,7 @@ MISTAKES = {
         "Gradient norms grow with --batch_size, and every update is clipped."),
     "the sum of the means": Mistake(((BACK, "backward(loss)"),),
         "How does the size of your gradient change if the same pairs come in twice as many batches?", MEAN, BY_HAND,
-        "The logged gradient norm grows in proportion to --grad_accum."),
+        "With --grad_accum 4 the logged gradient norm is two to four times as large as with 1."),
     "the total of these batches": Mistake((LISTED, (BACK,
         'backward(loss * (batch["weight"] / sum(b["weight"] for b in batches)))')),
         "`total` may be more than the weights that you see. Who else has batches of this update?", MEAN, ""),
@@ -78,8 +78,8 @@ MISTAKES = {
         "When is the graph of the first batch freed? How many graphs are in memory before your last line?", MEMORY, ""),
     "the loss with its graph": Mistake(((PART, PART.replace("loss.detach()", "loss")),),
         "What does a returned loss hold on to, if it still has a gradient?", RESULT, BY_HAND),
-    "the weighted loss is returned": Mistake(((PART, PART.replace("loss.detach()",
-        '(loss * (batch["weight"] / total)).detach()')),),
+    "the weighted loss is returned": Mistake(((f"{BACK}\n        {PART}",    # a variant asks for it
+        f"{BACK}\n        {PART}".replace("loss.detach()", '(loss * (batch["weight"] / total)).detach()')),),
         "The caller averages the metrics with the weights that you return. What if that was done already?", RESULT,
         BY_HAND, "The logged training loss is smaller than the validation loss by about the factor --grad_accum."),
     "metrics left out": Mistake(((PART, PART.replace(", **metrics", "")),),
@@ -110,3 +110,15 @@ def accumulate_gradients(compute_loss, batches, total, backward=torch.Tensor.bac
 ''',
 }
 HIDDEN = ("Each backward pass adds to .grad",)
+VARIANTS = {
+    "the sum over pairs": (
+        (BACK, 'backward(loss * batch["weight"])'),
+        ("the gradient of the mean loss over all pairs", "the gradient of the summed loss over all pairs"),
+        ("L = sum_i weight_i / total * L_i ", "L = sum_i weight_i * L_i "),
+        ("The mean of the L_i would count a pair of a small batch more. total: the sum of all weights.",
+         "total, the sum of all weights, has no effect: the loss is not divided by it.")),
+    "the parts of the loss": (
+        (BACK, BACK + '\n        loss = loss * (batch["weight"] / total)'),
+        ("Returns (weight, metrics) of each batch.",
+         'Returns (weight, metrics) of each batch. The metric "loss" is its part of L, weight_i / total * L_i.')),
+}

@@ -90,7 +90,7 @@ HIDDEN = ()
 VARIANTS = {
     "linear decay": (
         ("0.5 * (1 + math.cos(math.pi * min(1.0, progress)))", "(1 - min(1.0, progress))"),
-        ("then half a cosine to min_lr.", "then a straight line to min_lr.")),
+        ("then half a cosine to min_lr.", "then a straight\n    line to min_lr.")),
     "warmup from 0": (
         (RISE, "return lr * step / warmup_steps"),
         ("linear warmup to lr in warmup_steps, then half a cosine to min_lr.",

@@ -50,7 +50,8 @@ MISTAKES = {
         "Every comparison with nan is false. What does your function do with a loss that is nan?", BEST, ""),
     "better than the last one": Mistake((("if better:", "if True:"),),
         "Losses 3, 1, 2: which is `best` behind the third evaluation?", BEST, BY_HAND,
-        "The saved weights are not those of the lowest validation loss of log.csv, if the loss has risen in between."),
+        "The saved weights are not those of the lowest validation loss of log.csv, if the loss has risen and then "
+        "fallen a little."),
     "no step": Mistake(((KEEP, "self.best = value"),),
         "Which step does result.json name as the best?", BEST, BY_HAND),
     "the counter of all": Mistake(((COUNT, "self.bad = self.bad if better else self.bad + 1"),),

@@ -5,6 +5,7 @@ Linear below a margin of 1, zero from there on.
 """
 import numpy as np
 
+from assignments.drivers import pairs_of, refusals, values_and_gradients
 from assignments.exercise import Mistake
 
 TARGETS = ["losses.py:hinge"]
@@ -27,22 +28,9 @@ def probes(rng):
 
 def run(module, probe):
     """Losses, rewards, gradients of the mean loss, and which values of beta are refused."""
-    import torch
-    policy_chosen, policy_rejected, ref_chosen, ref_rejected = probe["values"]
-    policy_chosen.requires_grad_(), policy_rejected.requires_grad_()
-    pairs = module.Pairs(policy_chosen, policy_rejected, ref_chosen, ref_rejected, *probe["lens"])
-    losses, chosen, rejected = module.hinge(pairs, beta=probe["beta"])
-    found = dict(losses=losses, chosen_rewards=chosen, rejected_rewards=rejected,
-                 rewards_carry_no_gradient=[not chosen.requires_grad, not rejected.requires_grad])
-    grads = torch.autograd.grad(losses.mean(), [policy_chosen, policy_rejected])
-    refused = []
-    for beta in (0.0, -0.5):
-        try:
-            module.hinge(pairs, beta=beta)
-            refused.append(0)
-        except ValueError:
-            refused.append(1)
-    return dict(found, grad_chosen=grads[0], grad_rejected=grads[1], refused=refused)
+    pairs = pairs_of(module, probe)
+    found = values_and_gradients(pairs, *module.hinge(pairs, beta=probe["beta"]))
+    return dict(found, refused=refusals(lambda beta: module.hinge(pairs, beta=beta), [(0.0,), (-0.5,)]))
 
 LOSS, CORNER, LOGGED = "losses = F.relu(1 - h)", "Where a loss stops pushing", "What is logged"
 FACE, STOP = "test_losses.py::test_the_reports_losses_by_hand", "test_bandit.py::test_hinge_stops_at_its_margin"
@@ -53,7 +41,8 @@ MISTAKES = {
         "Which pairs have a gradient: those below the corner or those beyond it?", CORNER, FACE),
     "no margin": Mistake(((LOSS, "losses = F.relu(-h)"),),
         "What is your loss while policy and reference are equal? The decorator above the function has its value.",
-        CORNER, FACE, "A hinge run logs a loss of 0 from the first step on, and the policy stays the reference."),
+        CORNER, FACE, "A hinge run has a validation loss of 0 before its first update. No later one is lower, so the "
+        "saved policy is the reference."),
     "beta left out": Mistake(((LOSS, "losses = F.relu(1 - (w - l))"),),
         "At which gap w - l, in nats, does your loss become zero? Try beta 0.1 and beta 1.", CORNER, FACE,
         "The flag --beta has no effect on how far a hinge run goes: each pair is left alone from a gap of 1 nat on."),

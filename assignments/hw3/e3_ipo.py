@@ -5,6 +5,7 @@ A square around a gap in nats that beta sets.
 """
 import numpy as np
 
+from assignments.drivers import pairs_of, refusals, values_and_gradients
 from assignments.exercise import Mistake
 
 TARGETS = ["losses.py:ipo"]
@@ -24,22 +25,9 @@ def probes(rng):
 
 def run(module, probe):
     """Losses, rewards, gradients of the mean loss, and which values of beta are refused."""
-    import torch
-    policy_chosen, policy_rejected, ref_chosen, ref_rejected = probe["values"]
-    policy_chosen.requires_grad_(), policy_rejected.requires_grad_()
-    pairs = module.Pairs(policy_chosen, policy_rejected, ref_chosen, ref_rejected, *probe["lens"])
-    losses, chosen, rejected = module.ipo(pairs, beta=probe["beta"])
-    found = dict(losses=losses, chosen_rewards=chosen, rejected_rewards=rejected,
-                 rewards_carry_no_gradient=[not chosen.requires_grad, not rejected.requires_grad])
-    grads = torch.autograd.grad(losses.mean(), [policy_chosen, policy_rejected])
-    refused = []
-    for beta in (0.0, -0.5):
-        try:
-            module.ipo(pairs, beta=beta)
-            refused.append(0)
-        except ValueError:
-            refused.append(1)
-    return dict(found, grad_chosen=grads[0], grad_rejected=grads[1], refused=refused)
+    pairs = pairs_of(module, probe)
+    found = values_and_gradients(pairs, *module.ipo(pairs, beta=probe["beta"]))
+    return dict(found, refused=refusals(lambda beta: module.ipo(pairs, beta=beta), [(0.0,), (-0.5,)]))
 
 LOSS, TARGET, LOGGED = "losses = (w - l - 1 / (2 * beta)) ** 2", "The target of IPO", "What is logged"
 HAND, ARMS = "test_losses.py::test_the_reports_losses_by_hand", "test_bandit.py::test_ipo_on_three_arms_by_hand"

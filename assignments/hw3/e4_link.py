@@ -5,6 +5,7 @@ f' at u = e^x for four divergences, without overflow.
 """
 import numpy as np
 
+from assignments.drivers import refusals
 from assignments.exercise import Mistake
 
 TARGETS = ["losses.py:link"]
@@ -29,15 +30,10 @@ def run(module, probe):
     x, divergence, alpha = probe["x"].requires_grad_(), probe["divergence"], probe["alpha"]
     value = module.link(x, divergence, alpha)
     slope, = torch.autograd.grad(value.sum(), x)
-    zero = module.link(torch.zeros(1, dtype=torch.float64), divergence, alpha)
-    refused = []
-    for name, a in (("kl", 0.5), ("alpha", 0.0), ("alpha", 1.0), ("alpha", 1.2), ("jsd", -1.0)):
-        try:
-            module.link(torch.zeros(1, dtype=torch.float64), name, a)
-            refused.append(0)
-        except ValueError:
-            refused.append(1)
-    return dict(value=value, slope=slope, at_zero=zero, refused=refused)
+    zeros = torch.zeros(1, dtype=torch.float64)
+    refused = refusals(lambda *more: module.link(zeros, *more),
+                       [("kl", 0.5), ("alpha", 0.0), ("alpha", 1.0), ("alpha", 1.2), ("jsd", -1.0)])
+    return dict(value=value, slope=slope, at_zero=module.link(zeros, divergence, alpha), refused=refused)
 
 IF_REVERSE, IF_FORWARD = 'if divergence == "reverse_kl"', 'if divergence == "forward_kl"'
 REVERSE, FORWARD = f"{IF_REVERSE}:\n        return x", "return -exp_line(-x)"
@@ -59,7 +55,8 @@ MISTAKES = {
         "What is the value for a small alpha, such as 1e-6? It should be near to that of reverse_kl.", DERIVE, SLOPE),
     "the sign of forward_kl": Mistake(((FORWARD, "return exp_line(-x)"),),
         "f is convex, so f' rises with u. Does your value rise with x for each divergence?", DERIVE, BY_HAND,
-        "f-DPO with forward_kl learns to prefer the rejected completions. The other divergences are fine."),
+        "f-DPO with forward_kl lowers the log-probs of chosen completions more than those of rejected ones, though the "
+        "logged accuracy rises. The other divergences are fine."),
     "the wrong way in u": Mistake(((FORWARD, "return -exp_line(x)"),),
         "f is convex, so f' rises with u. Does your value rise with x for each divergence?", DERIVE, BY_HAND),
     "forward and reverse exchanged": Mistake(
@@ -68,16 +65,18 @@ MISTAKES = {
         BY_HAND),
     "jsd with -x": Mistake(((JSD, "return math.log(2) + F.logsigmoid(-x)"),),
         "Where should jsd be bounded: for u near 0 or for large u?", DERIVE, FINITE,
-        "f-DPO with jsd, its default, learns to prefer the rejected completions."),
+        "f-DPO with jsd, its default, makes the chosen completions less likely, though the logged accuracy rises."),
     "half of jsd": Mistake(((JSD, "return (math.log(2) + F.logsigmoid(x)) / 2"),),
         "Is there a factor in front of this f, such as the 1/2 of the usual Jensen-Shannon divergence?", DERIVE, SLOPE),
     "TRL's alpha": Mistake(((ALPHA, "return (1 - exp_line(-(1 - alpha) * x)) / max(1 - alpha, 1e-9)"),),
         "Towards which KL divergence does alpha near 0 go, and towards which alpha = 1?", DERIVE,
         "test_losses.py::test_alpha_lies_between_reverse_and_forward_kl",
-        "f-DPO with divergence alpha at 0.9 gives the policy that somebody else's code gives at 0.1."),
+        "On the exact world f-DPO with divergence alpha ends near the optimum of the reverse KL at alpha 0.9, and near "
+        "that of the forward KL at 0.1."),
     "alpha, not divided": Mistake(((ALPHA, "return 1 - exp_line(-alpha * x)"),),
         "The derivative of f' at u = 1 is f''(1), and the same for every alpha. Is yours?", DERIVE, SLOPE,
-        "f-DPO with divergence alpha needs a beta ten times as large at alpha 0.1 as at alpha 1."),
+        "On the exact world f-DPO with divergence alpha 0.1 and beta 1 goes far beyond its optimum. With beta 10 it "
+        "ends there."),
     "the sign in alpha's exponent": Mistake(((ALPHA, "return (exp_line(alpha * x) - 1) / alpha"),),
         "Is alpha's value bounded for large x or for very negative x? Compare with f' on paper, at u = 4.", DERIVE,
         SLOPE),

@@ -82,7 +82,8 @@ MISTAKES = {
         "different weights.", WEIGHTS),
     "logits used as log-probs": Mistake(((SOFT, "policy = logits"),),
         "Add 3 to all logits of a prompt: the policy is the same. Is your loss, for cpo and sft?", LOGITS, "",
-        "On the exact world sft and cpo end at infinity, while dpo and ipo are as they should be."),
+        "On the exact world the expected losses of sft and cpo fall below 0 and go on falling. Those of dpo and ipo "
+        "are right."),
     "normalized over prompts": Mistake(((SOFT, "policy = logits.log_softmax(0)"),),
         "Over which dimension of (X, A) do the probabilities of a policy sum to 1?", LOGITS, OPTIMUM),
     "probabilities": Mistake(((SOFT, "policy = logits.softmax(1)"),),

@@ -75,3 +75,13 @@ def rlhf_optimum(ref, reward, beta):
 }
 HIDDEN = ("proportional to ref(i) exp(r_i", "ref * exp(r / beta) / Z")
 REMOVED = ()
+DOC = "The policy ref * exp(r / beta) / Z, which maximizes E[r] - beta KL(policy || ref). All (X, A)."
+VARIANTS = {
+    "a KL in bits": (
+        (DOC, "The policy that maximizes E[r] - beta KL(policy || ref), the KL in bits: 1 bit is log 2 nats. All "
+              "(X, A)."),
+        (BODY, "return (ref + reward / (beta * 0.6931471805599453)).log_softmax(1)")),
+    "half of the KL": (
+        (DOC, "The policy that maximizes E[r] - beta / 2 * KL(policy || ref), the KL in nats. All (X, A)."),
+        (BODY, "return (ref + 2 * reward / beta).log_softmax(1)")),
+}

@@ -41,12 +41,13 @@ MISTAKES = {
         "Change mu: your policy must change.", WIN, CLOSED),
     "the logit of the probability": Mistake(((TILT, "(preference * mu[:, None, :]).sum(2).logit()"),),
         "Which number of an answer stands in the exponent? Put those of the handout's three answers in.", WIN, THREE,
-        "IPO's optimum in closed form lies four to five times as far from the reference, in log-ratios, as the policy "
-        "that IPO is trained to."),
+        "With Bradley-Terry preferences IPO's optimum in closed form lies four to five times as far from the "
+        "reference, in log-ratios, as the policy that IPO is trained to."),
     "never against itself": Mistake(
         ((TILT, "(preference * mu[:, None, :] * (1 - torch.eye(ref.shape[1], dtype=ref.dtype))).sum(2)"),),
         "mu draws all answers, also i itself. What is P(i beats i)?", WIN, CLOSED,
-        "The policy that IPO is trained to and its optimum in closed form differ most for answers with a large mu."),
+        "To answers with a large mu, IPO's optimum in closed form gives less probability than the policy that IPO is "
+        "trained to."),
     "a target of its own": Mistake(((TILT, "(preference * mu[:, None, :]).sum(2) / 2"),),
         "Train ipo on a world of two answers and compare: at which gap of the log-ratios do both end?", WIN, THREE),
     "beta multiplies": Mistake(((END, ".sum(2) * beta).log_softmax(1)"),),
@@ -82,3 +83,15 @@ def ipo_optimum(ref, preference, mu, beta):
 }
 HIDDEN = ("ref * exp(P(i beats mu) / beta) / Z",)
 REMOVED = ()
+DOC = "IPO's optimum in closed form, ref * exp(P(i beats mu) / beta) / Z: Azar et al. 2023, arXiv:2310.12036."
+VARIANTS = {
+    "a target of 1 / beta": (
+        (DOC, "The optimum of IPO (Azar et al. 2023, arXiv:2310.12036) with a target of 1 / beta: the policy with the\n"
+              "    least mean square of w - l - 1 / beta over all pairs that mu draws, whatever target `ipo` has."),
+        (TILT, "2 * (preference * mu[:, None, :]).sum(2)")),
+    "the square of the probability": (
+        (DOC, "The policy with the best E[Psi(P(i beats j))] - beta KL(policy || ref), i drawn from the policy and j "
+              "from mu.\n    Here Psi(p) = p^2; with Psi(p) = p it would be IPO's optimum. Azar et al. 2023, "
+              "arXiv:2310.12036."),
+        (TILT, "(preference ** 2 * mu[:, None, :]).sum(2)")),
+}

@@ -75,7 +75,7 @@ FAULTS = {
     "gradients N times too small": ("support/parallel.py", "for batch in batches) / world()", "for batch in batches)", "test_parallel.py::test_the_log_does_not_depend_on_the_number_of_processes"),
     "every process the whole batch": ("data.py", "rows[parallel.rank()::parallel.world()]", "rows", "test_parallel.py::test_a_batch_is_shared_out_whole"),
     "the KL of a part of the batch": ("support/parallel.py", "return torch.full_like(x[0], total / n)", "return x",
-                                      "test_parallel.py::test_the_log_does_not_depend_on_the_number_of_processes[kto]"),
+                                      "test_parallel.py::test_kto_estimates_the_kl_from_the_parts_of_all_processes"),
     "gradients talked about at every batch": ("support/parallel.py", "        yield from before\n    yield last", "        yield from batches",
                                               "test_parallel.py::test_the_log_does_not_depend_on_the_number_of_processes"),
     # the model
