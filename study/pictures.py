@@ -5,6 +5,7 @@ The study's pictures, drawn from sweep.csv and curves.csv alone. Docs: docs/stud
 A method has one color in all pictures. Points are means over seeds, and bars go from the lowest to the highest seed.
 Read next: table.py
 """
+import itertools
 import warnings
 
 import numpy as np
@@ -60,10 +61,10 @@ def figure(rows, columns, width, height):
         ax.grid(alpha=0.3)
     return fig, axes
 
-def points(ax, method, x, ys, line="-", x_ranges=None):
+def points(ax, method, x, ys, line="-", x_ranges=None, color=None):
     """Points of a method: x are numbers, ys an array (seeds,) each. Bars are the ranges over seeds."""
     y, y_ranges = zip(*map(middle, ys))
-    style = dict(THIN, marker=MARKERS.get(method, "o"), color=COLORS[method], ls=line or "none")
+    style = dict(THIN, marker=MARKERS.get(method, "o"), color=color or COLORS[method], ls=line or "none")
     if method in TRUE_REWARD:
         style.update(ls="--", mfc="white")
     drawn = ax.errorbar(x, y, xerr=x_ranges, yerr=np.hstack(y_ranges), label=name_of(method), **style)
@@ -76,11 +77,11 @@ def in_order(s, method, x, y="reward"):
     found = [r for r in s.points(method) if not np.isnan(s(r, y)).all()]
     return sorted(found, key=lambda r: np.nanmean(s(r, x)))
 
-def trace(ax, s, method, x, y, line="-"):
+def trace(ax, s, method, x, y, line="-", color=None):
     """The settings of a method as points, joined in the order of x, with bars both ways."""
     if names := in_order(s, method, x, y):
         x_ranges = np.hstack([middle(s(r, x))[1] for r in names])
-        points(ax, method, means(s, names, x), [s(r, y) for r in names], line, x_ranges)
+        points(ax, method, means(s, names, x), [s(r, y) for r in names], line, x_ranges, color)
 
 def note(ax, text, xy, offset, **style):
     """Writes text beside a point. offset: the distance (right, up) in points of 1/72 inch."""
@@ -370,6 +371,37 @@ def long_run(axes, s, name, i, color, label):
 
 PICTURES = (frontier, rlhf, diversity, label_bias, training, temperature, adapters, watch, along)
 
+def colors_of(methods):
+    """{method: color}: its color in all pictures, or for a loss without one a color that no other method here has."""
+    own = {method: COLORS[method] for method in methods if method in COLORS}
+    free = [c for c in dict.fromkeys(COLORS.values()) if c not in {*own.values(), COLORS["sft"]}]
+    others = [method for method in methods if method not in own]
+    return own | dict(zip(others, itertools.cycle(free)))
+
+def draw_methods(s, methods, folder):
+    """Draws frontier.png into a folder: the settings of a few methods and their upper envelopes, and SFT."""
+    fig, [[ax]] = figure(1, 1, 8, 5.2)
+    colors, farthest = colors_of(methods), 0.1
+    for method in methods:
+        trace(ax, s, method, "kl", "reward", line="", color=colors[method])
+        if names := in_order(s, method, "kl"):
+            x, y = zip(*envelope(zip(means(s, names, "kl"), means(s, names, "reward"))))
+            ax.plot(x, y, "-", color=colors[method], lw=1.2)
+        explain(ax, s, names, colors[method], up=-34)    # below the line: the frontier is at the top
+        farthest = max([farthest, *means(s, names, "kl")])
+    if "sft" in s.recipes:
+        ax.plot(0, np.nanmean(s("sft", "reward")), "s", color=COLORS["sft"], ms=5, label=name_of("sft"))
+    root_axis(ax, min(FARTHEST, 1.15 * farthest))
+    ax.set(xlabel=f"{KL}, root scale", ylabel=REWARD, title="Reward against KL. Bars: lowest to highest seed")
+    save(fig, folder / "frontier.png")
+
+def save(fig, path):
+    """Adds a legend to each panel that has none and has labels, and writes the picture."""
+    for ax in fig.axes:
+        if (names := ax.get_legend_handles_labels()[1]) and not ax.get_legend():
+            ax.legend(fontsize=8, ncols=2 if len(names) > 6 else 1)
+    fig.savefig(path, dpi=110)
+
 def draw(results, figures):
     """Draws all pictures of the results in a folder into another. Skips a picture without data, as after --quick."""
     s = Sweep(results)
@@ -377,8 +409,5 @@ def draw(results, figures):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)    # what was not measured has a mean of NaN: not drawn
             fig = picture(s)
-        for ax in fig.axes:
-            if (names := ax.get_legend_handles_labels()[1]) and not ax.get_legend():
-                ax.legend(fontsize=8, ncols=2 if len(names) > 6 else 1)
         if any(ax.has_data() for ax in fig.axes):
-            fig.savefig(figures / f"{picture.__name__}.png", dpi=110)
+            save(fig, figures / f"{picture.__name__}.png")

@@ -5,8 +5,10 @@ The sweep: each method of the reports over its hyperparameter, on the toy world 
     python -m study.sweep --quick     # a few recipes, two seeds: about five minutes, into out/quick
     python -m study.sweep --draw      # run nothing: draw study/results again, into out/study
     python -m study.sweep --update    # as the first, and write study/results, study/figures and the documents' tables
+    python -m study.sweep --methods exo dpo --grid beta 0.05 0.1 0.3 1    # only these losses, into out/methods
 
 Writes sweep.csv (all measures), curves.csv (some logs), claims.csv (the verdicts) and the figures: see docs/study.md.
+With --methods: verdicts.csv (is the first loss better at equal KL?) and frontier.png: see docs/new-loss.md, compare.py.
 
 A seed is that of a whole pipeline: the SFT policy, the pairs sampled from it, and their order. Runs go to
 out/study/runs, `--jobs` at a time with one thread each. Finished runs are skipped, so an interrupted sweep loses only
@@ -27,7 +29,7 @@ import train_pref
 import train_sft
 from losses import LOSSES
 from rlhf import train_ppo, train_reward
-from study import claims, pictures, places, table
+from study import claims, compare, pictures, places, table
 from support import cli
 from support.checkpoint import load_tensors
 
@@ -109,9 +111,14 @@ def get_args(argv=None):
     p.add_argument("--seeds", nargs="+", type=cli.seed, help="(default: 0 1 2; with --quick 0 1)")
     p.add_argument("--jobs", type=cli.positive, default=multiprocessing.cpu_count(),
                    help="runs at a time, each with one thread (default: one a core, %(default)s here)")
+    compare.add_flags(p)
     args = places.parse(p, argv)
     if args.update and args.quick:
         p.error("--update needs the whole sweep: leave out --quick")
+    if args.seeds and len(set(args.seeds)) < len(args.seeds):
+        p.error("--seeds: a seed is given twice, and its runs would be made twice in one folder")
+    compare.check_flags(p, args)
+    args.settings = compare.settings(p, args) if args.methods else None
     return args
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -130,7 +137,8 @@ def script_of(recipe):
 
 def train(root, recipe, seed, flags):
     """One run, and the evaluation of each checkpoint that it keeps. Does nothing if it is done with the same flags."""
-    script, folder, reward = script_of(recipe), place(root, recipe, seed), place(root, "reward", seed)
+    script = train_pref if "--loss " in flags else script_of(recipe)    # a user's loss may have the name of a script
+    folder, reward = place(root, recipe, seed), place(root, "reward", seed)
     learned, mark = (reward / "done").exists(), folder / "done"
     flags = f"{SHORT} {flags}" if script is train_pref else flags    # argparse takes the last of a repeated flag
     if mark.exists() and mark.read_text() == flags:
@@ -185,19 +193,26 @@ def quietly(task):
             return f"{[what, seed]}: {e!r}; see {log}"
 
 def phases_of(root, recipes, seeds, flags):
-    """Lists of tasks. A list starts after the one before it has ended; the tasks of a list are independent."""
+    """
+    Lists of tasks. A list starts after the one before it has ended; the tasks of a list are independent.
+    flags: those of measure for the recipes of MAIN, or None to leave it out.
+    """
     sft, first, *others = recipes
     learned = [r for r in others if r == "reward"]
     others = [r for r in others if r != "reward"]
     phases = []
     for part in ([sft], [first], learned, others):    # the first samples the pairs of its seed, which all others share
         phases.append([(train, root, r, seed, recipes[r]) for r in part for seed in seeds])
-    if main := [r for r in MAIN if r in recipes]:
+    main = [r for r in MAIN if r in recipes]
+    if main and flags:
         phases.append([(measure, root, main, seed, flags) for seed in seeds])
     return phases
 
 def run(root, recipes, seeds, jobs, flags=MEASURE):
-    """Runs all recipes and seeds, `jobs` at a time. A failed run stops no other. Returns the failures' reasons."""
+    """
+    Runs all recipes and seeds, `jobs` at a time. A failed run stops no other. Returns the failures' reasons.
+    flags: those of the last phase, which measures the recipes of MAIN; None: without that phase.
+    """
     phases = phases_of(root, recipes, seeds, flags)
     failed = []
     # A new process every few runs: the memory that a process frees is fragmented, and it would come to hold gigabytes.
@@ -286,7 +301,34 @@ def samples(folder, step):
 def main(argv=None):
     args = get_args(argv)
     with cli.interruptible("-m study.sweep", args, argv):
-        work(args)
+        if args.methods:
+            compare_methods(args)
+        else:
+            work(args)
+
+def compare_methods(args):
+    """Runs what is missing of --methods and --grid. Writes the results; prints their table and the verdicts."""
+    root = args.out or "out/methods"
+    results, figures = places.folders(root, update=False)
+    with cli.bad_input():
+        compare.forget_changed(root, args.settings)
+    recipes = {"sft": RECIPES["sft"]} | {recipe: flags for recipe, (flags, *_) in args.settings.items()}
+    seeds = args.seeds or [0, 1, 2]
+    failed = run(root, recipes, seeds, args.jobs, flags=None)
+    collect(root, recipes, seeds, results)
+    s = claims.Sweep(results)
+    if s.recipes:
+        pictures.draw_methods(s, args.methods, figures)
+        names = table.quoted(["sft", *args.settings])
+        print(table.sweep_table(names, ("reward", "kl", "win", "entropy", "length"), folder=results))
+        print("", *compare.judge(results, args.methods), sep="\n")
+        print(f"written: {results}/sweep.csv, verdicts.csv and frontier.png")
+    end_with(failed)
+
+def end_with(failed):
+    """Ends the script with the reasons of failed runs, if there are any."""
+    if failed:
+        raise SystemExit("\n".join(["some runs failed:", *failed]))
 
 def work(args):
     """Runs the missing runs, then writes results, verdicts, figures and, with --update, the documents' tables."""
@@ -303,6 +345,8 @@ def work(args):
         collect(root, recipes, seeds, results)
     elif not (args.quick or args.out):
         stored = places.RESULTS
+    if not (stored / "sweep.csv").exists():
+        raise SystemExit(f"error: --draw: {stored} holds no sweep.csv; leave --draw out to run the sweep")
     claims.judge(stored, results)
     pictures.draw(stored, figures)
     if args.update:
@@ -310,8 +354,7 @@ def work(args):
     else:
         print(table.claims_table(results))
     print(f"written: {results}/claims.csv and the figures in {figures}")
-    if failed:
-        raise SystemExit("\n".join(["some runs failed:", *failed]))
+    end_with(failed)
 
 if __name__ == "__main__":
     main()

@@ -79,9 +79,9 @@ def number(text):
     except ValueError:
         return text
 
-def read(name):
-    """Yields the rows of all files of study/results that match a name or pattern, with numbers as floats."""
-    for path in sorted(RESULTS.glob(name)):
+def read(name, folder=None):
+    """Yields the rows of all files of a folder (default: study/results) that match a pattern, numbers as floats."""
+    for path in sorted((folder or RESULTS).glob(name)):
         for row in places.read_csv(path):
             yield {k: number(v) for k, v in row.items()}
 
@@ -114,9 +114,10 @@ def cells_of(groups, run, heads, missing):
         cells.append(mean(found, "mean", form, spread=True) if found else missing)
     return cells
 
-def sweep_table(recipes, measures, first="method"):
-    """A row for each {label: recipe}, with the columns of the measures."""
-    groups, heads = grouped(read("sweep.csv"), "recipe", "measure"), {measure: HEADS[measure] for measure in measures}
+def sweep_table(recipes, measures, first="method", folder=None):
+    """A row for each {label: recipe}, with the columns of the measures, from sweep.csv of a folder."""
+    groups = grouped(read("sweep.csv", folder), "recipe", "measure")
+    heads = {measure: HEADS[measure] for measure in measures}
     rows = [[label, *cells_of(groups, (recipe,), heads, "-")] for label, recipe in recipes.items()]
     return markdown([first, *(label for label, _ in heads.values())], rows)
 

@@ -247,6 +247,13 @@ def test_a_sweep_overwrites_the_projects_results_only_with_update(tmp_path, monk
         with pytest.raises(SystemExit):
             sweep.get_args(wrong)
 
+def test_a_folder_without_results_cannot_be_drawn(tmp_path, monkeypatch):
+    """A typo in --out ended in a traceback."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        sweep.main(["--draw", "--out", "nowhere"])
+    assert end.value.code == "error: --draw: nowhere holds no sweep.csv; leave --draw out to run the sweep"
+
 def test_a_table_takes_an_example_only_with_update():
     """The example overwrites files of study/results that the README shows."""
     assert table.get_args(["--update", "--example", "run"]).example == "run"

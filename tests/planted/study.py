@@ -1,7 +1,7 @@
 """Planted faults of the study's verdicts and pictures, of online methods, and of --resume."""
 
 BENCH = "test_bench.py::"
-VERDICTS, ONLINE, RESUME = "test_verdicts.py::", "test_online.py::", "test_resume.py::"
+VERDICTS, ONLINE, RESUME, COMPARE = "test_verdicts.py::", "test_online.py::", "test_resume.py::", "test_compare.py::"
 MATERIAL = RESUME + "test_a_run_whose_material_has_changed_is_refused"
 SLOW_WAY = VERDICTS + "test_every_comparison_by_a_slow_way"
 
@@ -64,6 +64,47 @@ FAULTS = {
                                                     BENCH + "test_results_of_the_project_are_overwritten_only_with_update"),
     "the stored verdicts overwritten by a look": ("study/sweep.py", "claims.judge(stored, results)", "claims.judge(stored)",
                                                   "test_sweep.py::test_a_sweep_overwrites_the_projects_results_only_with_update"),
+    # the comparison of a user's own loss
+    "the difference turned": ("study/compare.py", "frontier(s, first, nats) - frontier(s, other, nats)", "frontier(s, other, nats) - frontier(s, first, nats)",
+                              COMPARE + "test_a_better_loss_by_hand"),
+    "one method's seeds beside the other's next ones": (
+        "study/compare.py", "- frontier(s, other, nats)", "- np.roll(frontier(s, other, nats), 1, axis=0)",
+        COMPARE + "test_a_better_loss_by_hand"),
+    "the other's mean over seeds": ("study/compare.py", "- frontier(s, other, nats)", "- frontier(s, other, nats).mean(0)",
+                                    COMPARE + "test_a_better_loss_by_hand"),
+    "a difference of KLs": ("study/compare.py", 'for measure in ("kl", "reward"))\n    for',
+                                       'for measure in ("kl", "kl"))\n    for', COMPARE + "test_a_better_loss_by_hand"),
+    "my frontier interpolated over the KL": ("study/compare.py", "np.interp(nats ** 0.5, x ** 0.5, y)", "np.interp(nats, x, y)",
+                                             COMPARE + "test_differences_are_read_off_at_one_kl_over_its_root"),
+    "my frontier interpolated over the reward": ("study/compare.py", "np.interp(nats ** 0.5, x ** 0.5, y)",
+                                                 "np.interp(nats ** 0.5, y, x)",
+                                                 COMPARE + "test_differences_are_read_off_at_one_kl_over_its_root"),
+    "a line through every setting": ("study/compare.py", "pictures.envelope(pairs)", "sorted(pairs)",
+                                     COMPARE + "test_a_setting_that_another_one_dominates_does_not_count"),
+    "KLs spread evenly over the KL": ("study/compare.py", "np.linspace(low ** 0.5, high ** 0.5, n) ** 2", "np.linspace(low, high, n)",
+                                      COMPARE + "test_the_range_is_what_every_seed_has"),
+    "an overlap from SFT on": ("study/compare.py", "low = np.maximum(a_low, b_low)[seeds].max(initial=0)", "low = 0.0",
+                               COMPARE + "test_frontiers_without_a_common_kl_cannot_be_compared"),
+    "an overlap that one seed has": ("study/compare.py", "[seeds].min(initial=math.inf)", "[seeds].max(initial=0)",
+                                     COMPARE + "test_the_range_is_what_every_seed_has"),
+    "the sign of the mean for a verdict": ("study/compare.py", "VERDICTS[side(row)]", "VERDICTS[int(np.sign(row['mean']))]",
+                                           COMPARE + "test_two_losses_that_cannot_be_told_apart"),
+    "a crossing averaged away": ("study/compare.py", "if crossing else", "if False else",
+                                 COMPARE + "test_a_loss_that_is_better_near_and_worse_far_away"),
+    "a higher reward is better": ("study/compare.py", "reward <= other_reward or kl <= other_kl", "True",
+                                  COMPARE + "test_a_loss_that_is_not_better_but_only_farther"),
+    "the wrong end to add values at": ("study/compare.py", "beside(s, nearer, max), beside(s, beyond, min)",
+                                       "beside(s, nearer, min), beside(s, beyond, max)",
+                                       COMPARE + "test_frontiers_without_a_common_kl_cannot_be_compared"),
+    "runs of the loss before its change": ("study/compare.py", "                mark.unlink()", "                pass",
+                                           COMPARE + "test_runs_of_a_changed_loss_are_repeated_and_no_others"),
+    "a change of the gradient alone unseen": ("study/compare.py", "(losses, *rewards, *slopes)", "(losses, *rewards)",
+                                              COMPARE + "test_a_fingerprint_changes_with_what_a_loss_computes_and_with_nothing_else"),
+    "the project's table for the user's": ("study/sweep.py", '"length"), folder=results)', '"length"))',
+                                           COMPARE + "test_table_picture_and_verdicts_of_a_command"),
+    "a new loss run by the script of its name": (
+        "study/sweep.py", 'train_pref if "--loss " in flags else script_of(recipe)', "script_of(recipe)",
+        COMPARE + "test_a_loss_with_the_name_of_a_script_is_trained_by_train_pref"),
     # pictures
     "another column in the frontier": ("study/pictures.py", 'trace(ax, s, method, "kl", "reward")', 'trace(ax, s, method, "kl", "win")',
                                        VERDICTS + "test_the_frontier_shows_the_files_numbers"),
