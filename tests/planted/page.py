@@ -21,7 +21,7 @@ FAULTS = {
     "colors of log-ratios without beta": ("support/layout.py", 'html.color(beta * seen.logratios[at], scale, "p", "n")', 'html.color(seen.logratios[at], scale, "p", "n")', NOTES + "[dpo-None]"),
     "a scale to the largest token": ("support/layout.py", "np.percentile(sizes, 97)", "sizes.max()", T + "test_one_scale_of_color_for_the_whole_page[dpo]"),
     "blue and orange swapped": ("support/html.py", "up if step > 0 else down", "down if step > 0 else up", NOTES + "[dpo-None]"),
-    "the sparkline upside down": ("support/html.py", "20 * (high - value) / height", "20 * (value - low) / height", T + "test_the_line_below_a_completion_is_its_running_sum"),
+    "the sparkline upside down": ("support/html.py", "20 * (high - value) / ((high", "20 * (value - low) / ((high", T + "test_the_line_below_a_completion_is_its_running_sum"),
     "the first beta of a schedule": ("page.py", 'anneal(args["max_steps"], args["beta"]', 'anneal(1, args["beta"]', T + "test_the_beta_of_implicit_rewards_is_the_last_one"),
     "a loss without a reference in units of its beta": ("page.py", "not LOSSES[loss].needs_ref", "False", T + "test_the_beta_of_implicit_rewards_is_the_last_one"),
     # the top
@@ -57,7 +57,7 @@ FAULTS = {
     "a control that does nothing": ("support/layout.py", """'<div class="controls" hidden>{chooser""", """'<div class="controls">{chooser""", B + "test_without_javascript_everything_is_there[dpo]"),
     "a note that is not shown": ("support/page.css", "content: attr(data-t)", 'content: ""', B + "test_a_token_shows_its_note_when_it_has_the_focus"),
     "dark text in dark mode": ("support/page.css", "--ink: #e8e8e6", "--ink: #1b1b1b", B + "test_text_can_be_read_in_light_and_dark_mode[dark]"),
-    "the slider under the menus": ("support/page.css", "~ .controls { top: 2.4rem; }", "~ .controls { top: 0; }", B + "test_all_controls_can_be_reached_beside_the_pairs[1000]"),
+    "the slider under the menus": ("support/page.css", ".part .controls { top: 2.4rem; }", ".part .controls { top: 0; }", B + "test_all_controls_can_be_reached_beside_the_pairs[1000]"),
     "the focus under the note": ("support/page.css", "scroll-margin: 11rem 0 9.5rem", "scroll-margin: 0", B + "test_nothing_covers_the_token_that_has_the_focus[400]"),
     "more and less in one hue": ("support/page.css", 'b[class^="n"] { --hue: var(--down); }', 'b[class^="n"] { --hue: var(--up); }', B + "test_blue_is_more_and_orange_is_less[light]"),
     "columns wider than a telephone": ("support/page.css", "minmax(min(100%, 20rem), 1fr)", "minmax(30rem, 1fr)", B + "test_a_narrow_window_needs_no_scrolling_sideways[dpo]"),
