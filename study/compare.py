@@ -3,9 +3,8 @@ The comparison of a few losses over one hyperparameter each: reward at equal KL,
 
     python -m study.sweep --methods exo dpo ipo --grid beta 0.05 0.1 0.3 1
 
-study/sweep.py calls this file with --methods. The first method, here exo, is compared with each
-of the others. docs/new-loss.md
-walks through an example.
+study/sweep.py calls this file with --methods. The first method, here exo, is compared with each of the others.
+docs/new-loss.md walks through an example.
 
 A method's frontier is the upper envelope of its settings, for each seed by itself (pictures.py): a setting that has a
 lower reward at a larger KL than another one of the same method does not count against the method. Two frontiers are

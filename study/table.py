@@ -369,8 +369,9 @@ def credit_table(results=RESULTS):
 
 def words_table(results=RESULTS):
     """How far words of each kind move, and the correlation of both credits."""
-    return credit_rows((("bad", "dull", "+.2f"), ("not bad", "not dull", "+.2f"), ("gem", "gem", "+.2f"),
-                        ("bore", "bore", "+.2f"), ("correlation", "correlation of implicit and true credit", ".2f")), results)
+    kinds = (("bad", "dull"), ("not bad", "not dull"), ("gem", "gem"), ("bore", "bore"))
+    shown = [(measure, head, "+.2f") for measure, head in kinds]
+    return credit_rows([*shown, ("correlation", "correlation of implicit and true credit", ".2f")], results)
 
 TABLES = {
     "example": example, "whole example": whole_example, "front": front_table, "loss names": front_losses,
