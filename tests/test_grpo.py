@@ -197,6 +197,18 @@ def test_the_expected_loss_against_a_slow_loop_over_groups():
         found = group_gradient(POLICY[:1, :3], algo, ref, reward, k=k, lens=torch.tensor(lens))
         assert torch.allclose(found[0], slow, rtol=1e-5, atol=1e-6), algo
 
+def test_the_mean_of_the_others_as_baseline_does_not_bias_the_gradient():
+    """RLOO, over all groups of 3 answers: REINFORCE with the leave-one-out advantage has the exact gradient."""
+    groups = torch.cartesian_prod(*[torch.arange(6)] * 3)                                             # (216, 3)
+    found = torch.zeros_like(POLICY)
+    for x in range(4):
+        p_group = POLICY[x][groups].sum(1).exp()                                                      # (216,)
+        advantages = formulas.leave_one_out(REWARD[x][groups].flatten(), 3).view(-1, 3)               # (216, 3)
+        for answer in range(6):    # of the first of three, which are alike
+            found[x, answer] = (p_group * advantages[:, 0] * (groups[:, 0] == answer)).sum()
+    found -= POLICY.exp() * found.sum(1, keepdim=True)    # grad log policy(i) in logit j is (i == j) - policy(j)
+    assert torch.allclose(found, policy_gradient(POLICY, REWARD), atol=1e-12)
+
 @pytest.mark.parametrize("k", [2, 3])
 def test_a_group_mean_as_baseline_does_not_bias_the_gradient(k):
     """Dr. GRPO's expected gradient is that of the expected reward, times (k - 1) / k."""
@@ -277,6 +289,22 @@ def test_only_sums_are_free_of_a_length_bias():
     assert long_to_short["dr_grpo"] == pytest.approx((1, 1))
     assert long_to_short["grpo"][0] < 0.5 < long_to_short["dapo"][0] < 0.9
     assert long_to_short["grpo"][1] > 10 > 2.5 > long_to_short["dapo"][1] > 1.5
+
+@pytest.mark.parametrize("high", [0.2, 0.28])
+def test_a_rare_good_answer_grows_by_clip_high_in_one_rollout(high):
+    """
+    An answer of probability 0.01 with a positive advantage grows until its ratio is at the upper bound, and stops there
+    however many updates follow. Clip-higher is for such answers: the bound of a likely one does not matter.
+    """
+    old = torch.tensor([0.01, 0.99]).log()
+    flags = {"old_logps": old[:1, None], "advantages": torch.ones(1), "mask": torch.ones(1, 1, dtype=torch.bool),
+             "clip": 0.2, "clip_high": high, "mean": "completions"}
+    logits, shares = old, []
+    for _ in range(60):
+        loss = lambda x: formulas.grpo_loss(x.log_softmax(0)[:1, None], **flags)[0]
+        logits = logits.detach() - 0.01 * gradient(loss, logits)
+        shares.append(logits.softmax(0)[0].item())
+    assert 1 + high < shares[-1] / 0.01 < 1.03 + high and shares[-1] == shares[-20]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # KL estimators: value, variance and gradient, without sampling
