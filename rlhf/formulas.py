@@ -195,9 +195,9 @@ def token_weights(mask, mean):
         sums          1 / B                                            RLOO, Dr. GRPO: a completion counts as its sum
 
     With "completions", a token of a long completion counts less than one of a short completion: bad completions are
-    punished less if they are long. Dr. GRPO removes this. DAPO's sum is over the tokens of a prompt's group. Here, as
-    in the paper's code, it is over those of the minibatch. Dr. GRPO's code divides the sums by a constant. Its formula
-    and this function do not.
+    punished less if they are long. Dr. GRPO removes this. DAPO's formula has the tokens of a prompt's group.
+    Here, as in its code in verl, they are those of the minibatch. Dr. GRPO's code divides the sums by a constant. Its
+    formula and this function do not.
     """
     if mean == "tokens":
         return mask / mask.sum()
@@ -227,8 +227,7 @@ def clipped_value_loss(values, old_values, returns, clip):
     near = old_values + (values - old_values).clamp(-clip, clip)
     return torch.maximum((values - returns) ** 2, (near - returns) ** 2) / 2
 
-def ppo_loss(logps, values, *, old_logps, old_values, advantages, returns, mask, clip, clip_high,
-             vf_coef):
+def ppo_loss(logps, values, *, old_logps, old_values, advantages, returns, mask, clip, clip_high, vf_coef):
     """
     The loss of PPO on a minibatch: Schulman et al. 2017, arXiv:1707.06347, without its entropy bonus.
 

@@ -162,11 +162,11 @@ def test_the_table_of_methods_is_that_of_the_code():
     ("--algo ppo", (0.5, "reward", "k1", 0.2, 1)),
     ("--algo rloo --true_reward", (0.05, "reward", "k1", 0.2, 4)),
     ("--algo rloo --kl loss", (0.5, "loss", "k3", 0.2, 4)),
-    ("--algo grpo", (0.04, "loss", "k3", 0.2, 4)),
-    ("--algo dapo --clip 0.1", (0.04, "loss", "k3", 0.28, 4)),
+    ("--algo grpo", (0.2, "loss", "k3", 0.2, 4)),
+    ("--algo dapo --clip 0.1", (0.2, "loss", "k3", 0.28, 4)),
     ("--algo dr_grpo --clip 0.1", (0.5, "loss", "k3", 0.1, 4)),
-    ("--algo grpo --kl reward", (0.04, "reward", "k1", 0.2, 4)),
-    ("--algo grpo --kl reward --kl_estimator k3", (0.04, "reward", "k3", 0.2, 4)),
+    ("--algo grpo --kl reward", (0.2, "reward", "k1", 0.2, 4)),
+    ("--algo grpo --kl reward --kl_estimator k3", (0.2, "reward", "k3", 0.2, 4)),
     ("--algo dapo --beta 0 --clip_high 0.5", (0, "loss", "k3", 0.5, 4))])
 def test_the_defaults_of_a_method(flags, want):
     """A method's steps are its defaults. Each can be changed alone."""
@@ -382,6 +382,29 @@ def test_which_gradient_an_estimator_has_in_the_reward(estimator):
         assert min((found - x).abs().max() for x in (reverse, forward, reverse - forward, 0 * reverse)) > 0.05
     else:
         assert torch.allclose(found, {"k1": reverse, "k3": reverse - forward}[estimator], atol=1e-12)
+
+def test_the_kl_in_the_loss_does_not_charge_a_token_for_the_tokens_after_it():
+    """
+    Two answers of two tokens, where the second depends on the first. With k2 in the loss the second token's gradient is
+    that of the KL of whole answers. The first token's lacks the later KL that its choice leads to.
+    """
+    g = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).log_softmax(-1)
+    first, second, ref_first, ref_second = draw(2), draw(2, 2), draw(2), draw(2, 2)
+    def tables(x, y):    # (4, 2): log-probs of both tokens of the answers 00, 01, 10, 11
+        return torch.stack([x.repeat_interleave(2), y.flatten()], 1)
+    def gradients(fn):
+        logits = [first.clone().requires_grad_(), second.clone().requires_grad_()]
+        return torch.autograd.grad(fn(tables(logits[0].log_softmax(0), logits[1].log_softmax(1))), logits)
+    ref, p, mask = tables(ref_first, ref_second), tables(first, second).sum(1).exp(), torch.ones(1, 2, dtype=torch.bool)
+    def in_loss(logps):
+        return sum(p[i] * formulas.kl_loss(logps[i:i + 1], ref[i:i + 1], mask, "sums", "k2") for i in range(4))
+    whole = gradients(lambda logps: (logps.sum(1).exp() * (logps - ref).sum(1)).sum())
+    local = gradients(in_loss)
+    assert torch.allclose(local[1], whole[1], atol=1e-12)
+    later = (second.exp() * (second - ref_second)).sum(1)    # KL of the second token after each first one
+    missing = first.exp() * (later - (first.exp() * later).sum())
+    assert torch.allclose(whole[0] - local[0], missing, atol=1e-12) and missing.abs().max() > 0.01
 
 def test_k2_and_k3_in_the_reward_lead_away_from_the_reference():
     """
