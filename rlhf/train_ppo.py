@@ -77,8 +77,8 @@ def add_flags(p):
     p.add_argument("--k", type=cli.positive, help="completions per prompt in a rollout (default: ppo 1, others 4)")
     p.add_argument("--epochs", type=cli.positive, default=2, help="passes over each rollout (default: %(default)s)")
     p.add_argument("--beta", type=cli.not_negative, help="weight of the KL penalty, in rewards per nat (default: 0.05; "
-                   "0.5 for the learned reward of toy, which is in nats and not a probability). grpo, dapo: in stds of "
-                   "a prompt's rewards per nat (default: 0.2)")
+                   "0.5 for the learned reward of toy, which is in nats and not a probability). grpo, dapo with the KL "
+                   "in the loss: in stds of a prompt's rewards per nat (default: 0.2)")
     p.add_argument("--kl", choices=("reward", "loss"), help="where the KL penalty is (default: ppo, rloo reward; "
                    "others loss)")
     p.add_argument("--kl_estimator", choices=tuple(KL_ESTIMATORS), help="estimator of the KL penalty; the gradient is "
@@ -116,11 +116,12 @@ def fill_in_defaults(args):
     toy, method = args.data == "toy", METHODS[args.algo]
     defaults = {"k": 1, "gamma": 1.0, "lam": 0.95, "vf_coef": 0.1} if args.algo == "ppo" else {"k": 4}
     defaults["beta"] = 0.5 if toy and not args.true_reward else 0.05
-    if method.std == "group":
-        # The rewards are divided by their std, so their unit is gone. With the paper's 0.04 toy's policy goes too far.
-        defaults["beta"] = 0.2
     defaults["kl"] = method.kl
-    defaults["kl_estimator"] = "k1" if (args.kl or method.kl) == "reward" else "k3"
+    in_loss = (args.kl or method.kl) == "loss"
+    defaults["kl_estimator"] = "k3" if in_loss else "k1"
+    if in_loss and method.std == "group":
+        # The rewards are divided by their std and this KL is not. With the paper's 0.04 toy's policy goes too far.
+        defaults["beta"] = 0.2
     defaults["clip_high"] = method.clip_high or args.clip
     defaults["eos_penalty"] = 1.0 if toy else 0.0
     defaults["adam_epsilon"] = 1e-3 if toy else 1e-8

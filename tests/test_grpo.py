@@ -165,11 +165,14 @@ def test_the_table_of_methods_is_that_of_the_code():
     ("--algo grpo", (0.2, "loss", "k3", 0.2, 4)),
     ("--algo dapo --clip 0.1", (0.2, "loss", "k3", 0.28, 4)),
     ("--algo dr_grpo --clip 0.1", (0.5, "loss", "k3", 0.1, 4)),
-    ("--algo grpo --kl reward", (0.2, "reward", "k1", 0.2, 4)),
-    ("--algo grpo --kl reward --kl_estimator k3", (0.2, "reward", "k3", 0.2, 4)),
+    ("--algo grpo --kl reward", (0.5, "reward", "k1", 0.2, 4)),
+    ("--algo grpo --kl reward --kl_estimator k3", (0.5, "reward", "k3", 0.2, 4)),
     ("--algo dapo --beta 0 --clip_high 0.5", (0, "loss", "k3", 0.5, 4))])
 def test_the_defaults_of_a_method(flags, want):
-    """A method's steps are its defaults. Each can be changed alone."""
+    """
+    A method's steps are its defaults. Each can be changed alone. beta has another unit where the rewards are divided by
+    their std and the KL is not.
+    """
     args = train_ppo.get_args(flags.split())
     assert (args.beta, args.kl, args.kl_estimator, args.clip_high, args.k) == want
 
