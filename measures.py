@@ -198,6 +198,40 @@ def kl(log_p, log_q):
     """KL(p || q) of distributions over the vocabulary: log-probs (M, V) of each -> (M,) nats. Never negative."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
+def k1(logratios):
+    """
+    The log-ratio itself: unbiased, but negative on many samples, so its variance is high. logratios: any shape.
+
+    k1, k2 and k3 estimate KL(p || q) from samples y of p: Schulman, joschu.net/blog/kl-approx.html, in its names.
+
+        l  = log p(y) - log q(y)        (logratios; the page has r = q(y) / p(y) = exp(-l))
+        k1 = l,   k2 = l^2 / 2,   k3 = exp(-l) - 1 + l
+
+    The mean estimates the value of the KL. Its gradient is another question, since p draws the samples. What each of
+    them gives where it is subtracted from the reward, or is differentiated in the loss:
+
+        value           in the reward, score * grad log p              in the loss, grad of the estimate
+        k1 unbiased     grad KL(p || q), the right one                 0: only noise
+        k2 biased       another one                                    grad KL(p || q), the right one
+        k3 unbiased     grad KL(p || q) - grad KL(q || p)              grad KL(q || p), the other direction
+    """
+    return logratios
+
+def k2(logratios):
+    """Half the squared log-ratio: biased, never negative, low variance where p and q are close. See k1."""
+    return logratios ** 2 / 2
+
+def k3(logratios):
+    """
+    exp(-l) - 1 + l: unbiased and never negative. See k1.
+
+    exp(-l) is q / p. With the ratio inverted, exp(l) - 1 - l is still never negative, but its mean is not the KL. The
+    mean of exp(-l) - 1 is 0 on samples of p only.
+    """
+    return torch.expm1(-logratios) + logratios    # expm1(x) is exp(x) - 1 without its rounding at small x
+
+KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+
 @torch.no_grad()
 def token_measures(model, reference, batch, device, temperature=1.0):
     """

@@ -1,11 +1,18 @@
 """
-The formulas of PPO and RLOO as pure functions of tensors: rewards, advantages, losses and the adaptive KL coefficient.
+The formulas of PPO, RLOO, GRPO, Dr. GRPO and DAPO as pure functions of tensors: rewards, advantages and losses.
 
-A method is one choice of each kind:
+All of them are REINFORCE (Williams 1992), minimize -A_i * log policy(y_i | x), with steps added to it:
 
-    KL penalty    token_rewards: in the reward of every token
-    advantages    gae: of every token, from a value head; leave_one_out: of every completion, without values
-    loss          ppo_loss: clipped ratio of every token; rloo_loss: clipped ratio of whole completions
+    1. baseline   A is the reward minus a baseline. gae: values of a value head. leave_one_out: mean of the prompt's
+                  other completions. group_advantages: mean of all completions of the prompt
+    2. std        A is divided by its standard deviation: over the rollout (whiten), or over the group
+    3. ratio      policy / old policy in place of log policy, so that a rollout serves several updates. Of a token, or
+                  of the whole completion
+    4. clip       no gradient beyond 1 - clip and 1 + clip (clipped_policy_loss). Clip-higher: beyond 1 + clip_high
+    5. mean       of the losses of tokens (token_weights): over all tokens, of each completion first, or of sums
+    6. KL         to the reference: subtracted from the rewards (token_rewards), or added to the loss (kl_loss)
+
+METHODS says which method takes which steps.
 
 Symbols and shapes, the same in all functions:
 
@@ -18,7 +25,29 @@ Symbols and shapes, the same in all functions:
 logps and values must be 0 outside the mask. docs/rlhf.md compares the methods.
 Read first: rlhf/train_reward.py. Read next: rlhf/train_ppo.py
 """
+from dataclasses import dataclass
+
 import torch
+
+from measures import KL_ESTIMATORS
+
+@dataclass(frozen=True)
+class Method:
+    """The steps of a method, in the words of the docstring above. docs/rlhf.md has them as a table."""
+    baseline: str      # values, others, group
+    std: str           # rollout, group, no
+    ratio: str         # token, completion
+    clip_high: float   # the default; None: as clip, whose default is 0.2
+    mean: str          # tokens, completions, sums
+    kl: str            # the default: reward (with k1) or loss (with k3), see measures.KL_ESTIMATORS
+
+METHODS = {
+    "ppo":     Method("values", "rollout", "token",      None, "tokens",      "reward"),
+    "rloo":    Method("others", "no",      "completion", None, "sums",        "reward"),
+    "grpo":    Method("group",  "group",   "token",      None, "completions", "loss"),
+    "dr_grpo": Method("group",  "no",      "token",      None, "sums",        "loss"),
+    "dapo":    Method("group",  "group",   "token",      0.28, "tokens",      "loss"),
+}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # small parts
@@ -45,19 +74,20 @@ def whiten(x, mask):
 # ---------------------------------------------------------------------------------------------------------------------
 # rewards, with the KL penalty in them
 
-def token_rewards(scores, logps, ref_logps, mask, beta):
+def token_rewards(scores, logps, ref_logps, mask, beta, estimator="k1"):
     """
     Rewards of tokens: a KL penalty at every token, and the score of the completion at its last token.
-    Ziegler et al. 2019, arXiv:1909.08593.
+    Ziegler et al. 2019, arXiv:1909.08593, which has k1.
 
-        rewards_t = -beta * (logps_t - ref_logps_t),   plus the score where t is the last token
+        rewards_t = -beta * k(logps_t - ref_logps_t),   plus the score where t is the last token
 
     scores (B,); logps, ref_logps, mask (B, T) -> rewards (B, T), 0 outside the mask. beta: rewards per nat, >= 0.
+    estimator: k, one of measures.KL_ESTIMATORS.
 
-    The rewards of a completion sum to score - beta * log(policy(y | x) / reference(y | x)). The mean of this sum is the
-    objective, E[score] - beta * KL(policy || reference).
+    With k1, the rewards of a completion sum to score - beta * log(policy(y | x) / reference(y | x)). The mean of this
+    sum is the objective, E[score] - beta * KL(policy || reference). With k2 or k3 its gradient is another one.
     """
-    rewards = -beta * (logps - ref_logps) * mask
+    rewards = -beta * KL_ESTIMATORS[estimator](logps - ref_logps) * mask
     return rewards.scatter_add(1, last_place(mask), scores[:, None])
 
 def adaptive_beta(beta, kl, target_kl, samples, horizon=2000):
@@ -115,20 +145,77 @@ def leave_one_out(returns, k):
     others = (grouped.sum(1, keepdim=True) - grouped) / (k - 1)               # (B / k, k)
     return (grouped - others).view(-1)                                        # (B,)
 
+def group_advantages(returns, k, std):
+    """
+    The advantages of GRPO: the return minus the mean of its prompt's k returns, divided by their standard deviation.
+    Shao et al. 2024, arXiv:2402.03300. Without the division: Dr. GRPO, Liu et al. 2025, arXiv:2503.20783.
+
+        advantage_i = (returns_i - mean(group)) / std(group),   std(group)^2 = mean over j of (returns_j - mean)^2
+
+    returns (B,), with the k completions of a prompt next to each other -> advantages (B,). k >= 2 and B is a multiple
+    of k. std: whether to divide.
+
+    The mean has the completion's own return in it. So the undivided advantage is (k - 1) / k times leave_one_out's:
+    the same direction, not a bias. The division makes the advantages of every prompt equally large, however much or
+    little its completions differ. TRL divides by the root of sum / (k - 1) instead. Like TRL, and unlike the paper,
+    1e-4 is added to the std: in a group of equal returns it is 0, or rounding noise.
+    """
+    grouped = returns.view(-1, k)                                             # (B / k, k)
+    advantages = grouped - grouped.mean(1, keepdim=True)                      # (B / k, k)
+    if std:
+        advantages = advantages / (grouped.std(1, correction=0, keepdim=True) + 1e-4)
+    return advantages.view(-1)                                                # (B,)
+
 # ---------------------------------------------------------------------------------------------------------------------
 # losses
 
-def clipped_policy_loss(ratio, advantages, clip):
+def clipped_policy_loss(ratio, advantages, clip, clip_high=None):
     """
-    Minus PPO's clipped objective, elementwise: Schulman et al. 2017, arXiv:1707.06347.
+    Minus PPO's clipped objective, elementwise: Schulman et al. 2017, arXiv:1707.06347, where clip_high is clip (None).
+    With a larger clip_high it is DAPO's clip-higher: Yu et al. 2025, arXiv:2503.14476.
 
-        L = -min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A)
-        ratio = policy / old policy,   A = advantages,   eps = clip
+        L = -min(ratio * A, clip(ratio, 1 - clip, 1 + clip_high) * A)
+        ratio = policy / old policy,   A = advantages
 
-    ratio, advantages: any shape, the same for both. Once the ratio is more than eps beyond 1 in the direction that A
-    asks for, the gradient is 0. In the other direction it is not: a step that went wrong can be taken back.
+    ratio, advantages: of shapes that broadcast. Once the ratio is beyond its bound in the direction that A asks for,
+    the gradient is 0. In the other direction it is not: a step that went wrong can be taken back.
     """
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    clip_high = clip if clip_high is None else clip_high
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip_high) * advantages)
+
+def clipfrac(ratio, clip, clip_high=None):
+    """1 where a ratio is outside its bounds, else 0. Its mean is logged. Any shape."""
+    clip_high = clip if clip_high is None else clip_high
+    return ((ratio < 1 - clip) | (ratio > 1 + clip_high)).float()
+
+def token_weights(mask, mean):
+    """
+    What the loss of a token counts in the loss of a batch: mask (B, T) -> weights (B, T), 0 outside the mask.
+
+        tokens        1 / all tokens of the batch                      PPO, DAPO: every token counts the same
+        completions   1 / (B * tokens of its completion)               GRPO: every completion counts the same
+        sums          1 / B                                            RLOO, Dr. GRPO: a completion counts as its sum
+
+    With "completions", a token of a long completion counts less than one of a short completion: bad completions are
+    punished less if they are long. Dr. GRPO removes this. DAPO's formula has the tokens of a prompt's group.
+    Here, as in its code in verl, they are those of the minibatch. Dr. GRPO's code divides the sums by a constant. Its
+    formula and this function do not.
+    """
+    if mean == "tokens":
+        return mask / mask.sum()
+    if mean == "completions":
+        return mask / mask.sum(1, keepdim=True) / len(mask)
+    return mask / len(mask)
+
+def kl_loss(logps, ref_logps, mask, mean, estimator):
+    """
+    A KL to the reference for the loss: sum over tokens of token_weights * k(logps_t - ref_logps_t). (B, T) -> ().
+    GRPO has it with k3: Shao et al. 2024, arXiv:2402.03300. estimator: k, one of measures.KL_ESTIMATORS.
+
+    Its gradient is that of the next token's distribution alone: a token is not charged for the KL of the tokens after
+    it, as it is with the KL in the rewards. Dr. GRPO and DAPO have no KL, which is --beta 0.
+    """
+    return (token_weights(mask, mean) * KL_ESTIMATORS[estimator](logps - ref_logps)).sum()
 
 def clipped_value_loss(values, old_values, returns, clip):
     """
@@ -142,12 +229,12 @@ def clipped_value_loss(values, old_values, returns, clip):
     near = old_values + (values - old_values).clamp(-clip, clip)
     return torch.maximum((values - returns) ** 2, (near - returns) ** 2) / 2
 
-def ppo_loss(logps, values, *, old_logps, old_values, advantages, returns, mask, clip, vf_coef):
+def ppo_loss(logps, values, *, old_logps, old_values, advantages, returns, mask, clip, vf_coef, clip_high=None):
     """
     The loss of PPO on a minibatch: Schulman et al. 2017, arXiv:1707.06347, without its entropy bonus.
 
         ratio_t     = exp(logps_t - old_logps_t)
-        policy_loss = mean over tokens of clipped_policy_loss(ratio_t, advantage_t, clip)
+        policy_loss = mean over tokens of clipped_policy_loss(ratio_t, advantage_t, clip, clip_high)
         value_loss  = mean over tokens of clipped_value_loss(values_t, old_values_t, returns_t, clip)
         L           = policy_loss + vf_coef * value_loss
 
@@ -156,21 +243,21 @@ def ppo_loss(logps, values, *, old_logps, old_values, advantages, returns, mask,
     """
     logratios = logps - old_logps                                                                        # (B, T)
     ratio = logratios.exp()                                                                              # (B, T)
-    policy_loss = masked_mean(clipped_policy_loss(ratio, advantages, clip), mask)
+    policy_loss = masked_mean(clipped_policy_loss(ratio, advantages, clip, clip_high), mask)
     value_loss = masked_mean(clipped_value_loss(values, old_values, returns, clip), mask)
     loss = policy_loss + vf_coef * value_loss
-    return loss, {"policy/clipfrac": masked_mean(((ratio - 1).abs() > clip).float(), mask),
+    return loss, {"policy/clipfrac": masked_mean(clipfrac(ratio, clip, clip_high), mask),
                   "loss/policy": policy_loss.detach(), "loss/value": value_loss.detach(),
                   "val/error": masked_mean((values.detach() - returns) ** 2, mask),
                   "policy/ratio": masked_mean(ratio, mask).detach(),
                   "policy/approxkl": masked_mean(logratios.detach() ** 2, mask) / 2}
 
-def rloo_loss(logps, *, old_logps, advantages, mask, clip):
+def rloo_loss(logps, *, old_logps, advantages, mask, clip, clip_high=None):
     """
     The loss of RLOO on a minibatch: Ahmadian et al. 2024, arXiv:2402.14740.
 
         ratio_i = exp(sum over t of (logps_{i,t} - old_logps_{i,t}))
-        L       = mean over completions of clipped_policy_loss(ratio_i, advantage_i, clip)
+        L       = mean over completions of clipped_policy_loss(ratio_i, advantage_i, clip, clip_high)
 
     logps, old_logps, mask (B, T); advantages (B,). Only logps has a gradient. Returns (loss (), metrics to log).
 
@@ -179,7 +266,28 @@ def rloo_loss(logps, *, old_logps, advantages, mask, clip):
     """
     logratios = logps - old_logps                                                                        # (B, T)
     ratio = logratios.sum(1).exp()                                                                       # (B,)
-    loss = clipped_policy_loss(ratio, advantages, clip).mean()
-    return loss, {"policy/clipfrac": ((ratio - 1).abs() > clip).float().mean(),
+    loss = clipped_policy_loss(ratio, advantages, clip, clip_high).mean()
+    return loss, {"policy/clipfrac": clipfrac(ratio, clip, clip_high).mean(),
                   "policy/ratio": ratio.detach().mean(),
+                  "policy/approxkl": masked_mean(logratios.detach() ** 2, mask) / 2}
+
+def grpo_loss(logps, *, old_logps, advantages, mask, clip, mean, clip_high=None):
+    """
+    The loss of GRPO, Dr. GRPO and DAPO on a minibatch, without its KL: arXiv:2402.03300, 2503.20783 and 2503.14476.
+
+        ratio_{i,t} = exp(logps_{i,t} - old_logps_{i,t})
+        L           = sum over i, t of token_weights_{i,t} * clipped_policy_loss(ratio_{i,t}, advantage_i, ...)
+
+    logps, old_logps, mask (B, T); advantages (B,), the same for all tokens of a completion. mean: as token_weights.
+    Only logps has a gradient. Returns (loss (), metrics to log).
+
+    DAPO also samples prompts again whose completions all have one reward, and penalizes overlong completions. This
+    is not done here: rewards of the toy world are real numbers, and --eos_penalty is for completions without an end.
+    """
+    logratios = logps - old_logps                                                                        # (B, T)
+    ratio = logratios.exp()                                                                              # (B, T)
+    losses = clipped_policy_loss(ratio, advantages[:, None], clip, clip_high)                            # (B, T)
+    loss = (token_weights(mask, mean) * losses).sum()
+    return loss, {"policy/clipfrac": masked_mean(clipfrac(ratio, clip, clip_high), mask),
+                  "policy/ratio": masked_mean(ratio, mask).detach(),
                   "policy/approxkl": masked_mean(logratios.detach() ** 2, mask) / 2}

@@ -1,9 +1,10 @@
 """
-PPO and RLOO: train a policy on its own samples, with a reward and a KL penalty to the reference.
+PPO, RLOO and GRPO: train a policy on its own samples, with a reward and a KL penalty to the reference.
 
     python -m rlhf.train_ppo                  # the toy world, reward model out/toy/reward (trained first if missing)
     python -m rlhf.train_ppo --true_reward    # PPO-GT: the toy world's exact reward
     python -m rlhf.train_ppo --algo rloo --true_reward
+    python -m rlhf.train_ppo --algo grpo      # or dr_grpo, dapo; rlhf/formulas.py says what their steps are
 
 The objective is E[r(x, y)] - beta KL(policy || reference). Its optimum is reference * exp(r / beta) / Z
 (arXiv:1909.08593). DPO has the same optimum, but needs neither a reward model nor samples during training. Here,
@@ -11,9 +12,10 @@ training repeats five steps:
 
     1. sample      completions of training prompts from the current policy: a rollout
     2. score       every completion with the reward
-    3. rewards     of tokens: a KL penalty at every token, and the score at the last one
-    4. advantages  PPO: GAE, with a value head. RLOO: return minus the mean return of the prompt's other completions
-    5. update      several epochs over the rollout's minibatches, with a clipped loss
+    3. rewards     of tokens: a KL penalty at every token (PPO, RLOO), and the score at the last one
+    4. advantages  PPO: GAE, with a value head. RLOO: return minus the mean return of the prompt's other completions.
+                   GRPO: return minus the mean return of all of the prompt's completions, divided by their std
+    5. update      several epochs over the rollout's minibatches, with a clipped loss (GRPO: plus a KL to the reference)
 
 The policy gradient is E[sum_t A_t grad log policy(y_t | x, y_<t)]. A baseline in A_t leaves it unbiased if it does not
 depend on y_t. The value head is a linear layer on the policy's last hidden states. It starts at zero. A rollout is
@@ -38,12 +40,13 @@ import loop
 import page
 import sampling
 import train_sft
-from measures import entropy
+from measures import KL_ESTIMATORS, entropy
 from model import GPT, fingerprint
 from reward import Reward
 from rlhf import train_reward
 from rlhf.formulas import (
-    adaptive_beta, gae, leave_one_out, masked_mean, ppo_loss, rloo_loss, token_rewards, whiten)
+    METHODS, adaptive_beta, gae, group_advantages, grpo_loss, kl_loss, leave_one_out, masked_mean, ppo_loss, rloo_loss,
+    token_rewards, whiten)
 from support import cli, rundir, sources
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -64,20 +67,26 @@ def get_args(argv=None):
 
 def add_flags(p):
     """The flags of this script, and its defaults of the common ones."""
-    p.add_argument("--algo", default="ppo", choices=("ppo", "rloo"),
-                   help="ppo: value head, an advantage per token; rloo: one per completion (default: %(default)s)")
+    p.add_argument("--algo", default="ppo", choices=tuple(METHODS),
+                   help="ppo: value head, an advantage per token; others: one per completion (default: %(default)s)")
     p.add_argument("--reward", help="reward model, a run of rlhf.train_reward (default: out/DATA/reward)")
     p.add_argument("--true_reward", action="store_true", help="toy: use the exact reward instead of a reward model")
     p.add_argument("--prompt_tokens", help="imdb: tokens of a review that form a prompt, 32 or 2-8 (default: 32)")
     p.add_argument("--n_prompts", type=cli.positive, default=4096, help="training prompts (default: %(default)s)")
     p.add_argument("--rollout", type=cli.positive, default=256, help="completions in a rollout (default: %(default)s)")
-    p.add_argument("--k", type=cli.positive, help="completions per prompt in a rollout (default: ppo 1, rloo 4)")
+    p.add_argument("--k", type=cli.positive, help="completions per prompt in a rollout (default: ppo 1, others 4)")
     p.add_argument("--epochs", type=cli.positive, default=2, help="passes over each rollout (default: %(default)s)")
     p.add_argument("--beta", type=cli.not_negative, help="weight of the KL penalty, in rewards per nat (default: 0.05; "
-                   "0.5 for the learned reward of toy, which is in nats and not a probability)")
+                   "0.5 for the learned reward of toy, which is in nats and not a probability). grpo, dapo with the KL "
+                   "in the loss: in stds of a prompt's rewards per nat (default: 0.2)")
+    p.add_argument("--kl", choices=("reward", "loss"), help="where the KL penalty is (default: ppo, rloo reward; "
+                   "others loss)")
+    p.add_argument("--kl_estimator", choices=tuple(KL_ESTIMATORS), help="estimator of the KL penalty; the gradient is "
+                   "that of the KL with k1 in the reward and with k2 in the loss (default: reward k1, loss k3)")
     p.add_argument("--target_kl", type=cli.not_negative, help="KL in nats per completion; beta is adapted after each "
                    "rollout to reach it (default: beta is constant)")
     p.add_argument("--clip", type=cli.not_negative, default=0.2, help="eps of ratios and values (default: %(default)s)")
+    p.add_argument("--clip_high", type=cli.not_negative, help="upper eps of ratios (default: --clip; dapo: 0.28)")
     p.add_argument("--gamma", type=cli.not_negative, help="ppo: discount per token (default: 1)")
     p.add_argument("--lam", type=cli.not_negative, help="ppo: lambda of GAE (default: 0.95)")
     p.add_argument("--vf_coef", type=cli.not_negative, help="ppo: weight of the value loss (default: 0.1)")
@@ -87,7 +96,7 @@ def add_flags(p):
     p.set_defaults(lr=3e-3, warmup_steps=10, max_steps=240, eval_every=40, patience=0, adam_epsilon=None)
 
 def refuse_flags_without_effect(p, args):
-    """Exits in one line if a flag was given that does nothing here."""
+    """Exits in one line if a flag was given that does nothing here. A resumed run has the defaults as flags."""
     cli.refuse(p, args, (("prompt_tokens", args.data == "imdb", "without --data imdb"),
                          ("true_reward", args.data == "toy", "without --data toy"),
                          ("reward", not args.true_reward, "with --true_reward"),
@@ -96,15 +105,24 @@ def refuse_flags_without_effect(p, args):
                          ("max_prompt_len", False, "here"),
                          ("grad_accum", args.grad_accum == 1, "here"),
                          ("compile", False, "here"),
-                         ("gamma", args.algo == "ppo", "on --algo rloo"),
-                         ("lam", args.algo == "ppo", "on --algo rloo"),
-                         ("vf_coef", args.algo == "ppo", "on --algo rloo")))
+                         ("kl", args.resume or args.beta != 0, "with --beta 0"),
+                         ("kl_estimator", args.resume or args.beta != 0, "with --beta 0")))
+    for flag in ("gamma", "lam", "vf_coef"):
+        if args.algo != "ppo" and getattr(args, flag) is not None:    # cli.refuse would let 0 pass
+            p.error(f"--{flag} has no effect on --algo {args.algo}, which has no value head")
 
 def fill_in_defaults(args):
     """Sets the flags whose defaults depend on --algo, --data and the reward."""
-    toy = args.data == "toy"
+    toy, method = args.data == "toy", METHODS[args.algo]
     defaults = {"k": 1, "gamma": 1.0, "lam": 0.95, "vf_coef": 0.1} if args.algo == "ppo" else {"k": 4}
     defaults["beta"] = 0.5 if toy and not args.true_reward else 0.05
+    defaults["kl"] = method.kl
+    in_loss = (args.kl or method.kl) == "loss"
+    defaults["kl_estimator"] = "k3" if in_loss else "k1"
+    if in_loss and method.std == "group":
+        # The rewards are divided by their std and this KL is not. With the paper's 0.04 toy's policy goes too far.
+        defaults["beta"] = 0.2
+    defaults["clip_high"] = method.clip_high or args.clip
     defaults["eos_penalty"] = 1.0 if toy else 0.0
     defaults["adam_epsilon"] = 1e-3 if toy else 1e-8
     for flag, default in defaults.items():
@@ -120,7 +138,11 @@ def check_flags(p, args):
     for ok, problem in (
             (int(os.environ.get("WORLD_SIZE", 1)) == 1, "it runs in one process; start it without torchrun"),
             (args.data in ("toy", "imdb"), f"--data {args.data}: only toy and imdb are supported"),
-            (args.algo == "ppo" or args.k > 1, "--k 1: rloo compares several completions of a prompt; use at least 2"),
+            (args.algo == "ppo" or args.k > 1,
+             f"--k 1: {args.algo} compares several completions of a prompt; use at least 2"),
+            (args.clip_high >= args.clip, f"--clip_high {args.clip_high} must be at least --clip {args.clip}"),
+            (args.kl == "reward" or args.kl_estimator != "k1" or args.beta == 0,
+             "--kl_estimator k1 has no effect in the loss, where its expected gradient is 0; use k2 or k3"),
             (divides, f"--rollout {args.rollout} must be a multiple of --batch_size {args.batch_size}, and "
                       f"--batch_size must be a multiple of --k {args.k}"),
             (whole, f"--eval_every {args.eval_every} and --max_steps {args.max_steps} must be multiples of {updates}, "
@@ -173,12 +195,12 @@ class Rollouts:
     rollout   completions in a rollout, k per prompt, in minibatches of batch_size. Each is used in `epochs` updates
     """
     def __init__(self, agent, reference, tokenizer, prompts, score, room, *, algo, rollout, batch_size, k, epochs,
-                 gamma, lam, eos_penalty, target_kl, seed, autocast):
+                 gamma, lam, eos_penalty, target_kl, kl, kl_estimator, seed, autocast):
         self.agent, self.reference, self.tokenizer, self.autocast = agent, reference, tokenizer, autocast
         self.prompts, self.score, self.room, self.seed = prompts, score, room, seed
         self.rollout, self.batch_size, self.k, self.epochs = rollout, batch_size, k, epochs
         self.algo, self.gamma, self.lam = algo, gamma, lam
-        self.eos_penalty, self.target_kl = eos_penalty, target_kl
+        self.eos_penalty, self.target_kl, self.kl, self.kl_estimator = eos_penalty, target_kl, kl, kl_estimator
         self.per_epoch = rollout // batch_size    # minibatches
         self.updates = self.per_epoch * epochs    # updates from one rollout
         self.number = None                        # which rollout is in self.minibatches; None: none yet
@@ -208,7 +230,7 @@ class Rollouts:
         distinct = rng.sample(self.prompts, self.rollout // self.k)
         prompts = []
         for prompt in distinct:
-            prompts += [prompt] * self.k    # RLOO needs the k completions of a prompt next to each other
+            prompts += [prompt] * self.k    # RLOO and GRPO need the k completions of a prompt next to each other
 
         # Sample and score. The rewards of tokens contain the KL penalty, with the current beta.
         minibatches, objective = self.sample_and_score(prompts, self.agent.beta.item(), seed=rng.randrange(2**31))
@@ -253,27 +275,32 @@ class Rollouts:
         with self.autocast:
             logps, values, _ = self.agent(idx, mask)                                       # (B, T) each
             ref_logps, _, _ = self.reference(idx, mask)
-        rewards = token_rewards(scores.to(device), logps, ref_logps, mask, beta)           # (B, T)
+        in_reward = beta if self.kl == "reward" else 0.0    # if not, the KL is in the loss
+        rewards = token_rewards(scores.to(device), logps, ref_logps, mask, in_reward, self.kl_estimator)    # (B, T)
         minibatch = {"idx": idx, "mask": mask, "weight": len(idx), "old_logps": logps, "old_values": values,
-                     "rewards": rewards}
+                     "ref_logps": ref_logps, "rewards": rewards}
         return minibatch, (logps - ref_logps).sum(1)    # both are 0 outside the mask
 
 def add_advantages(minibatches, *, algo, k, gamma, lam):
     """Adds "advantages" and "returns" to each minibatch of a rollout, and the mean return to what is logged."""
+    method = METHODS[algo]
     for batch in minibatches:
         rewards, values, mask = batch["rewards"], batch["old_values"], batch["mask"]           # (B, T) each
-        if algo == "rloo":    # one number per completion: its rewards sum to score - beta * log-ratio
-            returns = rewards.sum(1)                                                           # (B,)
-            advantages = leave_one_out(returns, k)                                             # (B,)
-            mean = returns.mean()
-        else:                 # one number per token; the returns are the targets of the value head
+        if method.baseline == "values":    # one number per token; the returns are the targets of the value head
             advantages = gae(rewards, values, mask, gamma=gamma, lam=lam)                      # (B, T)
             returns = advantages + values                                                      # (B, T)
             mean = masked_mean(returns, mask)
+        else:    # one number per completion: its rewards sum to the score, minus beta * log-ratio if that is in them
+            returns = rewards.sum(1)                                                           # (B,)
+            mean = returns.mean()
+            if method.baseline == "others":
+                advantages = leave_one_out(returns, k)                                         # (B,)
+            else:
+                advantages = group_advantages(returns, k, std=method.std == "group")           # (B,)
         batch.update(advantages=advantages, returns=returns, logged=batch["logged"] | {"returns/mean": mean})
 
     # The returns were computed first: they keep the unit of the rewards, and only the advantages are whitened.
-    if algo == "ppo":
+    if method.std == "rollout":
         whiten_rollout(minibatches)
 
 def whiten_rollout(minibatches):
@@ -300,21 +327,30 @@ class HeldOut:
 # ---------------------------------------------------------------------------------------------------------------------
 # training
 
-def compute_loss(agent, batch, *, algo, clip, vf_coef):
+def compute_loss(agent, batch, *, algo, clip, clip_high, vf_coef, kl, kl_estimator):
     """(loss (), metrics) of a minibatch of Rollouts. The loss of HeldOut's batch is minus the objective."""
     if "idx" not in batch:    # from HeldOut, which has computed the objective already
         return torch.tensor(-batch["logged"]["objective/total"]), batch["logged"]
 
     # Log-probs by the current policy, of the tokens that the old policy sampled at the start of the rollout. Their
     # ratio to the old log-probs says how far the policy has moved since. Advantages and returns are constants.
-    mask = batch["mask"]
+    mask, method = batch["mask"], METHODS[algo]
     logps, values, entropies = agent(batch["idx"], mask)    # (B, T) each
-    shared = {"old_logps": batch["old_logps"], "advantages": batch["advantages"], "mask": mask, "clip": clip}
-    if algo == "rloo":
-        loss, metrics = rloo_loss(logps, **shared)
-    else:
+    shared = {"old_logps": batch["old_logps"], "advantages": batch["advantages"], "mask": mask, "clip": clip,
+              "clip_high": clip_high}
+    if method.baseline == "values":
         loss, metrics = ppo_loss(logps, values, old_values=batch["old_values"], returns=batch["returns"],
                                  vf_coef=vf_coef, **shared)
+    elif method.ratio == "completion":
+        loss, metrics = rloo_loss(logps, **shared)
+    else:
+        loss, metrics = grpo_loss(logps, mean=method.mean, **shared)
+
+    # The beta is that of the rollout, also if --target_kl has adapted it for the next one already.
+    if kl == "loss":
+        penalty = kl_loss(logps, batch["ref_logps"], mask, method.mean, kl_estimator)
+        loss = loss + batch["logged"]["objective/beta"] * penalty
+        metrics["loss/kl"] = penalty.detach()
     return loss, batch["logged"] | metrics | {"policy/entropy": masked_mean(entropies, mask)}
 
 def main(argv=None):

@@ -30,7 +30,7 @@ PARSERS["tests.robust"] = robust.get_args
 PARSERS["tests.mutate"] = mutate.get_args
 CEILINGS = {    # file -> the most lines that it may have
     "model.py": 380, "losses.py": 580, "data.py": 370, "train_sft.py": 160, "train_pref.py": 170, "loop.py": 290,
-    "adapters.py": 180, "eval.py": 350, "measures.py": 380, "toy.py": 170, "sampling.py": 170, "judge.py": 210,
+    "adapters.py": 180, "eval.py": 350, "measures.py": 415, "toy.py": 170, "sampling.py": 170, "judge.py": 210,
     "page.py": 340, "reward.py": 80, "reference.py": 60, "logps.py": 100, "chat.py": 200,
 }
 CEILINGS |= {str(path.relative_to(ROOT)): 400 for path in (ROOT / "support").glob("*.py")}

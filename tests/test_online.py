@@ -198,7 +198,8 @@ def test_validation_is_comparable_over_time(made, tokenizer, drawn):
     with torch.no_grad():
         batches.agent.policy.transformer.ln_f.bias += 0.3 * torch.randn(16)
     moved = next(iter(held))
-    loss, metrics = train_ppo.compute_loss(batches.agent, moved, algo="ppo", clip=0.2, vf_coef=0.1)
+    loss, metrics = train_ppo.compute_loss(batches.agent, moved, algo="ppo", clip=0.2, clip_high=0.2, vf_coef=0.1,
+                                           kl="reward", kl_estimator="k1")
     want = metrics["objective/scores"] - (1 - metrics["objective/eos"]) - 0.3 * metrics["objective/kl"]
     assert loss.item() == pytest.approx(-want, rel=1e-5) and metrics["objective/kl"] != first["objective/kl"]
 
@@ -210,13 +211,16 @@ class Kept:
     def __init__(self):
         self.before, self.batches, self.samples, self.val = [], [], {"train": [], "val": []}, []
 
-@pytest.fixture(scope="module", params=["ppo", "rloo"])
+@pytest.fixture(scope="module", params=["ppo", "rloo", "grpo", "dr_grpo", "dapo"])
 def kept(request, made, tmp_path_factory):
     """(algo, run directory, args, what was kept) of three rollouts with two minibatches and two epochs each."""
     keep, out = Kept(), tmp_path_factory.mktemp(request.param) / "run"
     more = {
         "ppo": "--gamma 0.9 --lam 0.8 --vf_coef 0.5 --target_kl 0.2 --k 2",
         "rloo": "--algo rloo --k 2",
+        "grpo": "--algo grpo --k 4 --kl_estimator k2",
+        "dr_grpo": "--algo dr_grpo --k 2 --kl reward --kl_estimator k3",
+        "dapo": "--algo dapo --k 4 --target_kl 0.2",
     }[request.param].split()
     flags = flags_of(made, *more, "--beta", "0.3", "--clip", "0.1", "--eos_penalty", "0.5", "--out_dir", str(out))
     with pytest.MonkeyPatch.context() as patch:
@@ -303,17 +307,22 @@ def test_the_validation_of_a_run_by_hand(kept, made, tokenizer):
         want["loss"] = -want["objective/total"]
         assert logged(out, "val", 4 * i) == pytest.approx(want, rel=2e-4, abs=2e-5), i
         assert [p for p, _ in keep.samples["val"][i]] == [p for p, _ in keep.samples["val"][0]]
-    assert logged(out, "val", 12)["objective/kl"] > 1e-3
+    assert abs(logged(out, "val", 12)["objective/kl"]) > 1e-3    # of 12 samples, so it may be negative
 
 def slow_advantages(algo, rows, old, kls, judged, beta):
     """
     ([advantages per token, or one per completion], [returns, in the same way]) with gamma 0.9, lambda 0.8, groups
-    of 2.
+    of 2, or of 4 for grpo and dapo, which have no KL in the rewards. dr_grpo has k3 in them.
     """
     rewards = []
     for k, score in zip(kls, judged):
-        rewards.append([-beta * x for x in k])
+        rewards.append([-beta * (math.exp(-x) - 1 + x if algo == "dr_grpo" else x) for x in k])
         rewards[-1][-1] += score
+    if algo in ("grpo", "dapo"):
+        return slow_group(judged, 4, True), judged
+    if algo == "dr_grpo":
+        totals = [sum(r) for r in rewards]
+        return slow_group(totals, 2, False), totals
     if algo == "rloo":
         totals = [sum(r) for r in rewards]
         return [x - totals[i + 1 if i % 2 == 0 else i - 1] for i, x in enumerate(totals)], totals
@@ -327,15 +336,43 @@ def slow_advantages(algo, rows, old, kls, judged, beta):
     deviation = math.sqrt(sum((a - mean) ** 2 for a in flat) / len(flat))
     return [[(a - mean) / deviation for a in row] for row in advantages], returns
 
-def clipped(ratio, advantage):
-    return -min(ratio * advantage, max(0.9, min(1.1, ratio)) * advantage)
+def slow_group(totals, k, divide):
+    """Each completion's total minus the mean of its group of k, divided by the group's standard deviation."""
+    advantages = []
+    for i, x in enumerate(totals):
+        group = totals[i // k * k:i // k * k + k]
+        mean = sum(group) / k
+        deviation = math.sqrt(sum((y - mean) ** 2 for y in group) / k)
+        advantages.append((x - mean) / (deviation + 1e-4 if divide else 1))
+    return advantages
 
-def slow_update(algo, now, old, advantages, returns):
+def clipped(ratio, advantage, high=0.1):
+    return -min(ratio * advantage, max(0.9, min(1 + high, ratio)) * advantage)
+
+def slow_group_update(algo, now, old, ref, advantages, returns, beta):
+    """The log's numbers of one update of a group method: sums over tokens, one completion after the other."""
+    high, n_tokens, n = 0.28 if algo == "dapo" else 0.1, sum(len(row[0]) for row in now), len(now)
+    loss, penalty, ratios = 0.0, 0.0, []
+    for row, before, base, advantage in zip(now, old, ref, advantages):
+        weight = {"grpo": 1 / (n * len(row[0])), "dr_grpo": 1 / n, "dapo": 1 / n_tokens}[algo]
+        for x, y, z in zip(row[0], before[0], base[0]):
+            ratios.append(math.exp(x - y))
+            loss += weight * clipped(ratios[-1], advantage, high)
+            penalty += weight * ((x - z) ** 2 / 2 if algo == "grpo" else math.exp(z - x) - 1 - (z - x))
+    found = {"policy/ratio": np.mean(ratios), "policy/clipfrac": np.mean([not 0.9 <= r <= 1 + high for r in ratios]),
+             "returns/mean": np.mean(returns), "loss": loss}
+    if algo != "dr_grpo":    # its KL is in the rewards
+        found |= {"loss/kl": penalty, "loss": loss + beta * penalty}
+    return found
+
+def slow_update(algo, now, old, ref, advantages, returns, beta):
     """The log's numbers of one update, from its rows: clip 0.1, vf_coef 0.5."""
     logratios = [[x - y for x, y in zip(n[0], o[0])] for n, o in zip(now, old)]
     tokens = [x for row in logratios for x in row]
     found = {"policy/approxkl": np.mean([x * x for x in tokens]) / 2,
              "policy/entropy": np.mean([e for n in now for e in n[2]])}
+    if algo in ("grpo", "dr_grpo", "dapo"):
+        return found | slow_group_update(algo, now, old, ref, advantages, returns, beta)
     if algo == "rloo":
         ratios, gains = [math.exp(sum(row)) for row in logratios], advantages
         found["loss"] = np.mean([clipped(r, a) for r, a in zip(ratios, gains)])
@@ -377,8 +414,8 @@ def test_the_updates_of_a_run_by_hand(kept, made, tokenizer):
                 if [row[:len(text)] for row, text in zip(minibatch, texts)] == texts:
                     halves.append(slice(at, at + 4))
             [part] = halves
-            now = slow_rows(made, keep.before[update], rows[part])
-            want = objective | slow_update(algo, now, old[part], advantages[part], returns[part])
+            now, ref = slow_rows(made, keep.before[update], rows[part]), slow_rows(made, None, rows[part])
+            want = objective | slow_update(algo, now, old[part], ref, advantages[part], returns[part], beta)
             found = logged(out, "train", update + 1)
             assert set(found) == set(want) | {"grad_norm", "lr"}
             assert {k: found[k] for k in want} == pytest.approx(want, rel=5e-4, abs=5e-5), (number, j)
@@ -387,9 +424,9 @@ def test_the_updates_of_a_run_by_hand(kept, made, tokenizer):
             assert ({k: found[k] for k in first} == first) == (j == 0)
             clips.append(found["policy/clipfrac"])
         betas.append(beta)
-        if algo == "ppo":    # adapted after the rollout, for the next one
+        if algo in ("ppo", "dapo"):    # adapted after the rollout, for the next one
             beta *= 1 + max(-0.2, min(0.2, objective["objective/kl"] / 0.2 - 1)) * 8 / 2000
-    assert max(clips) > 0 and (len(set(betas)) == 3) == (algo == "ppo")
+    assert max(clips) > 0 and (len(set(betas)) == 3) == (algo in ("ppo", "dapo"))
 
 def test_a_run_trains_on_training_prompts_and_validates_on_others(kept, tokenizer):
     """Prompts of training would show memorization. toy.split_of gives the split of a prompt."""

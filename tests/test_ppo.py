@@ -1,4 +1,4 @@
-"""PPO and RLOO: each formula against a slow loop or by hand, the optimum of a solvable world, and whole runs."""
+"""PPO, RLOO and GRPO: formulas against a slow loop or by hand, the optimum of a solvable world, and whole runs."""
 import json
 import math
 import signal
@@ -92,7 +92,7 @@ def test_leave_one_out_by_hand():
     (1.5, 2, -2.4), (1.5, -2, 3.0), (0.5, 2, -1.0), (0.5, -2, 1.6), (1.1, 2, -2.2)])
 def test_the_clipped_policy_loss_by_hand(ratio, advantage, want):
     """The loss is clipped only where a larger ratio change would lower it, and not on the way back."""
-    loss = formulas.clipped_policy_loss(torch.tensor(ratio), torch.tensor(float(advantage)), 0.2)
+    loss = formulas.clipped_policy_loss(torch.tensor(ratio), torch.tensor(float(advantage)), 0.2, 0.2)
     assert loss.item() == pytest.approx(want)
 
 def test_the_clipped_value_loss_by_hand():
@@ -146,7 +146,8 @@ def test_the_ppo_loss_by_hand():
     advantages = torch.tensor([[2.0, 1.0], [2.0, 9.0]])
     returns = advantages.clone()
     loss, logged = formulas.ppo_loss(logps, values, old_logps=old, old_values=torch.zeros(2, 2),
-                                     advantages=advantages, returns=returns, mask=mask, clip=0.2, vf_coef=0.5)
+                                     advantages=advantages, returns=returns, mask=mask, clip=0.2, clip_high=0.2,
+                                     vf_coef=0.5)
     policy_loss, value_loss = -(1.2 * 2 + 1 + 0.5 * 2) / 3, (1.8**2 + 1 + 1.9**2) / 2 / 3
     assert loss.item() == pytest.approx(policy_loss + 0.5 * value_loss)
     want = {
@@ -168,12 +169,13 @@ def test_the_rloo_loss_by_hand():
     REINFORCE's.
     """
     logps, old, mask = two_completions()
-    loss, logged = formulas.rloo_loss(logps, old_logps=old, advantages=torch.tensor([-2.0, 3.0]), mask=mask, clip=0.2)
+    flags = {"old_logps": old, "advantages": torch.tensor([-2.0, 3.0]), "mask": mask, "clip": 0.2, "clip_high": 0.2}
+    loss, logged = formulas.rloo_loss(logps, **flags)
     assert loss.item() == pytest.approx((1.5 * 2 - 0.5 * 3) / 2)
     want = {"policy/clipfrac": 1, "policy/ratio": 1, "policy/approxkl": (math.log(1.5) ** 2 + math.log(0.5) ** 2) / 6}
     assert {k: v.item() for k, v in logged.items()} == pytest.approx(want)
     same = torch.zeros(2, 2, requires_grad=True)
-    formulas.rloo_loss(same, old_logps=old, advantages=torch.tensor([-2.0, 3.0]), mask=mask, clip=0.2)[0].backward()
+    formulas.rloo_loss(same, **flags)[0].backward()
     assert same.grad.tolist() == [[1, 1], [-1.5, -1.5]]    # of -mean_i A_i log policy(y_i)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -189,9 +191,15 @@ class Table(nn.Module):
     def generate(self, idx, max_new_tokens, *, generator, **_):
         return torch.cat([idx, torch.multinomial(self.features(idx[:, -1]).softmax(1), 1, generator=generator)], 1)
 
-@pytest.mark.parametrize("algo", ["ppo", pytest.param("rloo", marks=pytest.mark.slow)])
-def test_the_optimum_is_the_tilted_reference(algo):
-    """With the true reward and a fixed beta both methods end at ref * exp(r / beta) / Z, far from their start."""
+@pytest.mark.parametrize("algo, estimator", [
+    ("ppo", None), pytest.param("rloo", None, marks=pytest.mark.slow), ("dr_grpo", "k2"),
+    pytest.param("dr_grpo", "k3", marks=pytest.mark.slow)], ids=["ppo", "rloo", "dr_grpo k2", "dr_grpo k3"])
+def test_the_optimum_is_the_tilted_reference(algo, estimator):
+    """
+    With the true reward and a fixed beta PPO and RLOO end at ref * exp(r / beta) / Z, far from their start. Dr. GRPO
+    with k2 in the loss does too, with beta * k / (k - 1) for beta, as its baseline contains the own reward. With k3
+    it ends at the optimum of the forward KL.
+    """
     torch.manual_seed(0)
     ref, reward = bandit.world()    # (4, 6)
     table, base = (torch.cat([ref, torch.zeros(2, 6)]) for _ in range(2))    # answers are tokens too
@@ -199,18 +207,21 @@ def test_the_optimum_is_the_tilted_reference(algo):
     tokenizer = SimpleNamespace(eot_token=-1, decode=str)
     judge = lambda texts: np.array([reward[x, y].item() for x, y in texts])
     rollouts = train_ppo.Rollouts(agent, reference, tokenizer, [[x] for x in range(4)] * 256, judge, 1, algo=algo,
-                                  rollout=1024, batch_size=256, k=4 if algo == "rloo" else 1, epochs=2, gamma=1.0,
-                                  lam=0.95, eos_penalty=0.0, target_kl=None, seed=0, autocast=nullcontext())
+                                  rollout=1024, batch_size=256, k=1 if algo == "ppo" else 4, epochs=2, gamma=1.0,
+                                  lam=0.95, eos_penalty=0.0, target_kl=None, kl="loss" if estimator else "reward",
+                                  kl_estimator=estimator or "k1", seed=0, autocast=nullcontext())
     optimizer, steps = torch.optim.Adam(agent.parameters(), lr=0.05), 240
     for i in range(steps):
         optimizer.param_groups[0]["lr"] = 0.05 * (1 - i / steps)
         optimizer.zero_grad()
-        train_ppo.compute_loss(agent, rollouts[i], algo=algo, clip=0.2, vf_coef=0.0)[0].backward()
+        train_ppo.compute_loss(agent, rollouts[i], algo=algo, clip=0.2, clip_high=0.2, vf_coef=0.0, kl=rollouts.kl,
+                               kl_estimator=rollouts.kl_estimator)[0].backward()
         optimizer.step()
     found = agent.policy.features.weight[:4].detach().double().log_softmax(1)
-    want = bandit.rlhf_optimum(ref, reward, 1.0)
+    divergence = "forward_kl" if estimator == "k3" else "reverse_kl"
+    want = bandit.f_optimum(ref, reward, 4 / 3 if estimator else 1.0, divergence)
     distance = lambda p: (p.exp() * (p - want)).sum(1)
-    assert distance(found).max() < 0.01 < 0.05 < distance(ref).min()
+    assert distance(found).max() < 0.003 < 0.03 < distance(ref).min()
 
 # ---------------------------------------------------------------------------------------------------------------------
 # runs
@@ -232,6 +243,8 @@ def rollouts(here, tokenizer, request):    # noqa: F811
 def loss_of(batches, batch, args):
     return train_ppo.compute_loss(batches.agent, batch, **cli.flags_of(args, train_ppo.compute_loss))
 
+@pytest.mark.parametrize("rollouts", [["--algo", name] for name in formulas.METHODS], indirect=True,
+                         ids=lambda flags: flags[1])
 def test_at_the_first_minibatch_the_ratio_is_exactly_1(rollouts):
     """
     Log-probs of an older policy, of other rows or with dropout would give another ratio. At later minibatches it
@@ -371,7 +384,8 @@ def test_a_run_has_what_every_run_has(here, tmp_path, algo, capsys):    # noqa: 
         want = at["objective/scores"] - (1 - at["objective/eos"]) - 0.05 * at["objective/kl"]
         assert at["loss"] == pytest.approx(-want, abs=1e-5) == -at["objective/total"]
 
-@pytest.mark.parametrize("algo", ["ppo", pytest.param("rloo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("algo", ["ppo", "grpo", *(pytest.param(name, marks=pytest.mark.slow)
+                                                   for name in ("rloo", "dr_grpo", "dapo"))])
 def test_a_run_goes_on_to_the_same_bytes(here, tmp_path, algo, monkeypatch):    # noqa: F811
     """A run stopped at the end of a rollout needs nothing of it to resume."""
     monkeypatch.setattr(train_ppo.eval, "main", lambda *args, **more: {})
@@ -439,7 +453,16 @@ def test_a_learned_reward_is_trained_if_there_is_none_and_the_true_one_is_measur
     (["--prompt_tokens", "3"], "--prompt_tokens"),
     (["--data", "imdb", "--true_reward"], "--true_reward"),
     (["--data", "imdb", "--prompt_tokens", "8-2"], "--prompt_tokens 8-2"),
-    (["--algo", "rloo", "--lam", "0.9"], "--lam"),
+    (["--algo", "rloo", "--lam", "0.9"], "--lam has no effect on --algo rloo"),
+    (["--algo", "grpo", "--gamma", "0"], "--gamma has no effect on --algo grpo"),
+    (["--algo", "dapo", "--vf_coef", "0.1"], "--vf_coef has no effect on --algo dapo"),
+    (["--algo", "dr_grpo", "--k", "1"], "--k 1: dr_grpo"),
+    (["--algo", "dapo", "--clip", "0.3"], "--clip_high 0.28 must be at least --clip 0.3"),
+    (["--algo", "grpo", "--kl_estimator", "k1"], "--kl_estimator k1 has no effect in the loss"),
+    (["--kl", "loss", "--kl_estimator", "k1"], "--kl_estimator k1 has no effect in the loss"),
+    (["--beta", "0", "--kl_estimator", "k2"], "--kl_estimator has no effect with --beta 0"),
+    (["--algo", "grpo", "--beta", "0", "--kl", "reward"], "--kl has no effect with --beta 0"),
+    (["--kl_estimator", "k4"], "k4"),
     (["--max_steps", "100"], "--max_steps"),
     (["--lam", "95"], "--lam"),
     (["--beta", "0", "--target_kl", "5"], "--target_kl"),

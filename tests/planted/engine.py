@@ -114,7 +114,7 @@ FAULTS = {
     "intervals of 1.96 for three seeds": ("study/claims.py", "T95[n] * float", "1.96 * float", "test_sweep.py"),
     "value and policy losses swapped": ("rlhf/formulas.py", "loss = policy_loss + vf_coef * value_loss",
                                         "loss = value_loss + vf_coef * policy_loss", "test_ppo.py::test_the_optimum_is_the_tilted_reference[ppo]"),
-    "log-ratio sign of the KL's share": ("rlhf/formulas.py", "-beta * (logps - ref_logps) * mask", "-beta * (ref_logps - logps) * mask",
+    "log-ratio sign of the KL's share": ("rlhf/formulas.py", "-beta * KL_ESTIMATORS[estimator](logps - ref_logps)", "-beta * KL_ESTIMATORS[estimator](ref_logps - logps)",
                                          "test_ppo.py::test_token_rewards_by_hand"),
     "prompt tokens in the advantage": ("rlhf/formulas.py", "(delta + gamma * lam * advantage) * mask[:, t]",
                                        "(delta + gamma * lam * advantage)", "test_ppo.py::test_gae_against_its_sum"),

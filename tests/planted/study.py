@@ -158,7 +158,7 @@ FAULTS = {
                                ONLINE + "test_the_updates_of_a_run_by_hand"),
     "padding in the variance": ("rlhf/formulas.py", "masked_mean((x - mean) ** 2, mask) + 1e-8", "((x - mean) ** 2).mean() + 1e-8",
                                 ONLINE + "test_the_updates_of_a_run_by_hand"),
-    "clipping counted on one side": ("rlhf/formulas.py", "(ratio - 1).abs() > clip", "ratio - 1 > clip",
+    "clipping counted on one side": ("rlhf/formulas.py", "(ratio < 1 - clip) | (ratio > 1 + clip_high)", "ratio > 1 + clip_high",
                                      ONLINE + "test_the_updates_of_a_run_by_hand"),
     # going on
     "best value forgotten": ("support/checkpoint.py", '{"best": self.stopper.best, ', "{",
