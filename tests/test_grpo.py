@@ -1,6 +1,6 @@
 """
 GRPO, Dr. GRPO and DAPO step by step, and the KL estimators: by hand, against slow loops, and solved without sampling
-on the exact world of study/bandit.py.
+on the exact world of study/online.py.
 """
 import math
 import re
@@ -11,8 +11,9 @@ import torch
 
 from measures import KL_ESTIMATORS, k1, k2, k3
 from rlhf import formulas, train_ppo
-from study import bandit
-from study.bandit import climb, deterministic, f_optimum, group_loss, group_optimum, policy_gradient, rlhf_optimum
+from study import bandit, online
+from study.bandit import deterministic, f_optimum, rlhf_optimum
+from study.online import climb, group_loss, group_optimum, policy_gradient
 
 REF, REWARD = bandit.world()
 POLICY = (REF + REWARD).log_softmax(1)    # not the reference, so that no KL is 0
@@ -374,7 +375,7 @@ def test_which_gradient_an_estimator_has_in_the_loss(estimator):
     """An unbiased value does not give an unbiased gradient: k1's is 0, k3's is that of the other direction."""
     reverse, forward = kl_gradients()
     want = {"k1": 0 * reverse, "k2": reverse, "k3": forward}[estimator]
-    assert torch.allclose(bandit.loss_gradient(POLICY, REF, estimator), want, atol=1e-12)
+    assert torch.allclose(online.loss_gradient(POLICY, REF, estimator), want, atol=1e-12)
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_which_gradient_an_estimator_has_in_the_reward(estimator):

@@ -468,8 +468,9 @@ def test_a_learned_reward_is_trained_if_there_is_none_and_the_true_one_is_measur
     (["--beta", "0", "--target_kl", "5"], "--target_kl"),
     (["--target_kl", "0"], "--target_kl"),
     (["--compile"], "--compile")])
-def test_what_makes_no_sense_is_refused(flags, words, capsys):
+def test_what_makes_no_sense_is_refused(flags, words, capsys, monkeypatch):
     """The error is one line, and comes before anything is trained."""
+    monkeypatch.setattr(train_ppo, "train", lambda args: pytest.fail("it was not refused"))
     with pytest.raises(SystemExit) as end:
         train_ppo.main(flags)
     said = capsys.readouterr().err
