@@ -34,7 +34,7 @@ from model import fingerprint
 from reward import load_rewards
 from support import cli, rundir
 from support.checkpoint import write_json
-from support.sources import load_examples
+from support.sources import beginnings, load_examples
 from support.tables import draw, more_tables, name_columns, table
 
 def get_args(argv=None):
@@ -145,7 +145,7 @@ def held_out(facts, tokenizer, rewards, *, name, folder, n_prompts, max_new_toke
         labels = [e["positive"] for e in examples]
     elif name == "imdb":
         span = facts["args"].get("prompt_tokens") or "32"
-        prompts, labels = sampling.beginnings(folder, "test", tokenizer, span, n_prompts, seed)
+        prompts, labels = beginnings(folder, "test", tokenizer, span, n_prompts, seed)
     else:
         rows, pairs = held_out_rows(name, folder, facts, tokenizer, say)
         rows = {tuple(r["prompt"]): r for r in rows}.values()    # each prompt once

@@ -8,6 +8,8 @@ The reward that ranks and measures samples: exact on the toy world, a reward mod
 sampling.py ranks samples by it, eval.py and rlhf/train_ppo.py measure policies with it. See docs/rlhf.md.
 Read first: toy.py, sampling.py. Read next: rlhf/train_reward.py
 """
+import math
+
 import numpy as np
 import torch
 
@@ -48,6 +50,13 @@ class Reward:
             return np.array([toy.reward(data.decode(self.tokenizer, tokens)) for tokens in texts])
         values = scores(self.model, texts, self.batch_size, self.autocast)
         return sigmoid(values) if self.labels else values
+
+    def nats(self, reward):
+        """A reward in nats: the log-odds of a probability, at most 27.6 either way; a scalar as it is."""
+        if self.model is not None and not self.labels:
+            return reward
+        p = min(max(reward, 1e-12), 1 - 1e-12)
+        return math.log(p / (1 - p))
 
 def load_rewards(name, ranked, gold, tokenizer, max_len, device, batch_size, autocast):
     """

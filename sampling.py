@@ -16,8 +16,8 @@ same recipe reads this file. See docs/data.md. Read first: model.py, data.py. Re
 """
 import hashlib
 import json
+import math
 import random
-import zlib
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ import toy
 from data import decode, pad, pieces
 from support import parallel
 from support.checkpoint import replacing
-from support.sources import load_examples, read_records
+from support.sources import beginnings, read_records
 
 @torch.no_grad()
 def sample_completions(model, tokenizer, prompts, max_new_tokens, *, temperature=1.0, seed=0, batch_size=256):
@@ -56,6 +56,23 @@ def all_pairs(samples):
             if chosen["reward"] > rejected["reward"]:    # a tie says nothing, so it makes no pair
                 yield chosen, rejected
 
+def drawn_pairs(samples, nats, rng):
+    """
+    Yields (chosen, rejected) for each two samples of a prompt, with labels that are drawn, as Bradley and Terry (1952)
+    describe annotators:
+
+        P(a is chosen over b) = sigmoid(nats(r_a) - nats(r_b))
+
+    nats: a function from a reward to nats; rng: a random.Random. Equal samples make no pair. DPO's loss assumes labels
+    like these (Rafailov 2023, arXiv:2305.18290).
+    """
+    for i, a in enumerate(samples):
+        for b in samples[:i]:
+            if a["tokens"] != b["tokens"]:
+                gap = nats(a["reward"]) - nats(b["reward"])
+                p = 0.5 + 0.5 * math.tanh(gap / 2)    # the sigmoid, without overflow
+                yield (a, b) if rng.random() < p else (b, a)
+
 def ranked_samples(model, tokenizer, prompts, reward, max_new_tokens, k, seed):
     """Yields (prompt, its k samples) for each prompt. A sample is a dict: text, tokens and reward of a completion."""
     # One call samples the k completions of all n prompts, which fills its batches
@@ -68,9 +85,10 @@ def ranked_samples(model, tokenizer, prompts, reward, max_new_tokens, k, seed):
                for tokens, r in zip(completions, rewards)]
     yield from zip(prompts, pieces(samples, k))
 
-def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tokens, k=4, seed=0):
+def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tokens, k=4, seed=0, nats=None):
     """
     Samples k completions of each prompt and writes all pairs that differ in reward. Returns the file's path.
+    With `nats`, it writes all pairs, with labels by drawn_pairs.
 
     prompts  {"train": token lists, "val": token lists}
     reward   a function: n token lists, prompt and completion together -> their rewards (n,)
@@ -83,19 +101,22 @@ def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tok
         print(f"pairs: {path}, sampled before with the same recipe")
         parallel.wait()
         return path
+    rng = random.Random(f"labels {seed}")
     # A temporary file, renamed when it is complete: an interrupted run leaves no half-written pairs
     with replacing(path) as part, open(part, "w", encoding="utf-8") as f:
         for split, asked in prompts.items():
             n = 0
             for prompt, samples in ranked_samples(model, tokenizer, asked, reward, max_new_tokens, k, seed):
                 record = {"split": split, "prompt": {"text": decode(tokenizer, prompt), "tokens": prompt}}
-                for chosen, rejected in all_pairs(samples):
+                pairs = drawn_pairs(samples, nats, rng) if nats else all_pairs(samples)
+                for chosen, rejected in pairs:
                     f.write(json.dumps(record | {"chosen": chosen, "rejected": rejected}) + "\n")
                     n += 1
             if n == 0:
                 raise ValueError(f"no pairs: for none of {len(asked)} {split} prompts do two of {k} samples differ in "
                                  "reward; sample more prompts, or train the SFT policy longer")
-            print(f"pairs: {len(asked):,} {split} prompts x {k} samples gave {n:,} pairs of unequal reward -> {path}")
+            kind = "with drawn labels" if nats else "of unequal reward"
+            print(f"pairs: {len(asked):,} {split} prompts x {k} samples gave {n:,} pairs {kind} -> {path}")
     parallel.wait()
     return path
 
@@ -112,32 +133,6 @@ def read_pairs(path, n_vocab=float("inf")):
         except (KeyError, TypeError, AssertionError):
             raise ValueError(f"{where}: is no pair of sampled token lists; delete the file to sample again") from None
     return rows
-
-def beginnings(data_dir, split, tokenizer, spans, n, seed=0):
-    """
-    Prompts from at most n reviews of IMDB: (prompts, all different; whether each review is positive). A prompt is an
-    EOS, as in SFT, and the first tokens of a review. spans is how many tokens, as "32" or "2-8".
-    Different reviews may begin with the same words, so a hash of the prompt decides its split: one in ten is for test.
-    """
-    splits, _ = load_examples("imdb", data_dir, pairs=False)
-    known = {e["chosen"] for e in splits.get("train", ())} if split != "train" else ()    # some reviews are in both
-    reviews = [e for e in splits.get(split, ()) if e["chosen"] not in known]
-    rng = random.Random(f"{split} {seed}")
-    rng.shuffle(reviews)    # the files hold all reviews of one label first
-    shortest, _, longest = spans.partition("-")
-    found = {}    # prompt -> whether its first review is positive
-    for review in reviews:
-        length = rng.randint(int(shortest), int(longest or shortest))
-        tokens = tokenizer.encode_ordinary(review["chosen"])
-        prompt = (tokenizer.eot_token, *tokens[:length])
-        is_test = zlib.crc32(str(prompt).encode()) % 10 == 0
-        if len(tokens) > length and is_test == (split == "test"):
-            found.setdefault(prompt, review["positive"])
-        if len(found) == n:
-            break
-    if not found:
-        raise ValueError(f"imdb: no {split} review has more than {spans} tokens")
-    return [list(prompt) for prompt in found], list(found.values())
 
 def prompts_for(data, tokenizer, n_train, n_val=100, *, max_len, seed=0, data_dir=None, prompt_tokens=None):
     """
@@ -158,13 +153,17 @@ def prompts_for(data, tokenizer, n_train, n_val=100, *, max_len, seed=0, data_di
     return prompts, max_len - longest
 
 def sampled_pairs(model, tokenizer, model_fingerprint, reward, *, data, folder, n_prompts, max_len, seed=0,
-                  data_dir=None, prompt_tokens=None):
+                  data_dir=None, prompt_tokens=None, labels=None):
     """
     (path, {"train": rows, "val": rows}) of pairs that a model samples and a reward.Reward ranks, for toy and imdb.
-    The model's fingerprint is a part of the recipe. make_pairs and prompts_for explain the other arguments.
+    labels: "bradley_terry" draws them, otherwise the better sample is chosen. The model's fingerprint is a part of the
+    recipe. make_pairs and prompts_for explain the other arguments.
     """
     prompts, room = prompts_for(data, tokenizer, n_prompts, max_len=max_len, seed=seed, data_dir=data_dir,
                                 prompt_tokens=prompt_tokens)
     recipe = {"weights": model_fingerprint, "reward": reward.name}
-    path = make_pairs(model, tokenizer, prompts, reward, folder, recipe, max_new_tokens=room, seed=seed)
+    drawn = labels == "bradley_terry"
+    recipe |= {"labels": labels} if drawn else {}
+    path = make_pairs(model, tokenizer, prompts, reward, folder, recipe, max_new_tokens=room, seed=seed,
+                      nats=reward.nats if drawn else None)
     return str(path), read_pairs(path, tokenizer.n_vocab)

@@ -96,7 +96,8 @@ def prepare(args, hparams):
         ranked_by = reward.Reward(args.reward, tokenizer, args.max_len, device, args.batch_size, autocast)
         sampled["pairs"], rows = sampling.sampled_pairs(
             model, tokenizer, base, ranked_by, data=args.data, folder=args.init_from, n_prompts=args.n_prompts,
-            max_len=args.max_len, seed=args.seed, data_dir=args.data_dir, prompt_tokens=args.prompt_tokens)
+            max_len=args.max_len, seed=args.seed, data_dir=args.data_dir, prompt_tokens=args.prompt_tokens,
+            labels=args.labels)
     else:
         rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, n_val=args.n_val)
     swapped = sum(data.flip_labels(part, args.label_noise, args.seed) for part in rows.values())

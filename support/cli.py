@@ -235,6 +235,9 @@ def add_pair_flags(p):
                    help="compute the prompt of a pair once for both completions: the same numbers in less time")
     p.add_argument("--label_noise", type=not_negative, default=0.0,
                    help="share of pairs, in validation too, with chosen and rejected swapped")
+    p.add_argument("--labels", choices=("best", "bradley_terry"),
+                   help="toy, imdb: choose the sample of higher reward, or draw the label: P(a over b) is the sigmoid "
+                   "of their rewards' difference in nats (default: best)")
     p.add_argument("--n_prompts", type=positive,
                    help="toy, imdb: number of prompts, with 4 sampled completions each (default: 600; imdb: 1200)")
     p.add_argument("--reward", help="toy, imdb: reward model that ranks the samples, a run of rlhf.train_reward "
@@ -254,7 +257,7 @@ def refuse(p, args, rules):
 def check_sampling_flags(p, args):
     """Sets the defaults of sampled pairs. Refuses their flags on other data, and IMDB without a reward model."""
     sampled, on, without = args.data in ("toy", "imdb"), f"on --data {args.data}", "without --data toy or imdb"
-    refuse(p, args, (("n_prompts", sampled, without), ("reward", sampled, without),
+    refuse(p, args, (("n_prompts", sampled, without), ("reward", sampled, without), ("labels", sampled, without),
                      ("prompt_tokens", args.data == "imdb", on), ("max_prompt_len", not sampled, on),
                      ("n_val", not sampled, on)))
     if args.data == "imdb" and not args.reward:

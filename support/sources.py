@@ -9,6 +9,7 @@ import csv
 import gzip
 import json
 import math
+import random
 import re
 import zlib
 from collections import Counter
@@ -245,3 +246,32 @@ def histogram(lengths, width=50):
         bar = "#" * math.ceil(bins[b] * width / max(bins.values()))
         lines.append(f"  <= {2**b:6,}  {bins[b]:8,}  {bar}")
     return lines
+
+# ---------------------------------------------------------------------------------------------------------------------
+# prompts from reviews
+
+def beginnings(data_dir, split, tokenizer, spans, n, seed=0):
+    """
+    Prompts from at most n reviews of IMDB: (prompts, all different; whether each review is positive). A prompt is an
+    EOS, as in SFT, and the first tokens of a review. spans is how many tokens, as "32" or "2-8".
+    Different reviews may begin with the same words, so a hash of the prompt decides its split: one in ten is for test.
+    """
+    splits, _ = load_examples("imdb", data_dir, pairs=False)
+    known = {e["chosen"] for e in splits.get("train", ())} if split != "train" else ()    # some reviews are in both
+    reviews = [e for e in splits.get(split, ()) if e["chosen"] not in known]
+    rng = random.Random(f"{split} {seed}")
+    rng.shuffle(reviews)    # the files hold all reviews of one label first
+    shortest, _, longest = spans.partition("-")
+    found = {}    # prompt -> whether its first review is positive
+    for review in reviews:
+        length = rng.randint(int(shortest), int(longest or shortest))
+        tokens = tokenizer.encode_ordinary(review["chosen"])
+        prompt = (tokenizer.eot_token, *tokens[:length])
+        is_test = zlib.crc32(str(prompt).encode()) % 10 == 0
+        if len(tokens) > length and is_test == (split == "test"):
+            found.setdefault(prompt, review["positive"])
+        if len(found) == n:
+            break
+    if not found:
+        raise ValueError(f"imdb: no {split} review has more than {spans} tokens")
+    return [list(prompt) for prompt in found], list(found.values())

@@ -7,6 +7,7 @@ import csv
 import gzip
 import functools
 import json
+import math
 import random
 from collections import Counter
 from contextlib import nullcontext
@@ -705,6 +706,44 @@ def test_all_pairs_by_hand():
     a, b, c = samples = [{"text": name, "reward": r} for name, r in (("a", 1.0), ("b", 2.0), ("c", 1.0))]
     assert list(sampling.all_pairs(samples)) == [(b, a), (b, c)] and not list(sampling.all_pairs([a, c]))
 
+@pytest.mark.parametrize("draw, chosen", [(0.24, "a"), (0.26, "b")])
+def test_drawn_labels_by_hand(draw, chosen):
+    """Odds of 1 : 3. A draw below P(a over b) = 1/4 chooses a, although b has the higher reward."""
+    b, a = samples = [{"tokens": name, "reward": r} for name, r in (("b", 0.75), ("a", 0.5))]
+    rng = type("Fixed", (), {"random": lambda self: draw})()
+    nats = lambda p: math.log(p / (1 - p))
+    assert list(sampling.drawn_pairs(samples, nats, rng)) == ([(a, b)] if chosen == "a" else [(b, a)])
+
+def test_drawn_labels_have_bradley_and_terrys_shares():
+    """Each two samples make one pair, ties too. Equal completions make none. No gap is too large."""
+    samples = [{"tokens": name, "reward": r} for name, r in zip("abcc", (0.0, 1.0, 1.0, 1.0))]
+    rng, counts = random.Random(0), Counter()
+    for _ in range(4000):
+        pairs = list(sampling.drawn_pairs(samples, lambda r: r, rng))
+        counts.update((w["tokens"], l["tokens"]) for w, l in pairs)
+        assert len(pairs) == 5
+    share = lambda x, y: counts[x, y] / (counts[x, y] + counts[y, x])
+    assert share("b", "a") == pytest.approx(0.7311, abs=0.02)    # the sigmoid of 1 nat
+    assert share("c", "a") == pytest.approx(0.7311, abs=0.02) and share("b", "c") == pytest.approx(0.5, abs=0.02)
+    far = [{"tokens": "x", "reward": -1e6}, {"tokens": "y", "reward": 1e6}]
+    assert [chosen["reward"] for chosen, _ in sampling.drawn_pairs(far, lambda r: r, rng)] == [1e6]
+
+def test_drawn_labels_have_a_file_of_their_own(tmp_path, tokenizer, stopping_model):
+    """Read back for a run with the other labels, they would be label noise, or its absence."""
+    reward = lambda texts: np.array([fifths(data.decode(tokenizer, tokens)) for tokens in texts])
+    reward.name, reward.nats = "fifths", lambda r: 50 * r
+    sampled = {}
+    for labels in (None, "best", "bradley_terry", "bradley_terry"):
+        path, rows = sampling.sampled_pairs(stopping_model, tokenizer, "weights", reward, data="toy", folder=tmp_path,
+                                            n_prompts=4, max_len=toy.PROMPT_LEN + 6, labels=labels)
+        assert sampled.setdefault(path, rows) == rows
+    assert len(sampled) == 2
+    best, drawn = ([json.loads(line) for line in open(path, encoding="utf-8")] for path in sampled)
+    gaps = [row["chosen"]["reward"] - row["rejected"]["reward"] for row in drawn]
+    assert len(drawn) >= len(best) and min(r["chosen"]["reward"] - r["rejected"]["reward"] for r in best) > 0
+    # 50 nats for a gap of 1: only ties can be drawn the other way round
+    assert min(gaps) > -0.1 and sum(gap > 0 for gap in gaps) == len(best)
+
 def test_pairs_are_all_those_that_differ_in_reward_and_no_ties(tmp_path, tokenizer, stopping_model):
     """With >= for >, ties would be pairs too, half of them backwards. Each unordered pair must come once."""
     samples = []
@@ -774,26 +813,26 @@ def test_validation_rows_can_be_few(tmp_path, tokenizer, capsys):
 def test_prompts_of_reviews_are_their_beginnings(tmp_path, tokenizer):
     """After an EOS, as in SFT, they have the given length, and both labels. None is a whole review or from training."""
     folder = reviews(tmp_path)
-    prompts, labels = sampling.beginnings(folder, "train", tokenizer, "4", 99)
+    prompts, labels = sources.beginnings(folder, "train", tokenizer, "4", 99)
     assert 70 < len(prompts) < 90
     assert {len(p) for p in prompts} == {5} and {p[0] for p in prompts} == {tokenizer.eot_token}
     assert all(data.decode(tokenizer, p)[2:] == " the plot" for p in prompts) and 30 < sum(labels) < 50
     # the file has the negative ones first
-    assert 2 < sum(sampling.beginnings(folder, "train", tokenizer, "4", 20)[1]) < 18
-    assert {len(p) for p in sampling.beginnings(folder, "train", tokenizer, "5-8", 99)[0]} == {6, 7, 8, 9}
-    first = lambda seed: sampling.beginnings(folder, "train", tokenizer, "4", 9, seed)[0]
+    assert 2 < sum(sources.beginnings(folder, "train", tokenizer, "4", 20)[1]) < 18
+    assert {len(p) for p in sources.beginnings(folder, "train", tokenizer, "5-8", 99)[0]} == {6, 7, 8, 9}
+    first = lambda seed: sources.beginnings(folder, "train", tokenizer, "4", 9, seed)[0]
     assert first(1) != prompts[:9] == first(0)
-    tests, _ = sampling.beginnings(folder, "test", tokenizer, "4", 99)
+    tests, _ = sources.beginnings(folder, "test", tokenizer, "4", 99)
     assert 1 < len(tests) < 30 and all(data.decode(tokenizer, p)[2:] == " the cast" for p in tests)
     with pytest.raises(ValueError, match="no test review has more than 99 tokens"):
-        sampling.beginnings(folder, "test", tokenizer, "99", 5)
+        sources.beginnings(folder, "test", tokenizer, "99", 5)
 
 def test_a_beginning_that_repeats_is_a_prompt_of_one_split_only(tmp_path, tokenizer):
     """Beginnings of two words, like "this film", are in both files. The test prompts would be trained on."""
     for split in ("train", "test"):
         rows = [{"text": f"{i % 60:02d} was {split} {i} .", "label": 1} for i in range(200)]
         write_jsonl(tmp_path / f"{split}.jsonl", rows)
-    train, test = (sampling.beginnings(str(tmp_path), split, tokenizer, "3", 999)[0] for split in ("train", "test"))
+    train, test = (sources.beginnings(str(tmp_path), split, tokenizer, "3", 999)[0] for split in ("train", "test"))
     assert len(train) > 40 and len(test) > 1 and not {*map(tuple, train)} & {*map(tuple, test)}
 
 def test_pairs_of_reviews_share_no_prompt_between_training_and_validation(tmp_path, tokenizer, stopping_model):

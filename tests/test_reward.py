@@ -260,11 +260,12 @@ def test_prompt_tokens_have_a_default_on_imdb_only():
 @pytest.mark.parametrize("given, words", [
     (dict(data="hh", n_prompts=5), "--n_prompts"),
     (dict(data="hh", reward="r"), "--reward"),
+    (dict(data="hh", labels="best"), "--labels"),
     (dict(data="toy", prompt_tokens="8"), "--prompt_tokens"),
     (dict(data="toy", max_prompt_len=9), "--max_prompt_len"),
     (dict(data="imdb", reward="r", n_val=9), "--n_val"),
     (dict(data="imdb"), "train a reward model"),
-    (dict(data="toy", n_prompts=5, reward="r"), ""),
+    (dict(data="toy", n_prompts=5, reward="r", labels="best"), ""),
     (dict(data="imdb", n_prompts=5, reward="r", prompt_tokens="8"), ""),
     (dict(data="hh", max_prompt_len=9, n_val=9), "")])
 def test_flags_of_sampled_pairs_hold_where_pairs_are_sampled(given, words, capsys):
@@ -273,9 +274,9 @@ def test_flags_of_sampled_pairs_hold_where_pairs_are_sampled(given, words, capsy
     ones.
     """
     p = cli.Parser("")
-    for flag in ("n_prompts", "reward", "prompt_tokens", "max_prompt_len", "n_val"):
+    flags = ("n_prompts", "reward", "labels", "prompt_tokens", "max_prompt_len", "n_val")
+    for flag in flags:
         p.add_argument(f"--{flag}")
-    flags = ("n_prompts", "reward", "prompt_tokens", "max_prompt_len", "n_val")
     args = SimpleNamespace(**(dict.fromkeys(flags) | given))
     if not words:
         cli.check_sampling_flags(p, args)
@@ -291,6 +292,17 @@ def test_the_toy_worlds_reward_is_its_exact_one(tokenizer):
     texts = tokenizer.encode_ordinary_batch([e["prompt"] for e in examples])
     assert exact.name == "toy" and exact.model is None
     assert exact([[*t, tokenizer.eot_token] for t in texts]).tolist() == [toy.reward(e["prompt"]) for e in examples]
+
+def test_a_reward_in_nats_is_the_log_odds_of_a_probability(tokenizer):
+    """Labels that are drawn from probabilities in place of nats would hardly differ from a coin's."""
+    exact = reward.Reward(None, tokenizer, 64, "cpu", 8, nullcontext())
+    for text in ("i saw this film . the plot was dull . overall , a gem .", "the plot was fine . the cast was fine ."):
+        assert exact.nats(toy.reward(text)) == pytest.approx(toy.log_odds(text), abs=1e-9)
+    assert exact.nats(1.0) == pytest.approx(27.63, abs=0.01) and exact.nats(0.0) == pytest.approx(-27.63, abs=0.01)
+    exact.model, exact.labels = object(), True       # a model of IMDB's labels gives probabilities
+    assert exact.nats(0.5) == 0
+    exact.labels = False                             # a model of pairs gives nats
+    assert exact.nats(0.5) == 0.5
 
 @pytest.mark.parametrize("name", ["imdb", "toy"])
 def test_a_models_reward_is_a_probability_only_if_it_has_learned_labels(name, tmp_path, tokenizer):

@@ -451,6 +451,18 @@ def test_labels_are_really_flipped(here, tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         pref(tmp_path / "wrong", "--loss", "dpo", "--label_noise", "1.5")
 
+def test_labels_can_be_drawn(here, tmp_path):
+    """With --labels bradley_terry some pairs prefer the sample of lower reward. Their rows are those of training."""
+    gaps = {}
+    for labels in ("best", "bradley_terry"):
+        pref(tmp_path / labels, "--loss", "dpo", "--labels", labels, "--max_steps", "1")
+        path = json.loads((tmp_path / labels / "args.json").read_text())["pairs"]
+        rows = [json.loads(line) for line in open(path, encoding="utf-8")]
+        gaps[labels] = [row["chosen"]["reward"] - row["rejected"]["reward"] for row in rows]
+    assert min(gaps["best"]) > 0
+    right = sum(gap > 0 for gap in gaps["bradley_terry"]) / len(gaps["bradley_terry"])
+    assert 0.5 < right < 1
+
 @pytest.mark.parametrize("flags", [[], ["--adapter", "sequential"]], ids=["full", "adapter"])
 def test_the_weights_of_every_evaluation_can_be_kept(here, tmp_path, flags):
     """step-0 is the reference, the best is one of the steps, and eval.py accepts each as a run."""
