@@ -459,9 +459,7 @@ def test_labels_can_be_drawn(here, tmp_path):
         path = json.loads((tmp_path / labels / "args.json").read_text())["pairs"]
         rows = [json.loads(line) for line in open(path, encoding="utf-8")]
         gaps[labels] = [row["chosen"]["reward"] - row["rejected"]["reward"] for row in rows]
-    assert min(gaps["best"]) > 0
-    right = sum(gap > 0 for gap in gaps["bradley_terry"]) / len(gaps["bradley_terry"])
-    assert 0.5 < right < 1
+    assert min(gaps["best"]) > 0 >= min(gaps["bradley_terry"])
 
 @pytest.mark.parametrize("flags", [[], ["--adapter", "sequential"]], ids=["full", "adapter"])
 def test_the_weights_of_every_evaluation_can_be_kept(here, tmp_path, flags):
