@@ -352,6 +352,24 @@ def comparisons_table(rows):
         lines.append([r["what"], mean, f"{low} to {high}", r["says"] or "-", r["verdict"] or "-"])
     return markdown(["compared", "mean", "95% interval", "the claim says", "verdict"], lines)
 
+def beta_table(results=RESULTS):
+    """KL and reward of DPO at each beta, on both worlds and both kinds of labels: means over seeds."""
+    rows = places.read_csv(results / "beta.csv")
+    rows = [row | {key: float(row[key]) for key in ("beta", "reward", "kl")} for row in rows]
+    found = grouped(rows, "world", "labels", "beta")
+    columns = [("exact", "optimum"), ("exact", "bradley_terry"), ("exact", "best"),
+               ("toy", "bradley_terry"), ("toy", "best")]
+    lines = []
+    for beta in sorted({row["beta"] for row in rows}):
+        cells = []
+        for column in columns:
+            there = found.get((*column, beta))
+            cells.append(f"{mean(there, 'kl', '.2f')}, {mean(there, 'reward', '.3f')}" if there else "-")
+        lines.append([f"{beta:g}", *cells])
+    heads = ["beta", "RLHF optimum"]
+    heads += [f"{world} world, {labels}" for world in ("exact", "toy") for labels in ("drawn labels", "better one")]
+    return markdown(heads, lines)
+
 def credit_rows(shown, results):
     """A row for each method of credit.csv, means over its seeds. shown: (measure, head of its column, format)."""
     lines = []
@@ -379,7 +397,7 @@ TABLES = {
     "trl": trl_table, "parts": parts_table, "generation": generation_table, "growth": growth_table,
     "robust": robust_table, "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table,
     "judge": judge_table, "models": models_table, "real": real_table, "samples": real_samples,
-    "claims": claims_table, "credit": credit_table, "words": words_table}
+    "claims": claims_table, "credit": credit_table, "words": words_table, "beta": beta_table}
 
 def filled(text):
     """A document's text with every table between markers made again. Raises KeyError for an unknown table."""
