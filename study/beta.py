@@ -35,9 +35,8 @@ def exact_rows(seeds=range(5)):
                                        ("best", bandit.deterministic(reward))):
                 policies[labels] = bandit.train(ref, preference, weights, "dpo", beta=beta)
             for labels, policy in policies.items():
-                p = policy.exp()
-                kl = (p * (policy - ref)).sum(1).mean()
-                rows.append(("exact", labels, beta, seed, (p * reward).sum(1).mean().item(), kl.item()))
+                rows.append(("exact", labels, beta, seed, bandit.expected_reward(policy, reward),
+                             bandit.kl(policy, ref)))
     return rows
 
 def toy_rows(runs):

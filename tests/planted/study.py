@@ -189,7 +189,7 @@ FAULTS = {
                                             RESUME + "test_the_same_flags_may_be_given_again"),
     "labels of beta's study swapped": ("study/beta.py", '("bradley_terry", bandit.bradley_terry(reward))', '("bradley_terry", bandit.deterministic(reward))',
                                        "test_beta.py::test_with_drawn_labels_dpo_ends_at_the_rlhf_optimum"),
-    "the KL of beta's study backwards": ("study/beta.py", "(p * (policy - ref))", "(ref.exp() * (ref - policy))", "test_beta.py::test_a_larger_beta_keeps_the_policy_closer_only_if_labels_are_drawn"),
+    "the KL of beta's study backwards": ("study/beta.py", "bandit.kl(policy, ref)", "bandit.kl(ref, policy)", "test_beta.py::test_a_larger_beta_keeps_the_policy_closer_only_if_labels_are_drawn"),
     "other data taken": ("support/rundir.py", "if before.get(key, value) != value:",
                          'if key != "data_fingerprint" and before.get(key, value) != value:', MATERIAL + "[pairs]"),
     "another reference taken": ("support/rundir.py", "if before.get(key, value) != value:",
