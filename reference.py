@@ -3,7 +3,7 @@ The reference's log-probs, computed once before training and kept in the rows, s
 
     add_reference(model, batches, autocast)    # before training starts, the model is its own reference
 
-docs/speed.md says what this saves. Read first: logps.py, data.py. Read next: train_pref.py
+docs/speed.md says what this saves. Read first: logps.py, data.py. Read next: objective.py
 """
 from contextlib import nullcontext
 

@@ -6,7 +6,8 @@ Preference optimization: trains a policy on pairs of completions, with any loss 
     python train_pref.py --loss dpo --data hh --max_len 512 --lr 2e-6 --batch_size 8 --grad_accum 8
 
 The reference is the model that training starts from. Its log-probs are computed once, before training (reference.py).
-Writes out/<data>/<loss>, evaluates it, and draws its page. docs/recipes.md has more commands. Read next: measures.py
+Writes out/<data>/<loss>, evaluates it, and draws its page. docs/recipes.md has more commands.
+Read first: objective.py. Read next: measures.py
 """
 import inspect
 from contextlib import nullcontext
@@ -18,18 +19,17 @@ import chat
 import data
 import eval
 import loop
-import measures
 import page
 import reward
 import sampling
 import train_sft
-from logps import batch_logps
 try:
     from losses import LOSSES, Pairs
 except ValueError as e:    # a loss that cannot be registered; the message says how to write it
     raise SystemExit(f"error: {e}") from None
 from model import fingerprint
-from reference import add_reference, kl_logratios
+from objective import preference_loss
+from reference import add_reference
 from support import cli, parallel, rundir, sources
 from support.registry import try_out
 
@@ -54,32 +54,6 @@ def get_args(argv=None):
     if args.adam_epsilon is None:
         args.adam_epsilon = 1e-3 if args.data == "toy" and not args.adapter else 1e-8
     return args
-
-def preference_loss(model, batch, loss, hparams, mean_logps=False, sft_weight=0.0):
-    """
-    The mean loss of a batch of B pairs, (), and the metrics to log.
-    loss: an entry of LOSSES; hparams: its hyperparameters at this update; mean_logps, sft_weight: the flags.
-    """
-    # One forward pass gives log pi(y | x) of all completions: B chosen ones on top of B rejected ones.
-    logps, lens = batch_logps(model, batch)                # (2B,), (2B,): nats, tokens
-    chosen, rejected = logps.chunk(2)                      # (B,), (B,)
-    chosen_lens, rejected_lens = lens.chunk(2)             # (B,), (B,)
-    # The reference's log-probs were computed before training and are part of the batch.
-    ref_chosen, ref_rejected = batch.get("ref_chosen_logps"), batch.get("ref_rejected_logps")    # (B,), (B,)
-    pairs = Pairs(chosen, rejected, ref_chosen, ref_rejected, chosen_lens, rejected_lens)
-    if loss.needs_kl:
-        pairs.kl_logratios = kl_logratios(model, batch, mean_logps)    # (B,)
-    if mean_logps:
-        pairs = pairs.per_token()
-    # Everything that distinguishes DPO from IPO, KTO, SimPO, ... is in this one function.
-    losses, chosen_rewards, rejected_rewards = loss.fn(pairs, **hparams)    # (B,) each
-    if sft_weight:
-        losses = losses - sft_weight * chosen / chosen_lens
-    margins = chosen_rewards - rejected_rewards            # (B,)
-    metrics = {"rewards/chosen": chosen_rewards.mean(), "rewards/rejected": rejected_rewards.mean(),
-               "rewards/margins": margins.mean(), "rewards/accuracies": measures.ties_half(margins).mean(),
-               "logps/chosen": chosen.detach().mean(), "logps/rejected": rejected.detach().mean()}
-    return losses.mean(), metrics | ({"beta": hparams["beta"]} if "beta" in hparams else {})
 
 def prepare(args, hparams):
     """Loads model and pairs, and creates the run directory. about: adapter.json of --init_from; base: a fingerprint."""

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import adapters
 import data
 import loop
-import train_pref
+import objective
 import train_sft
 from losses import LOSSES
 from model import GPT, GPTConfig
@@ -144,7 +144,7 @@ def updates_of(job, model, batches, device, autocast):
     def compute_loss(batch):
         if job["what"] == "sft":
             return train_sft.sft_loss(model, batch)
-        return train_pref.preference_loss(model, batch, LOSSES["dpo"], {"beta": 0.1})
+        return objective.preference_loss(model, batch, LOSSES["dpo"], {"beta": 0.1})
     def update(i):
         loop.train_step(model, compute_loss, [batches[i]], optimizer, 1.0, autocast)
     return lambda: [clocked(functools.partial(update, i), device) for i in range(len(batches))]
@@ -161,7 +161,7 @@ def one_loss(job):
     batches = data.Batches(rows_of(job), job["batch_size"])
     none = torch.autocast("cpu", enabled=False)
     add_reference(reference, batches, none)
-    mine = train_pref.preference_loss(policy, next(iter(batches)), LOSSES["dpo"], {"beta": 0.1})[0].item()
+    mine = objective.preference_loss(policy, next(iter(batches)), LOSSES["dpo"], {"beta": 0.1})[0].item()
     trainer = trl_trainer(job, list(next(iter(batches.groups()))), reference=job["other"])
     batch = next(iter(trainer.get_train_dataloader()))
     return {"ours": mine, "trl": trainer.compute_loss(trainer.model, batch).item()}
