@@ -3,8 +3,8 @@ The verdict on each of the reports' claims, computed from study/results/sweep.cs
 
 `python -m study.sweep --draw` calls `judge`, which writes claims.csv. table.py makes the tables of docs/study.md.
 
-A comparison is the difference between two recipes, seed by seed. Both recipes of a seed share the SFT policy and the
-pairs. The 95% interval over seeds is Student's.
+A comparison is the difference between two recipes, seed by seed, over the seeds in which both were measured. Both
+recipes of a seed share the SFT policy and the pairs. The 95% interval over seeds is Student's.
 
 - A comparison holds if the whole interval lies where the claim says. It does not hold if the interval lies on the
   other side. Otherwise it cannot be told apart.
@@ -38,6 +38,10 @@ CLAIMS = {
     "12": "DPO moves farther from the reference with a smaller epsilon of AdamW (this claim is not from the reports)",
     "13": "DPO's frontier lies above PPO's, even when PPO is given the true reward (claimed by the DPO paper)",
     "14": "A learned reward is over-optimized: where it is highest, the true reward is no longer highest",
+    "15": "GRPO, Dr. GRPO and DAPO have a higher reward than RLOO at equal KL",
+    "16": "Division by the group's standard deviation favors easy prompts: those of positive reviews",
+    "17": "Pairs sampled anew from the policy in rounds give more reward at equal KL than offline pairs",
+    "18": "Length regularization keeps DPO's reward at less length",
 }
 # the worst verdict among the comparisons of a claim -> the sentence that follows the claim; worst first
 SENTENCES = {
@@ -113,7 +117,11 @@ DPO, HINGE, SFT = "dpo beta=0.1", "hinge beta=0.2", "sft"
 def trend(s, names, measure, nats=None):
     """(seeds,): rank correlation of a measure with the order of the names: recipes, or methods at a KL of `nats`."""
     found = np.array([s.at(n, nats, measure) if nats else s(n, measure) for n in names])    # (names, seeds)
-    return np.array([rank_correlation(range(len(names)), column) for column in found.T])
+    return np.array([correlation(range(len(names)), column) for column in found.T])
+
+def correlation(x, y):
+    """The rank correlation of two columns; NaN if a value is missing."""
+    return math.nan if np.isnan([*x, *y]).any() else rank_correlation(x, y)
 
 def less_diverse(s):
     """Claim 1: the diversity of DPO and hinge against SFT's, and hinge against DPO at one KL."""
@@ -176,7 +184,7 @@ def order_by_diversity(s):
     policies = s.recipes_with("pooled_25")
     few = np.array([s(r, "pooled_4") for r in policies]).T      # (seeds, policies)
     many = np.array([s(r, "pooled_25") for r in policies]).T    # (seeds, policies)
-    found = np.array([rank_correlation(x, y) for x, y in zip(few, many)])
+    found = np.array([correlation(x, y) for x, y in zip(few, many)])
     yield f"rank correlation of pooled entropy at 4 and at 25, {len(policies)} policies", found, (">", 0.9)
 
 def chosen_reward_falls(s):
@@ -203,7 +211,7 @@ def stopping(s, name):
         # steps that were measured, without the start, where the KL is 0
         steps = [k for k in losses if k and not math.isnan(reward[k] + kl[k])]
         if not steps:
-            return
+            continue    # this seed has no such run
         gain = {k: (reward[k] - s("sft", "reward")[i]) / kl[k] ** 0.5 for k in steps}
         stop, best, top = min(steps, key=losses.get), max(steps, key=gain.get), max(steps, key=reward.get)
         found["step"].append(stop - best)
@@ -258,25 +266,41 @@ def overshoot(s, name):
     recipes = s.checkpoints(name).values()
     true = np.array([s(r, "reward") for r in recipes])      # (steps, seeds)
     learned = np.array([s(r, "proxy") for r in recipes])    # (steps, seeds)
-    if not recipes or np.isnan(learned).any():
+    if not recipes:
         return np.full(len(s.seeds), math.nan)
-    return np.array([t[p.argmax()] - t.max() for t, p in zip(true.T, learned.T)])
+    return np.array([math.nan if np.isnan(t + p).any() else t[p.argmax()] - t.max() for t, p in zip(true.T, learned.T)])
 
 def over_optimization(s):
     """Claim 14: the true reward at the highest learned reward of each run."""
     for name in (*s.points("ppo"), *s.points("rloo"), "along_ppo", "along_dpo"):
         yield f"true reward where the learned one is highest - its highest, {name}", overshoot(s, name), ("<", -0.01)
 
+def above_rloo(s):
+    """Claim 15: the relatives of GRPO against RLOO, with the KL in the loss and in the reward (_kr), at the same KL."""
+    for name, nats in product(("grpo", "dr_grpo", "dapo", "grpo_kr", "dr_grpo_kr"), (1.5, 2.4)):
+        yield f"reward at {nats} nats, {name} - rloo", s.at(name, nats) - s.at("rloo", nats), ABOVE_0
+
+def division_by_std(s):
+    """Claim 16: GRPO divides by the group's standard deviation and Dr. GRPO does not. Both have the KL in the reward."""
+    for beta in ("0.5", "1"):
+        grpo, dr_grpo = f"grpo_kr beta={beta}", f"dr_grpo_kr beta={beta}"
+        gap = label_gap(s, grpo) - label_gap(s, dr_grpo)
+        yield f"reward of positive - negative prompts, GRPO - Dr. GRPO, beta {beta}", gap, ABOVE_0
+        for measure in ("reward", "kl"):
+            yield f"{measure}, GRPO - Dr. GRPO, beta {beta}", s(grpo, measure) - s(dr_grpo, measure), NOTHING
+
 COMPARISONS = {
     "1": less_diverse, "2": order_of_divergences, "3": beta_of_ipo, "4": label_noise, "5": annealed_beta,
     "6": label_bias, "7": order_by_diversity, "8": chosen_reward_falls, "9": early_stopping, "10": stopping_gap,
-    "11": above_other_methods, "12": adam_epsilon, "13": above_ppo, "14": over_optimization}
+    "11": above_other_methods, "12": adam_epsilon, "13": above_ppo, "14": over_optimization, "15": above_rloo,
+    "16": division_by_std}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From comparisons to verdicts
 
 def interval(values):
-    """(mean, low, high): Student's 95% interval over seeds. All NaN if a seed has no value."""
+    """(mean, low, high): Student's 95% interval over the seeds that have a value. All NaN if none has."""
+    values = values[~np.isnan(values)]
     n = len(values)
     mean = float(np.mean(values)) if n else math.nan
     half = T95[n] * float(np.std(values, ddof=1)) / n**0.5 if n > 1 else math.inf
@@ -300,12 +324,13 @@ def judge(results, out=None):
     for claim, comparisons in COMPARISONS.items():
         for what, values, (says, limit) in comparisons(s):
             mean, low, high = interval(values)
+            n = np.count_nonzero(~np.isnan(values))
             if math.isnan(mean):    # a small sweep has not all recipes
                 continue
             if "rank correlation" in what:    # lies in [-1, 1], which Student's interval does not know
                 low, high = max(low, -1.0), min(high, 1.0)
             said = {"<": f"< {limit:g}", ">": f"> {limit:g}", "near": f"within {limit:g}", "": ""}[says]
             found = verdict(low, high, says, limit) if says else ""
-            rows.append((claim, what, f"{mean:.4g}", f"{low:.4g}", f"{high:.4g}", said, found))
-    head = ("claim", "what", "mean", "low", "high", "says", "verdict")
+            rows.append((claim, what, n, f"{mean:.4g}", f"{low:.4g}", f"{high:.4g}", said, found))
+    head = ("claim", "what", "seeds", "mean", "low", "high", "says", "verdict")
     places.write_csv((out or results) / "claims.csv", head, rows)

@@ -179,7 +179,7 @@ def explain(ax, s, recipes, color, up=10):
             text = f"{label_of(recipe)}:\n{np.nanmean(reward):.2f} at {mean:.1f} nats \N{RIGHTWARDS ARROW}"
             note(ax, text, (FARTHEST, np.nanmean(reward)), (-4, up), ha="right", color=color, fontsize=9)
         elif still:
-            text = f"{label_of(recipe)}: {still} of {len(kl)} seeds stayed at KL 0"
+            text = f"{label_of(recipe)}: {still} of {np.sum(~np.isnan(kl))} seeds stayed at KL 0"
             note(ax, text, (mean, np.nanmean(reward)), (10, -16), color=color, fontsize=9)
 
 def colder(ax, s):
@@ -222,7 +222,8 @@ def long_runs(s, name):
     if found := s.checkpoints(name):
         for i in range(len(s.seeds)):
             true, learned = (np.array([s(r, m)[i] for r in found.values()]) for m in ("reward", "proxy"))
-            yield list(found), true, learned
+            if not np.isnan(true).all():
+                yield list(found), true, learned
 
 def diversity(s):
     """Reward against entropy a token, as the reports draw it, and against the entropy of 25 samples."""

@@ -1,7 +1,7 @@
 """
 The sweep: each method of the reports over its hyperparameter, on the toy world with its exact reward, several seeds.
 
-    python -m study.sweep             # every recipe, three seeds: about three hours on 2 cores
+    python -m study.sweep             # every recipe, three seeds or five: about five hours on 2 cores
     python -m study.sweep --quick     # a few recipes, two seeds: about five minutes, into out/quick
     python -m study.sweep --draw      # run nothing: draw study/results again, into out/study
     python -m study.sweep --update    # as the first, and write study/results, study/figures and the documents' tables
@@ -88,10 +88,20 @@ RECIPES = (
     # _gt: with the true reward.
     | {"reward": ""}
     | grid("ppo", "--keep_all", "beta", (0.5, 0.1, 0.2, 1))
-    | grid("rloo", "--algo rloo --keep_all", "beta", (0.5, 0.2, 1))
+    | grid("rloo", "--algo rloo --keep_all", "beta", (0.5, 0.2, 1, 2))
+    # GRPO and its relatives with the KL in the loss, as in their papers. _kr: with the KL in the reward, as RLOO has it.
+    | grid("grpo", "--algo grpo", "beta", (0.2, 0.5))
+    | grid("dr_grpo", "--algo dr_grpo", "beta", (0.5, 0.2))
+    | grid("dapo", "--algo dapo", "beta", (0.2,))
+    | grid("grpo_kr", "--algo grpo --kl reward", "beta", (0.5, 1))
+    | grid("dr_grpo_kr", "--algo dr_grpo --kl reward", "beta", (0.5, 1))
     | grid("ppo_gt", "--true_reward --keep_all", "beta", (0.05, 0.02, 0.1, 0.2))
     | grid("rloo_gt", "--true_reward --algo rloo --keep_all", "beta", (0.05, 0.02, 0.1))
     | {"along_ppo": "--beta 0 --keep_all --max_steps 480 --min_lr 3e-3"})    # beta 0: no penalty for the KL
+
+# Five seeds for the methods whose order three seeds left open; three for all others.
+SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
+OPEN = ("sft", "reward", "dpo", "ipo", "ppo", "rloo", "grpo")
 
 # one setting of each method, measured with more samples a prompt and at other temperatures
 MAIN = ("dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "cdpo beta=0.1", "jsd beta=0.3", "alpha0.5 beta=0.3",
@@ -108,7 +118,7 @@ def get_args(argv=None):
     p.add_argument("--quick", action="store_true", help="run a few recipes with two seeds, into out/quick")
     p.add_argument("--draw", action="store_true",
                    help="run nothing; draw again from study/results, or from the folder of --quick or --out")
-    p.add_argument("--seeds", nargs="+", type=cli.seed, help="(default: 0 1 2; with --quick 0 1)")
+    p.add_argument("--seeds", nargs="+", type=cli.seed, help="(default: 0 1 2, for some methods also 3 4; with --quick 0 1)")
     p.add_argument("--jobs", type=cli.positive, default=multiprocessing.cpu_count(),
                    help="runs at a time, each with one thread (default: one a core, %(default)s here)")
     compare.add_flags(p)
@@ -131,7 +141,7 @@ def place(root, recipe, seed):
 def script_of(recipe):
     """The module that runs a recipe and whose flags it has."""
     method = recipe.split()[0].removeprefix("along_")
-    if method.startswith(("ppo", "rloo")):
+    if method.startswith(("ppo", "rloo", "grpo", "dr_grpo", "dapo")):
         return train_ppo
     return {"sft": train_sft, "reward": train_reward}.get(method, train_pref)
 
@@ -313,7 +323,7 @@ def compare_methods(args):
     with cli.bad_input():
         compare.forget_changed(root, args.settings)
     recipes = {"sft": RECIPES["sft"]} | {recipe: flags for recipe, (flags, *_) in args.settings.items()}
-    seeds = args.seeds or [0, 1, 2]
+    seeds = args.seeds or SEEDS
     failed = run(root, recipes, seeds, args.jobs, flags=None)
     collect(root, recipes, seeds, results)
     s = claims.Sweep(results)
@@ -334,15 +344,17 @@ def work(args):
     """Runs the missing runs, then writes results, verdicts, figures and, with --update, the documents' tables."""
     root = args.out or ("out/quick" if args.quick else "out/study")
     results, figures = places.folders(root, args.update)
-    recipes, seeds, flags = RECIPES, args.seeds or [0, 1, 2], MEASURE
+    recipes, seeds, flags = RECIPES, args.seeds or SEEDS, MEASURE
     if args.quick:
         recipes = {r: RECIPES[r] if r == "sft" else f"{RECIPES[r]} --max_steps 90" for r in QUICK}
         seeds, flags = args.seeds or [0, 1], QUICK_MEASURE
+    more = () if args.quick or args.seeds else MORE_SEEDS
 
     stored, failed = results, []    # stored: the folder of the numbers that are drawn
     if not args.draw:
         failed = run(root, recipes, seeds, args.jobs, flags)
-        collect(root, recipes, seeds, results)
+        failed += run(root, {r: recipes[r] for r in recipes if r.split()[0] in OPEN}, more, args.jobs, flags)
+        collect(root, recipes, (*seeds, *more), results)
     elif not (args.quick or args.out):
         stored = places.RESULTS
     if not (stored / "sweep.csv").exists():

@@ -28,7 +28,7 @@ from train_pref import LOSSES    # not from losses: train_pref reports an error 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # measure -> (head of its column, format of its numbers)
 HEADS = {"reward": ("reward", ".3f"), "kl": ("KL, nats", ".2f"), "win": ("wins against SFT", ".3f"),
-         "entropy": ("entropy, nats a token", ".3f"), "pooled_25": ("of 25 samples", ".3f"),
+         "entropy": ("entropy, nats a token", ".3f"), "whole": ("whole sentences", ".3f"), "pooled_25": ("of 25 samples", ".3f"),
          "distinct_2": ("distinct pairs", ".3f"), "length": ("length, tokens", ".1f"), "accuracy": ("accuracy", ".3f"),
          "calibration_error": ("calibration error", ".3f"),
          "agreement": ("rank correlation with the true reward", ".3f"),
@@ -128,7 +128,7 @@ def quoted(names):
 def results_table():
     """A row for each loss with its default hyperparameters."""
     recipes = {"`sft`": "sft"} | {f"`--loss {name}`": claims.default_of(name) for name in LOSSES}
-    return sweep_table(recipes, ("reward", "kl", "entropy", "length", "accuracy"), "policy")
+    return sweep_table(recipes, ("reward", "kl", "entropy", "length", "whole", "accuracy"), "policy")
 
 def methods_table():
     """One setting of each method, measured with 25 samples a prompt."""
@@ -148,7 +148,15 @@ def rlhf_table():
     recipes = []
     for method in ("sft", "dpo", "ppo", "rloo", "ppo_gt", "rloo_gt", "best_of", "preferred_ft", "unlikelihood"):
         recipes += s.points(method)
-    return sweep_table(quoted(recipes), ("reward", "kl", "win", "length", "seconds", "samples"))
+    return sweep_table(quoted(recipes), ("reward", "kl", "whole", "length", "seconds", "samples"))
+
+def grpo_table():
+    """RLOO and the relatives of GRPO, all with the learned reward."""
+    s = claims.Sweep(RESULTS)
+    recipes = []
+    for method in ("sft", "rloo", "grpo", "dr_grpo", "dapo", "grpo_kr", "dr_grpo_kr"):
+        recipes += s.points(method)
+    return sweep_table(quoted(recipes), ("reward", "kl", "whole", "length", "entropy"))
 
 def judge_table():
     """The quality of the toy world's reward models."""
@@ -160,8 +168,8 @@ def epsilon_table():
     s = claims.Sweep(RESULTS)
     rows = []
     for recipe in s.points("epsilon"):
-        kl = ", ".join(f"{value:.1f}" for value in s(recipe, "kl"))
-        reward = ", ".join(f"{value:.2f}" for value in s(recipe, "reward"))
+        kl, reward = (values[~np.isnan(values)] for values in (s(recipe, "kl"), s(recipe, "reward")))
+        kl, reward = ", ".join(f"{x:.1f}" for x in kl), ", ".join(f"{x:.2f}" for x in reward)
         rows.append([recipe.split("=")[1], kl, reward])
     return markdown(["`--adam_epsilon`", "KL, nats, by seed", "reward, by seed"], rows)
 
@@ -349,8 +357,8 @@ def comparisons_table(rows):
     lines = []
     for r in rows:
         mean, low, high = (f"{float(r[key]):.3g}" for key in ("mean", "low", "high"))
-        lines.append([r["what"], mean, f"{low} to {high}", r["says"] or "-", r["verdict"] or "-"])
-    return markdown(["compared", "mean", "95% interval", "the claim says", "verdict"], lines)
+        lines.append([r["what"], r["seeds"], mean, f"{low} to {high}", r["says"] or "-", r["verdict"] or "-"])
+    return markdown(["compared", "seeds", "mean", "95% interval", "the claim says", "verdict"], lines)
 
 def beta_table(results=RESULTS):
     """KL and reward of DPO at each beta, on both worlds and both kinds of labels: means over seeds."""
@@ -396,7 +404,7 @@ TABLES = {
     "results": results_table, "bandit": bandit_table, "losses": losses_table, "behavior": behavior_table,
     "trl": trl_table, "parts": parts_table, "generation": generation_table, "growth": growth_table,
     "robust": robust_table, "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table,
-    "judge": judge_table, "models": models_table, "real": real_table, "samples": real_samples,
+    "judge": judge_table, "grpo": grpo_table, "models": models_table, "real": real_table, "samples": real_samples,
     "claims": claims_table, "credit": credit_table, "words": words_table, "beta": beta_table}
 
 def filled(text):

@@ -124,13 +124,13 @@ def test_every_picture_is_drawn(tmp_path):
 def test_a_claim_is_judged_by_its_worst_comparison(tmp_path):
     """If two of three comparisons hold, the claim does not hold."""
     lines = [
-        "claim,what,mean,low,high,says,verdict",
-        "1,a,1,0.5,1.5,> 0,holds",
-        "1,b,1,-1,3,> 0,cannot be told apart",
-        "2,a,1,0.5,1.5,> 0,holds",
-        "2,b,-1,-2,-0.5,> 0,does not hold",
-        "3,a,1,0.5,1.5,> 0,holds",
-        "3,b,1,0.5,1.5,,",
+        "claim,what,seeds,mean,low,high,says,verdict",
+        "1,a,3,1,0.5,1.5,> 0,holds",
+        "1,b,3,1,-1,3,> 0,cannot be told apart",
+        "2,a,3,1,0.5,1.5,> 0,holds",
+        "2,b,3,-1,-2,-0.5,> 0,does not hold",
+        "3,a,3,1,0.5,1.5,> 0,holds",
+        "3,b,3,1,0.5,1.5,,",
     ]
     (tmp_path / "claims.csv").write_text("\n".join(lines) + "\n")
     table_lines = table.claims_table(tmp_path).split("\n")
@@ -265,8 +265,8 @@ def test_the_recipes_can_be_parsed():
     import train_pref
     import train_sft
     from rlhf import train_ppo, train_reward
-    others = {"sft": train_sft, "reward": train_reward, "ppo": train_ppo, "ppo_gt": train_ppo, "rloo": train_ppo,
-              "rloo_gt": train_ppo, "along_ppo": train_ppo}
+    online = ("ppo", "ppo_gt", "rloo", "rloo_gt", "along_ppo", "grpo", "dr_grpo", "dapo", "grpo_kr", "dr_grpo_kr")
+    others = {"sft": train_sft, "reward": train_reward} | dict.fromkeys(online, train_ppo)
     for recipe, flags in sweep.RECIPES.items():
         method = recipe.split()[0]
         assert sweep.script_of(recipe) is others.get(method, train_pref), recipe

@@ -1,5 +1,6 @@
 """The study's verdicts and pictures, recomputed from artificial sweep.csv and curves.csv files with known answers."""
 import csv
+import itertools
 import math
 import random
 import statistics
@@ -49,10 +50,10 @@ def test_an_interval_by_hand(values, mean, half):
     assert claims.interval(np.array(values, dtype=float)) == pytest.approx((mean, mean - half, mean + half))
 
 def test_an_interval_of_missing_seeds():
-    """One seed has no spread, so its interval is infinite. A NaN must not become a number."""
-    assert claims.interval(np.array([0.3])) == (0.3, -math.inf, math.inf)
-    assert all(math.isnan(x) for x in claims.interval(np.array([0.3, math.nan, 0.2])))
-    assert math.isnan(claims.interval(np.array([]))[0])
+    """One seed has no spread, so its interval is infinite. A missing seed is no seed: it narrows no interval."""
+    assert claims.interval(np.array([0.3])) == claims.interval(np.array([math.nan, 0.3])) == (0.3, -math.inf, math.inf)
+    assert claims.interval(np.array([0.3, math.nan, 0.2])) == claims.interval(np.array([0.3, 0.2]))
+    assert math.isnan(claims.interval(np.array([]))[0]) and math.isnan(claims.interval(np.array([math.nan]))[0])
 
 def test_students_t_is_scipys():
     """
@@ -122,11 +123,27 @@ def test_a_difference_is_taken_seed_by_seed(tmp_path):
     assert low < high < 0.011 and (says, verdict) == ("< 0", "cannot be told apart")
     assert found["1", "entropy, hinge beta=0.2 - SFT"][0] == pytest.approx(0.1, rel=1e-3)
 
-def test_a_difference_without_one_of_its_seeds_is_left_out(tmp_path):
-    """Means over each recipe's own seeds would compare one seed's pipeline with another's."""
-    values = {"sft": {"entropy": [1.0, 2.0, 3.0], "distinct_2": [1.0, 1.0, 1.0]},
-              "dpo beta=0.1": {"entropy": [0.9, None, 2.9], "distinct_2": [0.5, 0.5, 0.4]}}
-    assert list(judged(made(tmp_path, values))) == [("1", "distinct_2, dpo beta=0.1 - SFT")]
+def test_a_difference_is_over_the_seeds_that_both_have(tmp_path):
+    """
+    Some methods have five seeds and others three. Means over each recipe's own seeds would compare one seed's pipeline
+    with another's. The number of seeds is shown, so that a run that failed can be seen.
+    """
+    values = {"sft": {"entropy": [1.0, 2.0, 3.0], "distinct_2": [1.0, 1.0, 1.0], "pooled_25": [1.0, None, None]},
+              "dpo beta=0.1": {"entropy": [0.9, None, 2.8], "distinct_2": [0.5, 0.5, 0.4],
+                               "pooled_25": [None, 1.0, None]}}
+    found = judged(made(tmp_path, values))
+    assert found["1", "entropy, dpo beta=0.1 - SFT"][0] == pytest.approx(-0.15)
+    assert found["1", "distinct_2, dpo beta=0.1 - SFT"][0] == pytest.approx(-1.6 / 3, rel=1e-3)
+    assert len(found) == 2    # no seed has both values of pooled_25
+    with open(tmp_path / "claims.csv", newline="") as f:
+        assert [row["seeds"] for row in csv.DictReader(f)] == ["2", "3"]
+
+def test_a_rank_correlation_needs_all_of_its_values(tmp_path):
+    """A NaN that is ranked like a number would give a seed without all runs a correlation."""
+    values = {f"ipo beta={b}": {"reward": [x, x, x]} for b, x in (("0.1", 0.9), ("0.3", 0.8), ("0.5", 0.7), ("1", 0.6))}
+    values["ipo beta=0.3"]["reward"] = [0.95, 0.8, None]
+    found = judged(made(tmp_path, values))
+    assert found["3", "rank correlation of reward with beta"][0] == pytest.approx(-0.9)    # -0.8 and -1
 
 def test_a_frontier_is_read_off_over_the_root_of_the_kl(tmp_path):
     """
@@ -207,7 +224,7 @@ def test_a_curve_is_its_end_less_its_start_on_validation(tmp_path):
     found = judged(made(tmp_path, {"sft": {"kl": [0, 0, 0]}}, curves))
     mean, low, high, says, verdict = found["8", "rewards/chosen, dpo beta=0.1, end - start"]
     assert mean == pytest.approx(-5 / 3, rel=1e-3) and (says, verdict) == ("< 0", "holds")
-    assert len(found) == 1    # one seed has no curve, so accuracies are left out
+    assert found["8", "rewards/accuracies, dpo beta=0.1, end - start"][0] == pytest.approx(0.3)    # of two seeds
 
 def along(name, reward, kl, losses, proxy=None, seeds=3):
     """
@@ -424,6 +441,14 @@ def slow_comparisons(v, curves):
         for nats in (1, 1.5, 1.9, 2.4):
             difference = minus(slow_at(v, "dpo", nats), slow_at(v, other, nats))
             found["13", f"reward at {nats} nats, dpo - {other}"] = difference, "> 0"
+    for method, nats in itertools.product(("grpo", "dr_grpo", "dapo", "grpo_kr", "dr_grpo_kr"), (1.5, 2.4)):
+        difference = minus(slow_at(v, method, nats), slow_at(v, "rloo", nats))
+        found["15", f"reward at {nats} nats, {method} - rloo"] = difference, "> 0"
+    for beta in (0.5, 1):
+        a, b, what = f"grpo_kr beta={beta}", f"dr_grpo_kr beta={beta}", f"GRPO - Dr. GRPO, beta {beta}"
+        gaps = (minus(v[r, "reward_positive"], v[r, "reward_negative"]) for r in (a, b))
+        found["16", f"reward of positive - negative prompts, {what}"] = minus(*gaps), "> 0"
+        found |= {("16", f"{m}, {what}"): (minus(v[a, m], v[b, m]), "") for m in ("reward", "kl")}
     return found
 
 @pytest.fixture(scope="module")
@@ -437,7 +462,7 @@ def test_every_comparison_by_a_slow_way(drawn):
     folder, v, curves = drawn
     found, want = judged(folder), slow_comparisons(v, curves)
     assert {k for k in found if k[0] not in ("9", "10", "14")} == want.keys()    # those have tests of their own
-    assert sum(k[0] == "9" for k in found) == 8 and sum(k[0] == "14" for k in found) == 9
+    assert sum(k[0] == "9" for k in found) == 8 and sum(k[0] == "14" for k in found) == 10
     for key, (values, says) in want.items():
         mean, half = statistics.fmean(values), T3 * statistics.stdev(values) / 3 ** 0.5
         low, high = mean - half, mean + half
@@ -461,13 +486,13 @@ def test_every_comparison_by_a_slow_way(drawn):
     (["", ""], "not measured")])
 def test_a_claims_whole_verdict(tmp_path, verdicts, want):
     """One comparison that does not hold decides, wherever it is. Comparisons without a limit decide nothing."""
-    lines = [f"7,w{i},1,0.5,1.5,{'> 0' if v else ''},{v}" for i, v in enumerate(verdicts)]
-    lines.append("8,other,-1,-2,-0.5,> 0,does not hold")
-    (tmp_path / "claims.csv").write_text("\n".join(["claim,what,mean,low,high,says,verdict", *lines]))
+    lines = [f"7,w{i},3,1,0.5,1.5,{'> 0' if v else ''},{v}" for i, v in enumerate(verdicts)]
+    lines.append("8,other,3,-1,-2,-0.5,> 0,does not hold")
+    (tmp_path / "claims.csv").write_text("\n".join(["claim,what,seeds,mean,low,high,says,verdict", *lines]))
     part = next(part for part in table.claims_table(tmp_path).split("\n\n**") if "w1" in part)
     sentence = claims.SENTENCES.get(want, "The claim was not measured.")
     assert f"7. {claims.CLAIMS['7']}.** {sentence}\n" in part and part.count("**") <= 2
-    assert "| w1 | 1 | 0.5 to 1.5 |" in part and "other" not in part
+    assert "| w1 | 3 | 1 | 0.5 to 1.5 |" in part and "other" not in part
     head = ["| compared | mean | 95% interval | the claim says | verdict |", "|---|---|---|---|---|"]
     assert part.split("\n")[2:4] == head
 
