@@ -246,6 +246,31 @@ def test_grpo_in_groups_of_two_is_optimization_of_a_win_rate():
     assert torch.allclose(found, want, atol=1e-4) and bandit.kl(found, REF) > 0.1
     assert not torch.allclose(found, rlhf_optimum(REF, REWARD, 2.0), atol=0.05)
 
+def test_in_groups_of_two_the_gradient_is_dpos_up_to_weights():
+    """
+    "GRPO with two completions is DPO" is true of the sums of Dr. GRPO: DPO weighs a pair by beta sigmoid(-h), Dr. GRPO
+    by half its gap in reward, GRPO's division makes that 1. But GRPO takes a mean over each completion's own tokens: a
+    short one then moves more than a long one, and the direction is another one, unless both have the same length.
+    """
+    beta, h, rewards = 0.1, 1.3, torch.tensor([0.9, 0.4])
+    def gradients(lens):
+        mask = torch.arange(5) < torch.tensor(lens)[:, None]    # (2, T): chosen, rejected
+        logps = -torch.ones(2, 5) * mask
+        def dpo(logps):    # the reference's log-probs are such that the margin is h
+            margin = beta * (logps * mask * torch.tensor([[1.0], [-1.0]])).sum()
+            return -torch.nn.functional.logsigmoid(margin - margin.detach() + h)
+        def group(mean, std):
+            advantages = formulas.group_advantages(rewards, 2, std=std)
+            return lambda logps: formulas.grpo_loss(logps, old_logps=logps.detach(), advantages=advantages, mask=mask,
+                                                    clip=0.2, mean=mean)[0]
+        return [gradient(fn, logps) for fn in (dpo, group("sums", False), group("completions", True))]
+    weight = beta / (1 + math.exp(h))
+    dpo, dr_grpo, grpo = gradients([5, 2])
+    assert torch.allclose(dpo / weight, dr_grpo / dr_grpo[0, 0].abs()) and dr_grpo[1, 0] == -dr_grpo[0, 0] > 0
+    assert torch.allclose(grpo[1, :2] / grpo[0, :2], torch.full((2,), -5 / 2))    # not -1
+    dpo, dr_grpo, grpo = gradients([3, 3])
+    assert torch.allclose(dpo / weight, grpo / grpo[0, 0].abs())
+
 def test_the_division_by_std_forgets_the_unit_of_the_reward():
     """GRPO's optimum is the same for rewards ten times as large. Dr. GRPO's is farther from the reference."""
     ref, reward = REF[:, :4].log_softmax(1), REWARD[:, :4]

@@ -493,7 +493,7 @@ def test_a_claims_whole_verdict(tmp_path, verdicts, want):
     sentence = claims.SENTENCES.get(want, "The claim was not measured.")
     assert f"7. {claims.CLAIMS['7']}.** {sentence}\n" in part and part.count("**") <= 2
     assert "| w1 | 3 | 1 | 0.5 to 1.5 |" in part and "other" not in part
-    head = ["| compared | mean | 95% interval | the claim says | verdict |", "|---|---|---|---|---|"]
+    head = ["| compared | seeds | mean | 95% interval | the claim says | verdict |", "|---|---|---|---|---|---|"]
     assert part.split("\n")[2:4] == head
 
 def test_recipes_at_other_temperatures_are_not_among_those_measured(tmp_path):
