@@ -268,7 +268,8 @@ def overshoot(s, name):
     learned = np.array([s(r, "proxy") for r in recipes])    # (steps, seeds)
     if not recipes:
         return np.full(len(s.seeds), math.nan)
-    return np.array([math.nan if np.isnan(t + p).any() else t[p.argmax()] - t.max() for t, p in zip(true.T, learned.T)])
+    there = ~np.isnan(true + learned).any(0)                # (seeds,): those that have such a run
+    return np.array([t[p.argmax()] - t.max() if ok else math.nan for t, p, ok in zip(true.T, learned.T, there)])
 
 def over_optimization(s):
     """Claim 14: the true reward at the highest learned reward of each run."""

@@ -89,7 +89,7 @@ RECIPES = (
     | {"reward": ""}
     | grid("ppo", "--keep_all", "beta", (0.5, 0.1, 0.2, 1))
     | grid("rloo", "--algo rloo --keep_all", "beta", (0.5, 0.2, 1, 2))
-    # GRPO and its relatives with the KL in the loss, as in their papers. _kr: with the KL in the reward, as RLOO has it.
+    # GRPO and its relatives have the KL in the loss, as in their papers. _kr: in the reward, as in RLOO
     | grid("grpo", "--algo grpo", "beta", (0.2, 0.5))
     | grid("dr_grpo", "--algo dr_grpo", "beta", (0.5, 0.2))
     | grid("dapo", "--algo dapo", "beta", (0.2,))
@@ -118,7 +118,8 @@ def get_args(argv=None):
     p.add_argument("--quick", action="store_true", help="run a few recipes with two seeds, into out/quick")
     p.add_argument("--draw", action="store_true",
                    help="run nothing; draw again from study/results, or from the folder of --quick or --out")
-    p.add_argument("--seeds", nargs="+", type=cli.seed, help="(default: 0 1 2, for some methods also 3 4; with --quick 0 1)")
+    p.add_argument("--seeds", nargs="+", type=cli.seed,
+                   help="(default: 0 1 2, for some methods also 3 4; with --quick 0 1)")
     p.add_argument("--jobs", type=cli.positive, default=multiprocessing.cpu_count(),
                    help="runs at a time, each with one thread (default: one a core, %(default)s here)")
     compare.add_flags(p)

@@ -28,7 +28,8 @@ from train_pref import LOSSES    # not from losses: train_pref reports an error 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # measure -> (head of its column, format of its numbers)
 HEADS = {"reward": ("reward", ".3f"), "kl": ("KL, nats", ".2f"), "win": ("wins against SFT", ".3f"),
-         "entropy": ("entropy, nats a token", ".3f"), "whole": ("whole sentences", ".3f"), "pooled_25": ("of 25 samples", ".3f"),
+         "entropy": ("entropy, nats a token", ".3f"), "whole": ("whole sentences", ".3f"),
+         "pooled_25": ("of 25 samples", ".3f"),
          "distinct_2": ("distinct pairs", ".3f"), "length": ("length, tokens", ".1f"), "accuracy": ("accuracy", ".3f"),
          "calibration_error": ("calibration error", ".3f"),
          "agreement": ("rank correlation with the true reward", ".3f"),
