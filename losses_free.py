@@ -71,9 +71,8 @@ def alphapo(pairs, *, beta=2.0, gamma_beta_ratio=0.1, alpha=0.25):
     alpha             At 0 the loss is simpo. Above 0 the reward of an unlikely completion falls faster than its
                       log-prob. Below 0 it falls more slowly, and has almost no gradient far out.
 
-    Unlike in simpo, for alpha > 0 a fall of the rejected completion counts the more the less likely it is already, and
-    so does a rise of an unlikely chosen one. Where e^(-alpha x) exceeds e^30, g is a straight line. TRL's version is
-    not finite there.
+    Unlike in simpo, for alpha > 0 a change of an unlikely completion counts more than the same change of a likely one.
+    Where e^(-alpha x) exceeds e^30, g is a straight line, because it would overflow further out.
     """
     need(beta > 0, f"beta must be > 0, not {beta}")
     need(gamma_beta_ratio >= 0, f"gamma_beta_ratio must be >= 0, not {gamma_beta_ratio}")

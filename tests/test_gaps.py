@@ -74,6 +74,15 @@ def test_a_csv_has_gaps_too(tmp_path):
     splits, _ = sources.load_examples(str(tmp_path / "pairs.csv"), gaps=True)
     assert [example["gap"] for example in splits["train"]] == [1 + i / 4 for i in range(24)]
 
+def test_ultrafeedbacks_scores_are_read(tmp_path):
+    """The hub's columns, with messages on both sides. A tie is a gap of 0, not a missing one."""
+    messages = lambda answer: [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]
+    row = {"prompt": "Hi", "chosen": messages("Yes."), "rejected": messages("No.")}
+    scores = [{"score_chosen": 8.5, "score_rejected": 2}, {"score_chosen": 4, "score_rejected": 4}]
+    write_jsonl(tmp_path / "train_prefs.jsonl", [row | two for two in scores])
+    splits, _ = sources.load_examples("ultrafeedback", str(tmp_path), gaps=True)
+    assert [example["gap"] for example in splits["train"]] == [6.5, 0.0]
+
 # ---------------------------------------------------------------------------------------------------------------------
 # rows and batches
 
