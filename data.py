@@ -35,11 +35,11 @@ def get_tokenizer(data, n_vocab=None):
     # A toy model does not fit other data. It gets GPT-2's BPE here, and cli.check_fits then reports the mismatch.
     return tokenizers.text_tokenizer(None if n_vocab == toy.encoding().n_vocab else n_vocab)
 
-def load_examples(data, data_dir=None, pairs=True, say=print):
+def load_examples(data, data_dir=None, pairs=True, say=print, gaps=False):
     """({split: examples}, a Counter of why examples were dropped), from the toy world, the hub, a folder or a file."""
     if data == "toy":
         return {"train": toy.examples("train", 20_000), "val": toy.examples("val", 512)}, Counter()
-    return sources.load_examples(data, data_dir, pairs, say)
+    return sources.load_examples(data, data_dir, pairs, say, gaps)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # examples -> rows
@@ -87,6 +87,7 @@ def make_rows(examples, tokenizer, max_len, max_prompt_len=None, labels=False):
             continue
         if labels:
             row["label"] = int(example["positive"])
+        row |= {"gap": example["gap"]} if "gap" in example else {}    # of the answers' rewards
         rows.append(row)
     return rows, dropped
 
@@ -132,12 +133,12 @@ def subsample(rows, n):
     """n of the rows, the same ones in every call; all rows if n is None or there are fewer."""
     return random.Random(0).sample(rows, n) if n and n < len(rows) else rows
 
-def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=True, n_val=None, say=print):
+def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=True, n_val=None, say=print, gaps=False):
     """
     {"train": rows, "val": at most n_val rows} of a data set. Prints how many rows there are, how many were dropped, and
     why. Raises ValueError or OSError in one line.
     """
-    splits, dropped = load_examples(data, data_dir, pairs, say)
+    splits, dropped = load_examples(data, data_dir, pairs, say, gaps)
     if "train" in splits:
         splits.pop("test", None)    # never for training; but a sample of a data set may hold nothing else
     rows = {}
@@ -159,7 +160,7 @@ def fingerprint(rows):
     """16 hex digits of the SHA-256 of {"train": rows, "val": rows}. --resume compares it with the run's own."""
     digest = hashlib.sha256()
     for row in rows["train"] + rows["val"]:
-        content = [row[field] for field in ("prompt", *SIDES, "label") if field in row]
+        content = [row[field] for field in ("prompt", *SIDES, "label", "gap") if field in row]
         digest.update(repr(content).encode())
     return digest.hexdigest()[:16]
 
@@ -179,6 +180,7 @@ def flip_labels(rows, share, seed):
     flipped = random.Random(f"labels {seed}").sample(rows, round(share * len(rows)))
     for row in flipped:
         row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+        row |= {"gap": -row["gap"]} if "gap" in row else {}    # rewards stay with their completions
     return len(flipped)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -239,13 +241,13 @@ def collate(rows, share_prefix=False):
         idx, completion_mask   (N, T)  one_row_a_completion: N = 2B for pairs, B for texts
         idx, segments          (B, T)  one_row_a_pair, if share_prefix
         weight                         a number: the sum of weight_of, by which the batch's loss is divided
-        label, ref_..._logps   (B,)    where the rows have them
+        label, gap, ref_...    (B,)    where the rows have them
         kl_idx, kl_mask        (B, T') the mismatched completions, where the rows have them
     """
     sides = [side for side in SIDES if side in rows[0]]
     batch = one_row_a_pair(rows) if share_prefix else one_row_a_completion(rows, sides)
     batch["weight"] = sum(map(weight_of, rows))
-    for field in ("label", "ref_chosen_logps", "ref_rejected_logps", "ref_kl_logps"):
+    for field in ("label", "gap", "ref_chosen_logps", "ref_rejected_logps", "ref_kl_logps"):
         if field in rows[0]:
             batch[field] = torch.tensor([row[field] for row in rows])
     if "mismatched" in rows[0]:

@@ -18,7 +18,8 @@ The rewards are only logged, so they carry no gradient. The training loop takes 
 
 To add a loss, write one function under `@register`. The command line, the documents' tables and the tests read LOSSES.
 Besides needs_ref, the arguments of @register are for them: support/registry.py says what each one means.
-docs/losses.md compares the losses, docs/new-loss.md says how to write one. Read next: loop.py
+The losses without a reference are in losses_free.py, and importable from here.
+docs/losses.md compares the losses, docs/new-loss.md says how to write one. Read next: losses_free.py
 """
 import math
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from logps import sequence_logps    # noqa: F401 - importable from here too
-from support.registry import LOSSES, need, register    # noqa: F401 - LOSSES too
+from support.registry import LOSSES, exp_line, need, register, with_rewards    # noqa: F401 - LOSSES too
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The input of a loss
@@ -37,8 +38,10 @@ class Pairs:
     """
     The log-probs of B pairs of completions: sums over tokens, in nats, and lengths in tokens. Each field is (B,).
 
-    The reference's log-probs are None for a loss with needs_ref=False, and kl_logratios is None unless needs_kl=True.
-    kl_logratios holds log-ratios of completions that belong to other prompts. kto estimates the KL with them.
+    The reference's log-probs are None for a loss with needs_ref=False, kl_logratios is None unless needs_kl=True, and
+    reward_gaps is None unless needs_gap=True. kl_logratios holds log-ratios of completions that belong to other
+    prompts. kto estimates the KL with them. reward_gaps holds the reward of chosen minus the reward of rejected, in the
+    units of the data. It is negative where the label contradicts the rewards.
     """
     policy_chosen_logps: torch.Tensor
     policy_rejected_logps: torch.Tensor
@@ -47,6 +50,7 @@ class Pairs:
     chosen_lens: torch.Tensor
     rejected_lens: torch.Tensor
     kl_logratios: torch.Tensor | None = None
+    reward_gaps: torch.Tensor | None = None
 
     @property
     def chosen_logratios(self):
@@ -58,14 +62,18 @@ class Pairs:
         """l, (B,) nats."""
         return self.policy_rejected_logps - self.ref_rejected_logps
 
+    def mean_logps(self):
+        """c / n and r / m: the policy's log-probs as means per token, (B,) each, nats."""
+        return self.policy_chosen_logps / self.chosen_lens, self.policy_rejected_logps / self.rejected_lens
+
     def per_token(self):
-        """The same pairs with means per token instead of sums. kl_logratios stay as they are."""
+        """The same pairs with means per token instead of sums. kl_logratios and reward_gaps stay as they are."""
         n, m = self.chosen_lens, self.rejected_lens
         ref_chosen, ref_rejected = self.ref_chosen_logps, self.ref_rejected_logps
         if ref_chosen is not None:
             ref_chosen, ref_rejected = ref_chosen / n, ref_rejected / m
         return Pairs(self.policy_chosen_logps / n, self.policy_rejected_logps / m, ref_chosen, ref_rejected,
-                     torch.ones_like(n), torch.ones_like(m), self.kl_logratios)
+                     torch.ones_like(n), torch.ones_like(m), self.kl_logratios, self.reward_gaps)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Parts that several losses share
@@ -76,29 +84,11 @@ def log_ratios(pairs, beta):
     w, l = pairs.chosen_logratios, pairs.rejected_logratios    # (B,)
     return w, l, beta * (w - l)
 
-def mean_logps(pairs):
-    """c / n and r / m: the policy's log-probs as means per token, (B,) each, nats."""
-    return pairs.policy_chosen_logps / pairs.chosen_lens, pairs.policy_rejected_logps / pairs.rejected_lens
-
 def smoothed(h, eps):
     """-(1 - eps) log sigmoid(h) - eps log sigmoid(-h), (B,): the logistic loss with a share eps of labels swapped."""
     need(0 <= eps < 0.5, f"label_smoothing must be in [0, 0.5), not {eps}")
     # F.logsigmoid(h), not h.sigmoid().log(): at h = -110 the second is -inf in float32, with a NaN gradient
     return -(1 - eps) * F.logsigmoid(h) - eps * F.logsigmoid(-h)
-
-def with_rewards(losses, beta, chosen, rejected):
-    """What a loss returns: losses, beta * chosen, beta * rejected, (B,) each. The rewards are detached."""
-    return losses, (beta * chosen).detach(), (beta * rejected).detach()
-
-def exp_line(x, cap=30.0):
-    """
-    e^x up to x = cap, and the tangent at cap from there on.
-
-    It is finite in float32 at x = 1e4. A clamp would be finite too, but its gradient is 0, so a pair out there would
-    never move.
-    """
-    below = x.clamp(max=cap)
-    return below.exp() * (1 + (x - below))
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Losses on the margin h: they compare the chosen completion with the rejected one
@@ -300,6 +290,49 @@ def dpop(pairs, *, beta=0.1, lam=1.0):
     losses = -F.logsigmoid(h - beta * lam * F.relu(-w))    # (B,)
     return with_rewards(losses, beta, w, l)
 
+@register(needs_ref=True, limit="inf", needs_lens=True)
+def rdpo(pairs, *, beta=0.1, alpha=0.01):
+    """
+    Length-regularized DPO (R-DPO): Park et al. 2024, arXiv:2403.19159.
+
+        L = -log sigmoid(h + alpha * (n - m))
+
+    beta   > 0, as in dpo.
+    alpha  >= 0. Nats of reward that a token costs. At 0 the loss is dpo.
+
+    Unlike in dpo, a difference of lengths explains a part of the preference: a pair whose chosen completion is longer
+    is pushed less, one whose chosen completion is shorter is pushed more. The optimum is that of the reward minus alpha
+    for each token.
+    """
+    need(alpha >= 0, f"alpha must be >= 0, not {alpha}")
+    w, l, h = log_ratios(pairs, beta)                                                # (B,)
+    losses = -F.logsigmoid(h + alpha * (pairs.chosen_lens - pairs.rejected_lens))    # (B,)
+    return with_rewards(losses, beta, w, l)
+
+@register(needs_ref=True, limit="inf", needs_gap=True)
+def odpo(pairs, *, beta=0.1, alpha=1.0, scaling="log"):
+    """
+    DPO with an Offset (ODPO): Amini et al. 2024, arXiv:2402.10571.
+
+        L = -log sigmoid(h - offset),   offset = alpha * log(gap),   gap = reward of chosen - reward of rejected
+
+    beta     > 0, as in dpo.
+    alpha    >= 0. Weight of the offset. At 0 the loss is dpo.
+    scaling  log, or linear, where the offset is alpha * gap.
+
+    Unlike in dpo, a pair must reach a larger margin if its rewards are farther apart. With log, as in the authors'
+    code, L = log(1 + gap^alpha e^-h). A gap below 1e-6 counts as 1e-6: a pair whose label contradicts its rewards has
+    almost no weight. With linear, for noisy or drawn labels, a negative gap lowers the margin to reach. With linear,
+    Bradley-Terry labels and rewards in nats, the optimum is that of dpo at beta / (1 + alpha).
+    """
+    need(alpha >= 0, f"alpha must be >= 0, not {alpha}")
+    need(scaling in ("log", "linear"), f"scaling must be log or linear, not {scaling}")
+    w, l, h = log_ratios(pairs, beta)                                                # (B,)
+    gaps = pairs.reward_gaps                                                         # (B,) in the units of the rewards
+    offsets = alpha * (gaps.clamp(min=1e-6).log() if scaling == "log" else gaps)     # (B,) nats
+    losses = -F.logsigmoid(h - offsets)                                              # (B,)
+    return with_rewards(losses, beta, w, l)
+
 @register(needs_ref=True, start="log(2)", flat=True)
 def chipo(pairs, *, beta=0.1, r_max=10.0):
     """
@@ -411,6 +444,23 @@ def sppo(pairs, *, beta=0.1):
     losses = (w - 1 / (2 * beta)) ** 2 + (l + 1 / (2 * beta)) ** 2    # (B,)
     return with_rewards(losses, beta, w, l)
 
+@register(needs_ref=True, start="log(2) + 1 / (2 * beta**2)")
+def cal_dpo(pairs, *, beta=0.1):
+    """
+    Calibrated DPO: Xiao et al. 2024, arXiv:2412.14516.
+
+        L = -log sigmoid(w - l) + (w - 1 / (2 beta))^2 + (l + 1 / (2 beta))^2
+
+    beta  > 0. It sets the targets alone: log-ratios of 1 / (2 beta) and -1 / (2 beta) nats. The first term has no beta.
+
+    Unlike sppo it has a term that compares the two completions, so it stops slightly beyond the targets. The authors'
+    released code takes half of the squares.
+    """
+    w, l, _ = log_ratios(pairs, beta)                                       # (B,)
+    squares = (w - 1 / (2 * beta)) ** 2 + (l + 1 / (2 * beta)) ** 2         # (B,)
+    losses = -F.logsigmoid(w - l) + squares                                 # (B,)
+    return with_rewards(losses, beta, w, l)
+
 @register(needs_ref=True, start="1", limit="inf", trl="apo_zero", flat=True)
 def apo_zero(pairs, *, beta=0.1):
     """
@@ -469,109 +519,7 @@ def kto(pairs, *, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
     return with_rewards((chosen_losses + rejected_losses) / 2, beta, w, l)
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Losses without a reference: c and r are the policy's log-probs
+# Losses without a reference
 
-@register(needs_ref=False)
-def slic(pairs, *, delta=1.0, reg=0.1):
-    """
-    SLiC-HF: Zhao et al. 2023, arXiv:2305.10425, with the chosen completion as the target of the regularization.
-
-        L = max(0, delta - c + r) - reg c
-
-    delta  > 0. Margin in nats between the two summed log-probs at which the calibration term stops.
-    reg    >= 0. Weight of the cross-entropy. Nothing else keeps the policy near its start.
-
-    Unlike hinge it compares log-probs, not log-ratios: the lengths of a pair decide whether it starts out right or
-    wrong. The logged rewards are c and r.
-    """
-    need(delta > 0 and reg >= 0, f"delta must be > 0 and reg >= 0, not {delta} and {reg}")
-    c, r = pairs.policy_chosen_logps, pairs.policy_rejected_logps    # (B,)
-    losses = F.relu(delta - c + r) - reg * c                         # (B,)
-    return with_rewards(losses, 1.0, c, r)
-
-@register(needs_ref=False, per_token=True, trl="CPOTrainer with simpo")
-def simpo(pairs, *, beta=2.0, gamma_beta_ratio=0.1):
-    """
-    Simple Preference Optimization: Meng et al. 2024, arXiv:2405.14734.
-
-        L = -log sigmoid(beta * (c / n - r / m - gamma_beta_ratio))
-
-    beta              > 0. It scales means per token, so it is about 1 to 10, not 0.1.
-    gamma_beta_ratio  >= 0. Margin in nats per token to reach: the paper's gamma / beta. The default is a tenth of a
-                      token's entropy.
-
-    Unlike in dpo, only a small learning rate keeps the policy near its start.
-    """
-    need(beta > 0, f"beta must be > 0, not {beta}")
-    need(gamma_beta_ratio >= 0, f"gamma_beta_ratio must be >= 0, not {gamma_beta_ratio}")
-    mean_c, mean_r = mean_logps(pairs)                                     # (B,) c / n, r / m
-    losses = -F.logsigmoid(beta * (mean_c - mean_r - gamma_beta_ratio))    # (B,)
-    return with_rewards(losses, beta, mean_c, mean_r)
-
-@register(needs_ref=False, has_nll=True, trl="CPOTrainer with sigmoid")
-def cpo(pairs, *, beta=0.1, nll_weight=1.0):
-    """
-    Contrastive Preference Optimization: Xu et al. 2024, arXiv:2401.08417.
-
-        L = -log sigmoid(beta * (c - r)) - nll_weight c / n
-
-    beta        > 0, as in dpo.
-    nll_weight  >= 0. Weight of the chosen completion's NLL per token, which replaces the reference.
-
-    This is dpo with a uniform reference, which cancels, plus the NLL.
-    """
-    need(beta > 0 and nll_weight >= 0, f"beta must be > 0 and nll_weight >= 0, not {beta} and {nll_weight}")
-    c, r = pairs.policy_chosen_logps, pairs.policy_rejected_logps    # (B,)
-    mean_c, _ = mean_logps(pairs)                                    # (B,) c / n
-    losses = -F.logsigmoid(beta * (c - r)) - nll_weight * mean_c     # (B,)
-    return with_rewards(losses, beta, c, r)
-
-def log_odds(x):
-    """log(p / (1 - p)) of p = e^x, for log-probs x (B,): x - log(1 - e^x)."""
-    # -expm1(x), not 1 - e^x: the difference is 0 in float32 for a mean log-prob above -6e-8
-    return x - (-torch.expm1(x.clamp(max=-1e-6))).log()
-
-@register(needs_ref=False, per_token=True, has_nll=True, trl="ORPOTrainer")
-def orpo(pairs, *, lam=0.1):
-    """
-    Odds Ratio Preference Optimization: Hong et al. 2024, arXiv:2403.07691.
-
-        L = -c / n - lam * log sigmoid(log odds(c / n) - log odds(r / m)),   log odds(x) = x - log(1 - e^x)
-
-    lam  >= 0. Weight of the odds ratio beside the NLL.
-
-    Unlike dpo it is supervised fine-tuning with a small preference term. It does not start from an SFT policy.
-    """
-    need(lam >= 0, f"lam must be >= 0, not {lam}")
-    mean_c, mean_r = mean_logps(pairs)                                            # (B,) c / n, r / m
-    losses = -mean_c - lam * F.logsigmoid(log_odds(mean_c) - log_odds(mean_r))    # (B,)
-    return with_rewards(losses, 1.0, mean_c, mean_r)
-
-@register(needs_ref=False)
-def unlikelihood(pairs, *, alpha=0.1):
-    """
-    Unlikelihood, a baseline of the DPO paper (arXiv:2305.18290).
-
-        L = -c + alpha r
-
-    alpha  in [0, 1]. Weight of the term that pushes the rejected completion down.
-
-    Unlike dpo it never stops: the log-probs of rejected completions fall without bound, and the policy collapses.
-    """
-    need(0 <= alpha <= 1, f"alpha must be in [0, 1], not {alpha}")
-    c, r = pairs.policy_chosen_logps, pairs.policy_rejected_logps    # (B,)
-    losses = -c + alpha * r                                          # (B,)
-    return with_rewards(losses, 1.0, c, r)
-
-@register(needs_ref=False, per_token=True, has_nll=True, trl="sft: the mean over all tokens of the batch")
-def sft(pairs):
-    """
-    Preferred-FT, a baseline of the DPO paper (arXiv:2305.18290): supervised fine-tuning on the chosen completions.
-
-        L = -c / n
-
-    Unlike dpo it ignores the rejected completion. The logged rewards are log-probs per token.
-    """
-    mean_c, mean_r = mean_logps(pairs)    # (B,) c / n, r / m
-    losses = -mean_c                      # (B,)
-    return with_rewards(losses, 1.0, mean_c, mean_r)
+# At the bottom, so that LOSSES lists the losses in reading order
+from losses_free import alphapo, cpo, log_odds, orpo, sft, simpo, slic, unlikelihood    # noqa: E402, F401

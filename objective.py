@@ -21,7 +21,8 @@ def preference_loss(model, batch, loss, hparams, mean_logps=False, sft_weight=0.
     chosen_lens, rejected_lens = lens.chunk(2)             # (B,), (B,)
     # The reference's log-probs were computed before training and are part of the batch.
     ref_chosen, ref_rejected = batch.get("ref_chosen_logps"), batch.get("ref_rejected_logps")    # (B,), (B,)
-    pairs = Pairs(chosen, rejected, ref_chosen, ref_rejected, chosen_lens, rejected_lens)
+    pairs = Pairs(chosen, rejected, ref_chosen, ref_rejected, chosen_lens, rejected_lens,
+                  reward_gaps=batch.get("gap"))
     if loss.needs_kl:
         pairs.kl_logratios = kl_logratios(model, batch, mean_logps)    # (B,)
     if mean_logps:

@@ -120,7 +120,7 @@ def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tok
     parallel.wait()
     return path
 
-def read_pairs(path, n_vocab=float("inf")):
+def read_pairs(path, n_vocab=float("inf"), gaps=False):
     """{"train": rows, "val": rows} of a file of make_pairs. Raises ValueError with the first row that is not a pair."""
     rows = {"train": [], "val": []}
     for where, record in read_records(path):
@@ -129,6 +129,7 @@ def read_pairs(path, n_vocab=float("inf")):
             row = {field: record[field]["tokens"] for field in ("prompt", "chosen", "rejected")}
             for tokens in row.values():
                 assert tokens and all(type(t) is int and 0 <= t < n_vocab for t in tokens)
+            row |= {"gap": record["chosen"]["reward"] - record["rejected"]["reward"]} if gaps else {}
             rows[record["split"]].append(row)
         except (KeyError, TypeError, AssertionError):
             raise ValueError(f"{where}: is no pair of sampled token lists; delete the file to sample again") from None
@@ -153,17 +154,16 @@ def prompts_for(data, tokenizer, n_train, n_val=100, *, max_len, seed=0, data_di
     return prompts, max_len - longest
 
 def sampled_pairs(model, tokenizer, model_fingerprint, reward, *, data, folder, n_prompts, max_len, seed=0,
-                  data_dir=None, prompt_tokens=None, labels=None):
+                  data_dir=None, prompt_tokens=None, labels=None, gaps=False):
     """
     (path, {"train": rows, "val": rows}) of pairs that a model samples and a reward.Reward ranks, for toy and imdb.
     labels: "bradley_terry" draws them, otherwise the better sample is chosen. The model's fingerprint is a part of the
-    recipe. make_pairs and prompts_for explain the other arguments.
+    recipe. gaps: whether rows get `gap`. make_pairs and prompts_for explain the other arguments.
     """
     prompts, room = prompts_for(data, tokenizer, n_prompts, max_len=max_len, seed=seed, data_dir=data_dir,
                                 prompt_tokens=prompt_tokens)
-    recipe = {"weights": model_fingerprint, "reward": reward.name}
     drawn = labels == "bradley_terry"
-    recipe |= {"labels": labels} if drawn else {}
+    recipe = {"weights": model_fingerprint, "reward": reward.name} | ({"labels": labels} if drawn else {})
     path = make_pairs(model, tokenizer, prompts, reward, folder, recipe, max_new_tokens=room, seed=seed,
                       nats=reward.nats if drawn else None)
-    return str(path), read_pairs(path, tokenizer.n_vocab)
+    return str(path), read_pairs(path, tokenizer.n_vocab, gaps)

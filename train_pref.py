@@ -57,7 +57,8 @@ def get_args(argv=None):
 
 def prepare(args, hparams):
     """Loads model and pairs, and creates the run directory. about: adapter.json of --init_from; base: a fingerprint."""
-    sources.check_source(args.data, args.data_dir, training=True)
+    gaps = LOSSES[args.loss].needs_gap
+    sources.check_source(args.data, args.data_dir, training=True, gaps=gaps)
     rundir.check_out_dir(args.out_dir, args.resume)
     args.init_from = args.init_from or train_sft.policy_for(**cli.flags_of(args, train_sft.policy_for))
     device, autocast = cli.set_up(**cli.flags_of(args, cli.set_up))
@@ -71,9 +72,10 @@ def prepare(args, hparams):
         sampled["pairs"], rows = sampling.sampled_pairs(
             model, tokenizer, base, ranked_by, data=args.data, folder=args.init_from, n_prompts=args.n_prompts,
             max_len=args.max_len, seed=args.seed, data_dir=args.data_dir, prompt_tokens=args.prompt_tokens,
-            labels=args.labels)
+            labels=args.labels, gaps=gaps)
     else:
-        rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, n_val=args.n_val)
+        rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, n_val=args.n_val,
+                              gaps=gaps)
     swapped = sum(data.flip_labels(part, args.label_noise, args.seed) for part in rows.values())
     if args.adapter and not about:
         init = (args.adapter_init or "neurons") if args.adapter == "replace" else "random"

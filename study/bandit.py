@@ -84,6 +84,10 @@ def ipo_optimum(ref, preference, mu, beta):
 # ---------------------------------------------------------------------------------------------------------------------
 # training: minimize the expected loss over all pairs
 
+def chosen_gaps(preference):
+    """r_i - r_j in nats, for odpo: the logit of P(i beats j), at most 13.8. preference (X, A, A) -> (X, A, A)."""
+    return (preference / (preference + preference.transpose(1, 2))).logit(1e-6)    # numbers of wins are shares then
+
 def expected_loss(logits, ref, preference, weights, name, **hparams):
     """
     Mean loss () over all ordered pairs (chosen i, rejected j), i != j, each weighted by weights * P(i beats j).
@@ -96,7 +100,8 @@ def expected_loss(logits, ref, preference, weights, name, **hparams):
     rejected = lambda table: table[:, j].reshape(-1)
     ones = torch.ones(X * len(i), dtype=ref.dtype)
     no_kl = 0 * ones    # the KL estimate that KTO takes from the other pairs of a batch
-    pairs = Pairs(chosen(policy), rejected(policy), chosen(ref), rejected(ref), ones, ones, no_kl)
+    pairs = Pairs(chosen(policy), rejected(policy), chosen(ref), rejected(ref), ones, ones, no_kl,
+                  chosen_gaps(preference)[:, i, j].reshape(-1))
     losses = LOSSES[name].fn(pairs, **hparams)[0]
     p = (weights * preference)[:, i, j].reshape(-1)
     return (p * losses).sum() / p.sum()
@@ -187,6 +192,7 @@ def best_reward(ref, reward, nats):
 
 # hyperparameters for this world, whose rewards are about 1 nat apart; every other loss has --beta and its defaults
 SETTINGS = {"slic": {"reg": 0.5}, "orpo": {"lam": 1.0}, "simpo": {"beta": 1.0, "gamma_beta_ratio": 0.0},
+            "alphapo": {"beta": 1.0, "gamma_beta_ratio": 0.0}, "odpo": {"beta": 1.0, "scaling": "linear"},
             "unlikelihood": {}, "sft": {}}
 
 def rows(seed=0, beta=1.0):

@@ -123,7 +123,8 @@ def fingerprint(method, hparams):
     policy = [random(-60, -1).requires_grad_() for _ in range(2)]    # chosen, rejected: (64,) nats
     reference = [logps.detach() + random(-12, 12) for logps in policy]
     lens = [random(1, 40).round() for _ in range(2)]
-    losses, *rewards = LOSSES[method].fn(Pairs(*policy, *reference, *lens, random(-3, 3)), **hparams)
+    pairs = Pairs(*policy, *reference, *lens, kl_logratios=random(-3, 3), reward_gaps=random(-1, 3))
+    losses, *rewards = LOSSES[method].fn(pairs, **hparams)
     slopes = torch.autograd.grad(losses.sum(), policy, allow_unused=True)
     numbers = [x for part in (losses, *rewards, *slopes) if part is not None for x in part.tolist()]
     return hashlib.sha256(" ".join(f"{x:.4g}" for x in numbers).encode()).hexdigest()[:16]

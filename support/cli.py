@@ -283,6 +283,7 @@ def check_loss_flags(p, args, losses):
             p.error(f"--{h} has no effect on --loss {name}, which takes {takes}")
     on = f"on --loss {name}, which"
     refuse(p, args, (("mean_logps", not loss.per_token, f"{on} takes means per token already"),
+                     ("mean_logps", not loss.needs_lens, f"{on} compares sums, with a term for the lengths"),
                      ("sft_weight", not loss.has_nll, f"{on} contains the NLL of the chosen completion already"),
                      ("beta_end", "beta" in loss.hparams, f"{on} has no beta"),
                      ("beta_schedule", args.beta_end is not None, "without --beta_end")))

@@ -4,7 +4,8 @@ The LOSSES table: @register reads a loss's name, hyperparameters and flags from 
     @register(needs_ref=True)
     def mine(pairs, *, beta=0.1): ...
 
-`try_out` calls a loss once before a run begins. The losses are in losses.py. docs/new-loss.md says how to write one.
+`try_out` calls a loss once before a run begins. The losses are in losses.py and losses_free.py, which share the two
+functions at the end. docs/new-loss.md says how to write one.
 """
 import inspect
 import types
@@ -26,6 +27,8 @@ class Loss:
     per_token: bool      # it already uses means per token
     has_nll: bool        # it already contains the chosen completion's NLL
     needs_kl: bool       # it reads kl_logratios
+    needs_gap: bool      # it reads reward_gaps, so the data must have rewards
+    needs_lens: bool     # it compares the lengths of the completions
     whole_batch: bool    # a pair's loss depends on the batch's other pairs
     flat: bool           # by design it has no gradient far from the reference
     flag_types: dict     # name -> the function that reads the flag's text: float, int, number, str; or bool
@@ -41,7 +44,7 @@ def need(condition, message):
 # Registration
 
 def register(fn=None, *, needs_ref=None, start="", limit="", trl="none", per_token=False, has_nll=False, needs_kl=False,
-             whole_batch=False, flat=False):
+             needs_gap=False, needs_lens=False, whole_batch=False, flat=False):
     """
     Decorator that adds a loss to LOSSES and returns the function unchanged. Raises ValueError for a function that
     cannot be a loss, in one line that says how to write it.
@@ -53,8 +56,8 @@ def register(fn=None, *, needs_ref=None, start="", limit="", trl="none", per_tok
              f"{where}: write @register(needs_ref=True), or needs_ref=False if it does not read the reference")
         need(fn.__name__ not in LOSSES, f"{where}: there is a loss of this name already; choose another name")
         hparams, flag_types = hyperparameters(fn, where)
-        LOSSES[fn.__name__] = Loss(fn, needs_ref, hparams, start, limit, trl, per_token, has_nll, needs_kl, whole_batch,
-                                   flat, flag_types)
+        LOSSES[fn.__name__] = Loss(fn, needs_ref, hparams, start, limit, trl, per_token, has_nll, needs_kl, needs_gap,
+                                   needs_lens, whole_batch, flat, flag_types)
         return fn
     # fn is a function where @register stands without parentheses: add then refuses it, because needs_ref is missing
     return add(fn) if inspect.isfunction(fn) else add
@@ -105,7 +108,7 @@ def try_out(name, hparams, new_pairs):
         # Any other bug keeps its traceback. An operation on None most often means that a field was not asked for
         need("NoneType" not in str(e),
              f"--loss {name}: {e}: the reference's log-probs are None unless needs_ref=True, kl_logratios is None "
-             "unless needs_kl=True, and a hyperparameter may be None")
+             "unless needs_kl=True, reward_gaps is None unless needs_gap=True, and a hyperparameter may be None")
         raise
     check_outputs(name, outputs)
 
@@ -115,7 +118,8 @@ def trial_pairs(new_pairs, loss):
     ref = torch.full((2, 2), -1.0) if loss.needs_ref else (None, None)       # (2, B) nats
     lens = torch.ones(2)                                                     # (B,) tokens
     kl_logratios = torch.zeros(2) if loss.needs_kl else None                 # (B,) nats
-    return new_pairs(*policy, *ref, lens, lens, kl_logratios)
+    reward_gaps = torch.ones(2) if loss.needs_gap else None                  # (B,)
+    return new_pairs(*policy, *ref, lens, lens, kl_logratios, reward_gaps)
 
 def check_outputs(name, outputs):
     """Raises ValueError unless outputs are three tensors (2,): losses with a gradient, and two rewards without one."""
@@ -130,3 +134,20 @@ def check_outputs(name, outputs):
          f"--loss {name}: its losses have no gradient; compute them from the policy's log-probs without .detach()")
     need(not chosen_rewards.requires_grad and not rejected_rewards.requires_grad,
          f"--loss {name}: its rewards have a gradient, but are only logged; return them with .detach()")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts that the losses of both files share
+
+def with_rewards(losses, beta, chosen, rejected):
+    """What a loss returns: losses, beta * chosen, beta * rejected, (B,) each. The rewards are detached."""
+    return losses, (beta * chosen).detach(), (beta * rejected).detach()
+
+def exp_line(x, cap=30.0):
+    """
+    e^x up to x = cap, and the tangent at cap from there on.
+
+    It is finite in float32 at x = 1e4. A clamp would be finite too, but its gradient is 0, so a pair out there would
+    never move.
+    """
+    below = x.clamp(max=cap)
+    return below.exp() * (1 + (x - below))

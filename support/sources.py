@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from support.messages import DIFFERENT, TURN, Remarks, example_of, short, text_of
+from support.scores import check_scored, gap_of
 from support.tokenizers import check_text
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
@@ -158,10 +159,15 @@ HUB = {"imdb": ({"path": "stanfordnlp/imdb"}, imdb_example), "hh": ({"path": "An
 # ---------------------------------------------------------------------------------------------------------------------
 # a source -> examples
 
-def check_source(data, data_dir, training=False):
-    """Raises ValueError, before anything is downloaded, for an unknown data set or one that is not for training."""
+def check_source(data, data_dir, training=False, gaps=False):
+    """
+    Raises ValueError, before anything is downloaded, for an unknown data set, one that is not for training, or with
+    gaps one without rewards.
+    """
     if training and data == "cnn_dailymail":
         raise ValueError("cnn_dailymail: is for evaluation only; train on tldr")
+    if gaps:
+        check_scored(data)
     if data_dir and data not in HUB:
         raise ValueError(f"--data_dir has no effect on --data {data}: it is for {', '.join(HUB)}")
     if data not in ("toy", *HUB) and not (data.endswith(SUFFIXES) and Path(data).is_file()):
@@ -195,7 +201,7 @@ def hub_records(data):
         for row, record in enumerate(records, 1):
             yield SPLITS.get(split.split("_")[0], "train"), f"{place['path']} {split}, row {row}", record
 
-def load_examples(data, data_dir=None, pairs=True, say=print):
+def load_examples(data, data_dir=None, pairs=True, say=print, gaps=False):
     """
     ({split: examples}, a Counter of why examples were dropped). Raises ValueError or OSError in one line.
 
@@ -203,8 +209,9 @@ def load_examples(data, data_dir=None, pairs=True, say=print):
     data_dir  a folder with the files of a data set of HUB, instead of the hub
     pairs     whether examples need `rejected`
     say       prints a line about text that is not used, or that may not be meant to be learned
+    gaps      whether examples need `gap`, the difference of their answers' rewards
     """
-    check_source(data, data_dir)
+    check_source(data, data_dir, gaps=gaps)
     if data in HUB:
         make, records = HUB[data][1], folder_records(data_dir) if data_dir else hub_records(data)
     else:
@@ -219,6 +226,8 @@ def load_examples(data, data_dir=None, pairs=True, say=print):
         if isinstance(example, str):
             dropped[example] += 1
             continue
+        if gaps:
+            example["gap"] = gap_of(record, where)
         for field, value in example.items():
             if isinstance(value, str):
                 check_text(value, f"{where}, field {field!r}")

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from losses import LOSSES
+from losses import LOSSES, Pairs
 from study import bandit, places
 from study.bandit import bradley_terry, deterministic, kl, rlhf_optimum, train
 
@@ -102,8 +102,66 @@ def test_robust_recovers_the_clean_optimum_from_flipped_labels():
     assert torch.allclose(policy, rlhf_optimum(REF, REWARD, 1.0), atol=1e-4)
     assert kl(train(REF, flipped, FULL, "dpo", beta=1.0), REF) < 0.6 * kl(policy, REF)
 
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.7])
+def test_odpo_with_a_linear_offset_ends_at_dpos_optimum_for_a_smaller_beta(beta, alpha):
+    """
+    On Bradley-Terry labels the offset is alpha times the reward difference of a pair, in both of its orders, so the
+    policy fits a difference that is 1 + alpha times as large. With the offset's other sign it would fit a smaller one.
+    """
+    policy = train(REF, bradley_terry(REWARD), FULL, "odpo", beta=beta, alpha=alpha, scaling="linear")
+    assert torch.allclose(policy, rlhf_optimum(REF, REWARD, beta / (1 + alpha)), atol=1e-4)
+
+def test_odpo_with_a_log_offset_weights_each_pair_by_its_gap():
+    """
+    L = log(1 + gap^alpha e^-h), and contradicted labels have almost no weight. So the better answer always wins, and
+    the KL grows beyond that of the linear offset.
+    """
+    log, linear = (train(REF, bradley_terry(REWARD), FULL, "odpo", 50, beta=1.0, scaling=scaling)
+                   for scaling in ("log", "linear"))
+    assert kl(log, REF) > 1.5 * kl(linear, REF)
+    assert (log.argmax(1) == REWARD.argmax(1)).all()
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5])
+def test_rdpo_reaches_the_optimum_of_the_reward_minus_alpha_for_each_token(alpha):
+    """The paper's derivation. With the sign of the length term wrong, the optimum would pay for each token."""
+    lens = torch.tensor([3.0, 9.0, 1.0, 20.0, 6.0, 12.0], dtype=torch.float64)    # of the six answers, tokens
+    i, j = (~torch.eye(6, dtype=torch.bool)).nonzero(as_tuple=True)
+    p, logits = (FULL * bradley_terry(REWARD))[:, i, j], REF.clone().requires_grad_()    # (X, pairs), (X, A)
+    def loss():
+        policy = logits.log_softmax(1)
+        columns = [x.reshape(-1) for x in (policy[:, i], policy[:, j], REF[:, i], REF[:, j])]
+        lengths = [lens[side].repeat(4) for side in (i, j)]
+        return (p.reshape(-1) * LOSSES["rdpo"].fn(Pairs(*columns, *lengths), beta=0.8, alpha=alpha)[0]).sum()
+    bandit.minimize_by_lbfgs(loss, logits, 400)
+    want = rlhf_optimum(REF, REWARD - alpha * lens, 0.8)
+    assert torch.allclose(logits.detach().log_softmax(1), want, atol=1e-4)
+
+@pytest.mark.parametrize("alpha", [0.25, 1.0])
+def test_alphapo_is_at_the_optimum_of_an_f_divergence_to_the_uniform_policy(alpha):
+    """
+    Its reward is fdpo's alpha link with a uniform reference: g(p) = A^alpha link(log(p A)) + constant, so beta counts
+    A^alpha times. The optimum is solved from the KKT conditions. With alpha's sign wrong it would be another one.
+    """
+    policy = train(REF, bradley_terry(REWARD), FULL, "alphapo", beta=2.0, gamma_beta_ratio=0.0, alpha=alpha)
+    uniform = torch.full_like(REF, -math.log(6))
+    f = "forward_kl" if alpha == 1 else "alpha"
+    assert torch.allclose(policy, bandit.f_optimum(uniform, REWARD, 2.0 * 6**alpha, f, alpha), atol=1e-4)
+
 # ---------------------------------------------------------------------------------------------------------------------
 # deterministic preferences
+
+@pytest.mark.parametrize("beta", [0.5, 2.0])
+def test_cal_dpo_stops_where_a_search_finds_its_minimum(beta):
+    """Two equally likely answers, the first always preferred: e^w + e^l = 2, so one number is left to search over."""
+    ref, preference, weights = two_answers()
+    w = torch.linspace(0.001, 0.693, 200_000, dtype=torch.float64)    # below log 2, where l is -infinity
+    l, target = (2 - w.exp()).log(), 1 / (2 * beta)
+    values = torch.nn.functional.softplus(l - w) + (w - target) ** 2 + (l + target) ** 2
+    best = values.argmin()
+    policy = train(ref, preference, weights, "cal_dpo", beta=beta)
+    assert gap(policy, ref) == pytest.approx((w - l)[best].item(), abs=1e-3)
+    assert gap(policy, ref) < 5 < gap(train(ref, preference, weights, "dpo", beta=beta), ref)
 
 @pytest.mark.parametrize("beta", [0.5, 2.0])
 def test_cdpo_and_exo_stop_where_they_should(beta):

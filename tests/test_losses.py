@@ -12,19 +12,20 @@ from losses import LOSSES, Pairs
 GOLDEN = json.loads((Path(__file__).parent / "oracle" / "losses.json").read_text())
 PUBLISHED = {row["loss"] for row in GOLDEN["rows"]}    # these must document a source and a start; a new loss need not
 
-def pairs_of(c, r, c0, r0, n=(10.0,), m=(10.0,), dtype=torch.float64):
-    """Pairs from lists. The policy's log-probs require gradients."""
+def pairs_of(c, r, c0, r0, n=(10.0,), m=(10.0,), dtype=torch.float64, gaps=None):
+    """Pairs from lists. The policy's log-probs require gradients. gaps: of the rewards, 1.5 by default."""
     t = [torch.tensor(x, dtype=dtype) for x in (c, r, c0, r0, n, m)]
     t[0].requires_grad_()
     t[1].requires_grad_()
-    return Pairs(*t, torch.zeros(len(c), dtype=dtype))
+    return Pairs(*t, torch.zeros(len(c), dtype=dtype), torch.tensor(gaps or [1.5] * len(c), dtype=dtype))
 
 def random_pairs(B=6, dtype=torch.float64, spread=5.0, seed=0):
     g = torch.Generator().manual_seed(seed)
     c0, r0 = -40 - 20 * torch.rand(2, B, generator=g, dtype=torch.float64)
     w, l = spread * torch.randn(2, B, generator=g, dtype=torch.float64)
     n, m = torch.randint(5, 30, (2, B), generator=g).double()
-    return pairs_of((c0 + w).tolist(), (r0 + l).tolist(), c0.tolist(), r0.tolist(), n.tolist(), m.tolist(), dtype)
+    gaps = (0.2 + 3 * torch.rand(B, generator=g, dtype=torch.float64)).tolist()
+    return pairs_of((c0 + w).tolist(), (r0 + l).tolist(), c0.tolist(), r0.tolist(), n.tolist(), m.tolist(), dtype, gaps)
 
 def gradients(name, pairs, **hparams):
     logps = (pairs.policy_chosen_logps, pairs.policy_rejected_logps)
@@ -56,6 +57,70 @@ def test_the_reports_losses_by_hand():
     assert of("fdpo", beta=0.5, divergence="alpha", alpha=0.5) == pytest.approx(soft(math.exp(-0.5) - math.exp(-1.5)))
     assert of("fdpo", beta=0.5, divergence="reverse_kl") == pytest.approx(of("dpo", beta=0.5))
 
+def test_lengths_offsets_and_calibration_by_hand():
+    """
+    The same pair, h = 1, of 4 and 5 tokens. Each sign can be wrong and still train: a length that earns reward, an
+    offset that is given away, a target on the wrong side.
+    """
+    of = lambda name, gap=1.5, **hparams: LOSSES[name].fn(
+        pairs_of([-7.0], [-11.0], [-10.0], [-12.0], [4.0], [5.0], gaps=[gap]), **hparams)[0].item()
+    soft = lambda x: math.log1p(math.exp(-x))
+    assert of("rdpo", beta=0.5, alpha=0.2) == pytest.approx(soft(1 - 0.2))    # one token shorter: 0.2 nats less
+    assert of("odpo", math.e, beta=0.5, alpha=0.5) == pytest.approx(soft(1 - 0.5))
+    assert of("odpo", 3.0, beta=0.5) == pytest.approx(math.log(1 + 3 * math.exp(-1)))
+    assert of("odpo", 0.6, beta=0.5, alpha=0.5, scaling="linear") == pytest.approx(soft(1 - 0.3))
+    assert of("cal_dpo", beta=0.5) == pytest.approx(soft(2) + (3 - 1) ** 2 + (1 + 1) ** 2)
+    g = lambda x: 2 - 2 * math.exp(-x / 2)
+    assert of("alphapo", beta=3.0, gamma_beta_ratio=0.2, alpha=0.5) == pytest.approx(
+        soft(3 * (g(-7 / 4) - g(-11 / 5) - 0.2)))
+
+@pytest.mark.parametrize("name, at_zero, hparams", [
+    ("rdpo", "dpo", {"beta": 0.3}), ("odpo", "dpo", {"beta": 0.3}), ("odpo", "dpo", {"beta": 0.3, "scaling": "linear"}),
+    ("alphapo", "simpo", {"beta": 1.5, "gamma_beta_ratio": 0.2})], ids=str)
+def test_at_alpha_0_it_is_the_loss_that_it_extends(name, at_zero, hparams):
+    """Users compare with the loss that is extended. An alpha that also scales the margin would make this unfair."""
+    plain = {k: v for k, v in hparams.items() if k != "scaling"}
+    (want, want_grads), (got, grads) = gradients(at_zero, random_pairs(), **plain), gradients(name, random_pairs(),
+                                                                                               alpha=0.0, **hparams)
+    assert torch.allclose(got, want) and all(map(torch.allclose, grads, want_grads))
+    small, small_grads = gradients(name, random_pairs(), alpha=1e-6, **hparams)
+    assert torch.allclose(small, want, atol=1e-4) and all(torch.allclose(a, b, atol=1e-4)
+                                                          for a, b in zip(small_grads, want_grads))
+    assert not torch.allclose(gradients(name, random_pairs(), alpha=0.5, **hparams)[0], want, atol=1e-2)
+
+def test_a_shorter_chosen_completion_is_pushed_harder_by_rdpo():
+    """Length is to cost reward. With the other sign the loss rewards longer answers, which is what it is to prevent."""
+    short, long = (gradients("rdpo", pairs_of([-20.0], [-20.0], [-20.0], [-20.0], [n], [10.0]), alpha=0.1)[1][0].item()
+                   for n in (5.0, 15.0))
+    assert short < long < 0
+
+def test_odpo_asks_more_of_a_larger_gap_and_almost_nothing_of_a_contradicted_label():
+    """log of a negative gap is NaN, and one contradicted label would end a run."""
+    push = lambda gap, **hparams: gradients("odpo", pairs_of([-20.0], [-20.0], [-20.0], [-20.0], gaps=[gap]),
+                                            **hparams)[1][0].item()
+    for scaling in ("log", "linear"):
+        assert push(3.0, scaling=scaling) < push(0.5, scaling=scaling) < push(-1.0, scaling=scaling) < 0
+    assert -1e-6 < push(-2.0) == push(0.0)
+    assert push(-2.0, scaling="linear") == pytest.approx(-0.1 / (1 + math.exp(2)))
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 4.0])
+def test_cal_dpo_stops_slightly_beyond_its_targets(beta):
+    """At w = -l = x with x = 1 / (2 beta) + sigmoid(-2 x) / 2, by fixed-point iteration: no gradient is left there."""
+    x = 1 / (2 * beta)
+    for _ in range(100):
+        x = 1 / (2 * beta) + 1 / (1 + math.exp(2 * x)) / 2
+    assert 1 / (2 * beta) < x < 1 / (2 * beta) + 0.25
+    grads = gradients("cal_dpo", pairs_of([x - 20], [-x - 20], [-20.0], [-20.0]), beta=beta)[1]
+    assert [g.item() for g in grads] == pytest.approx([0, 0], abs=1e-9)
+
+@pytest.mark.parametrize("alpha", [0.25, -0.5])
+def test_alphapos_reward_saturates_on_one_side(alpha):
+    """Above 0 an unlikely completion has the steeper reward, below 0 a likely one. TRL's p^-alpha is the same power."""
+    push = lambda mean: gradients("alphapo", pairs_of([10 * mean], [10 * mean], [-20.0], [-20.0]),
+                                  alpha=alpha)[1][0].item()
+    ratio = push(-4.0) / push(-1.0)
+    assert ratio == pytest.approx(math.exp(3 * alpha))
+
 golden = [row for row in GOLDEN["rows"] if row["loss"] in LOSSES]
 
 @pytest.mark.parametrize("row", golden, ids=lambda r: f"{r['loss']}-{r['case'][:8]}")
@@ -67,6 +132,7 @@ def test_golden_values_and_gradients(row):
     pairs = pairs_of(*(case[k] for k in ("c", "r", "c0", "r0", "n", "m")))
     if "kl" in hparams:
         pairs.kl_logratios = torch.full_like(pairs.chosen_lens, hparams.pop("kl"))
+    pairs.reward_gaps = torch.tensor(row["gaps"]) if "gaps" in row else None
     values, (chosen, rejected) = gradients(row["loss"], pairs, **hparams)
     assert values.tolist() == pytest.approx(row["values"], rel=1e-6, abs=1e-9)
     assert chosen.tolist() == pytest.approx(row["grad_chosen"], rel=1e-6, abs=1e-9)
@@ -100,10 +166,12 @@ def test_the_value_while_policy_equals_reference_is_the_documented_one(name):
 
 def test_every_published_loss_with_a_reference_documents_its_start():
     """
-    With a reference the first value is a constant that can be checked. Without one it depends on the pair. A new
-    loss may leave it out.
+    With a reference the first value is a constant that can be checked. Without one it depends on the pair, and so it
+    does with a term for lengths or rewards. A new loss may leave it out.
     """
-    assert all(LOSSES[name].start for name in PUBLISHED if LOSSES[name].needs_ref)
+    for name in PUBLISHED:
+        constant = LOSSES[name].needs_ref and not LOSSES[name].needs_lens and not LOSSES[name].needs_gap
+        assert bool(LOSSES[name].start) == constant, name
     assert all(loss.needs_ref for loss in LOSSES.values() if loss.start)
 
 @pytest.mark.parametrize("name", [n for n, loss in LOSSES.items() if loss.limit])
@@ -123,6 +191,7 @@ def test_the_gap_at_which_a_loss_stops_pushing_is_the_documented_one(name):
 
 DIVERGENCES = (("reverse_kl", 0.5), ("forward_kl", 0.5), ("alpha", 0.3), ("alpha", 1.0))
 EVERY = [(name, {}) for name in LOSSES] + [("fdpo", {"divergence": d, "alpha": a}) for d, a in DIVERGENCES]
+EVERY += [("odpo", {"scaling": "linear"}), ("alphapo", {"alpha": 1.0})]
 hparams_id = lambda x: x if isinstance(x, str) else "-".join(map(str, x.values()))
 every = pytest.mark.parametrize("name, hparams", EVERY, ids=hparams_id)
 
@@ -177,7 +246,7 @@ def test_needs_ref_is_true_exactly_when_the_reference_changes_the_answer(name, h
     pairs = random_pairs()
     other = Pairs(pairs.policy_chosen_logps, pairs.policy_rejected_logps,
                   pairs.ref_chosen_logps - 1, pairs.ref_rejected_logps + 2,
-                  pairs.chosen_lens, pairs.rejected_lens, pairs.kl_logratios)
+                  pairs.chosen_lens, pairs.rejected_lens, pairs.kl_logratios, pairs.reward_gaps)
     same = torch.allclose(LOSSES[name].fn(pairs, **hparams)[0], LOSSES[name].fn(other, **hparams)[0])
     assert same != LOSSES[name].needs_ref
     if not LOSSES[name].needs_ref:
@@ -244,9 +313,18 @@ def test_means_per_token_are_those_of_every_field():
     mean = pairs.per_token()
     assert torch.allclose(mean.chosen_logratios, pairs.chosen_logratios / pairs.chosen_lens)
     assert torch.allclose(mean.rejected_logratios, pairs.rejected_logratios / pairs.rejected_lens)
-    for name in ("simpo", "orpo", "sft"):    # they take means already: nothing changes, and the flag is refused
+    for name in ("simpo", "alphapo", "orpo", "sft"):    # they take means already: the flag is refused
         assert LOSSES[name].per_token and torch.allclose(LOSSES[name].fn(mean)[0], LOSSES[name].fn(pairs)[0])
-    assert sum(LOSSES[name].per_token for name in PUBLISHED) == 3
+    assert sum(LOSSES[name].per_token for name in PUBLISHED) == 4
+    assert torch.equal(mean.reward_gaps, pairs.reward_gaps)    # a reward belongs to a whole completion
+
+def test_needs_gap_is_true_exactly_when_the_gaps_change_the_answer():
+    """A false needs_gap trains without the rewards, a true one refuses data that would do."""
+    for name, loss in LOSSES.items():
+        pairs = random_pairs()
+        before = loss.fn(pairs)[0]
+        pairs.reward_gaps = 2 * pairs.reward_gaps
+        assert torch.allclose(loss.fn(pairs)[0], before) != loss.needs_gap, name
 
 @pytest.mark.parametrize("name, hparams", [
     ("dpo", {"beta": 0.0}),
@@ -255,7 +333,13 @@ def test_means_per_token_are_those_of_every_field():
     ("ipo", {"beta": 0.0}),
     ("fdpo", {"divergence": "kl"}),
     ("fdpo", {"alpha": 0.0}),
-    ("slic", {"delta": 0.0})])
+    ("slic", {"delta": 0.0}),
+    ("rdpo", {"alpha": -0.1}),
+    ("odpo", {"alpha": -0.1}),
+    ("odpo", {"scaling": "sqrt"}),
+    ("cal_dpo", {"beta": 0.0}),
+    ("alphapo", {"beta": 0.0}),
+    ("alphapo", {"gamma_beta_ratio": -1.0})])
 def test_a_hyperparameter_out_of_its_range_is_refused(name, hparams):
     """With beta = 0 the loss is constant, and training would do nothing without an error."""
     with pytest.raises(ValueError, match=next(iter(hparams))):

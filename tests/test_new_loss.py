@@ -270,6 +270,9 @@ def the_reference_unasked(pairs):
 def the_kl_unasked(pairs):
     return answer(pairs)[0] + pairs.kl_logratios.mean(), *answer(pairs)[1:]
 
+def the_gaps_unasked(pairs):
+    return answer(pairs)[0] - pairs.reward_gaps, *answer(pairs)[1:]
+
 @pytest.mark.parametrize("wrong, words", [
     (a_mean, "returns the shapes [], [2], [2]"),
     (kept_dimension, "the shapes [1], [2], [2]"),
@@ -281,6 +284,7 @@ def the_kl_unasked(pairs):
     (detached, "its losses have no gradient"),
     (the_reference_unasked, "unless needs_ref=True"),
     (the_kl_unasked, "unless needs_kl=True"),
+    (the_gaps_unasked, "unless needs_gap=True"),
 ], ids=lambda x: getattr(x, "__name__", ""))
 def test_what_a_loss_returns_is_looked_at_before_a_run_begins(wrong, words, capsys, in_tmp, monkeypatch):
     """

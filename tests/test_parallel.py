@@ -222,9 +222,13 @@ def test_no_other_loss_looks_across_the_batch(name):
     torch.manual_seed(0)
     values = [-5 * torch.rand(6) - 1 for _ in range(4)] + [torch.randint(3, 9, (6,)) for _ in range(2)]
     kl = {"kl_logratios": torch.tensor(0.3)} if LOSSES[name].needs_kl else {}
-    whole = LOSSES[name].fn(Pairs(*values, **kl))[0]
-    parts = torch.cat([LOSSES[name].fn(Pairs(*(v[i:i + 2] for v in values), **kl))[0] for i in (0, 2, 4)])
-    assert torch.allclose(whole, parts)
+    gaps = torch.rand(6)
+    whole = LOSSES[name].fn(Pairs(*values, **kl, reward_gaps=gaps))[0]
+    parts = []
+    for i in (0, 2, 4):
+        pairs = Pairs(*(v[i:i + 2] for v in values), **kl, reward_gaps=gaps[i:i + 2])
+        parts.append(LOSSES[name].fn(pairs)[0])
+    assert torch.allclose(whole, torch.cat(parts))
 
 @pytest.mark.parametrize("weight, want", [(2, 3.0), (0, 4.0)])
 def test_kto_estimates_the_kl_from_the_parts_of_all_processes(weight, want, monkeypatch):

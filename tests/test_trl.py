@@ -2,6 +2,7 @@
 Comparison with TRL's own code, where it is installed. The losses have the same means; known differences have a test
 each.
 """
+import warnings
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -112,6 +113,34 @@ def test_trls_sft_is_a_mean_over_all_tokens():
     assert trl_loss(policy, ref, "sft").item() == pytest.approx(tokens.item(), rel=1e-5)
     pairs = (-policy[:3] / torch.tensor(LENS[:3])).mean()
     assert ours("sft", policy, ref).item() == pytest.approx(pairs.item(), rel=1e-5)
+
+def trl_cpo_loss(policy, **settings):
+    """CPOTrainer.cpo_loss of the policy's log-probs, (6,): the mean. They are means per token for simpo and alphapo."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")    # trl.experimental warns that it may change
+        from trl.experimental.cpo import CPOTrainer
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(device="cpu"), label_smoothing=0.0, **settings)
+    return CPOTrainer.cpo_loss(trainer, *policy.chunk(2))[0].mean()
+
+@pytest.mark.parametrize("alpha", [0.25, 1.0, -0.5, 0.0])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_alphapo_is_trls_cpo_trainer_with_simpo_and_alpha(alpha, seed):
+    """TRL's simpo_gamma is not divided by beta. At alpha 0 both are SimPO."""
+    policy, ref = random_logps(seed)
+    mine = ours("alphapo", policy, ref, beta=2.5, gamma_beta_ratio=0.2, alpha=alpha)
+    means = policy / torch.tensor(LENS)
+    assert_same(mine, trl_cpo_loss(means, loss_type="simpo", beta=2.5, simpo_gamma=0.5, alpha=alpha), policy)
+    if alpha == 0:
+        assert mine.item() == ours("simpo", policy, ref, beta=2.5, gamma_beta_ratio=0.2).item()
+
+def test_trls_alphapo_is_not_finite_where_ours_still_pulls():
+    """p = e^-110 is 0 in float32, and 0^-alpha is infinite. The difference of two such rewards is NaN."""
+    policy = torch.tensor([-110.0 * n for n in LENS], requires_grad=True)
+    settings = dict(loss_type="simpo", beta=2.0, simpo_gamma=0.2, alpha=0.25)
+    assert not torch.isfinite(trl_cpo_loss(policy / torch.tensor(LENS), **settings))
+    loss = ours("alphapo", policy, torch.zeros(6), beta=2.0)
+    grad, = torch.autograd.grad(loss, policy)
+    assert torch.isfinite(loss) and (grad[:3] < 0).all() and (grad[3:] > 0).all()
 
 def test_trls_forward_kl_is_not_finite_where_ours_still_pulls():
     """

@@ -95,8 +95,8 @@ def dpo(pairs, *, beta=0.1):
     return torch.stack(losses), torch.stack(chosen), torch.stack(rejected)
 ''',
 }
-HIDDEN = ("log sigmoid(h)", "L = -log sigmoid", "L = -(1 - eps) log sigmoid")
-REMOVED = ("losses.py:smoothed", "losses.py:*")
+HIDDEN = ("gap^alpha e^-h", "log sigmoid(h)", "L = -log sigmoid", "L = -(1 - eps) log sigmoid")
+REMOVED = ("losses.py:smoothed", "losses.py:*", "losses_free.py:*")
 VARIANTS = {
     "a target margin": (
         ("w, l, h = log_ratios(pairs, beta)    # (B,)", "w, l, h = log_ratios(pairs, beta)\n    h = h - 0.5"),

@@ -92,7 +92,7 @@ def hinge(pairs, *, beta=0.2):
 ''',
 }
 HIDDEN = ("L = max(0, 1 - h)", "max(0, delta - c + r)")
-REMOVED = ("losses.py:slic", "losses.py:dpop")
+REMOVED = ("losses_free.py:slic", "losses.py:dpop")
 FORMULA = "L = max(0, 1 - h)"
 VARIANTS = {
     "squared": (

@@ -90,7 +90,7 @@ def ipo(pairs, *, beta=0.1):
 ''',
 }
 HIDDEN = ("1 / (2 beta))^2",)
-REMOVED = ("losses.py:sppo",)
+REMOVED = ("losses.py:sppo", "losses.py:cal_dpo")
 VARIANTS = {
     "a target of 1 / beta": (
         (LOSS, "losses = (w - l - 1 / beta) ** 2"),

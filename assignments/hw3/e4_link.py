@@ -122,8 +122,9 @@ def link(x, divergence, alpha):
 ''',
 }
 HIDDEN = ("divergence   f(u) ", "reverse_kl   u log u", "forward_kl   -log u", "log(2 u / (u + 1))", "(1 - u^-a) / a",
-          "e^-x alone overflows")
-REMOVED = ()
+          "e^-x alone overflows", "(1 - e^(-alpha x)) / alpha", "Where e^(-alpha x) exceeds", "(1 - p^-alpha) / alpha",
+          "p^-alpha alone overflows")
+REMOVED = ("losses_free.py:power_reward",)
 VARIANTS = {
     "TRL's alpha": (
         (RANGE, 'need(0 <= alpha < 1, f"alpha must be in [0, 1), not {alpha}")'),

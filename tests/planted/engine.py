@@ -141,7 +141,7 @@ FAULTS = {
                                          "test_data.py::test_drawn_labels_have_bradley_and_terrys_shares"),
     "labels drawn twice as sure": ("sampling.py", "math.tanh(gap / 2)", "math.tanh(gap)", "test_data.py::test_drawn_labels_have_bradley_and_terrys_shares"),
     "labels drawn from probabilities": ("reward.py", "return math.log(p / (1 - p))", "return p", "test_reward.py::test_a_reward_in_nats_is_the_log_odds_of_a_probability"),
-    "drawn labels in the file of the best": ("sampling.py", 'recipe |= {"labels": labels} if drawn else {}', "pass", "test_data.py::test_drawn_labels_have_a_file_of_their_own"),
+    "drawn labels in the file of the best": ("sampling.py", '({"labels": labels} if drawn else {})', "{}", "test_data.py::test_drawn_labels_have_a_file_of_their_own"),
     "--labels without an effect": ("train_pref.py", "labels=args.labels", "labels=None", "test_runs.py::test_labels_can_be_drawn"),
     "the test's reviews are training's": ("support/sources.py", 'if split != "train" else ()', 'if split == "train" else ()', "test_data.py::test_prompts_of_reviews_are_their_beginnings"),
     "KL the wrong way round": ("measures.py", "(log_p.exp() * (log_p - log_q)).sum(-1)", "(log_q.exp() * (log_p - log_q)).sum(-1)",

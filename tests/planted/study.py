@@ -201,6 +201,6 @@ FAULTS = {
     "validation rows not in the fingerprint": ("data.py", 'for row in rows["train"] + rows["val"]:',
                                                'for row in rows["train"]:',
                                                MATERIAL + "[prompts of PPO]"),
-    "labels not in the fingerprint": ("data.py", '*SIDES, "label") if field in row', '*SIDES) if field in row',
+    "labels not in the fingerprint": ("data.py", '*SIDES, "label", "gap") if field in row', '*SIDES, "gap") if field in row',
                                       RESUME + "test_the_label_of_a_text_is_part_of_the_data"),
 }
