@@ -4,21 +4,20 @@ Iterative preference optimization: each round's pairs are sampled from the polic
     python train_pref.py --loss dpo --rounds 4                # the reference stays the model that training started from
     python train_pref.py --loss dpo --rounds 4 --sync_ref     # the reference is the policy at the start of the round
 
-Offline training samples all pairs before the first update, from the model that training starts from. Later the policy
-writes other completions than these, and no pair says which of its own are better. In R rounds:
+Offline training samples all pairs before the first update, from the model that training starts from. The policy moves
+away from that model, and soon no pair says which of its own completions are better. In R rounds:
 
     for each round r = 1, ..., R:
-        take the r-th part of the prompts
-        sample k completions of each from the current policy, rank them by the reward, make pairs    sampling.py
-        compute the reference's log-probs of these pairs                                             reference.py
+        sample k completions of each prompt of part r from the current policy, and make ranked pairs    sampling.py
+        compute the reference's log-probs of these pairs                                                reference.py
         make 1 / R of the run's updates, on these pairs alone
 
-Prompts, samples and updates are as many as without rounds. DPO in rounds is Iterative DPO: Xu et al. 2023,
-arXiv:2312.16682; Xiong et al. 2023, arXiv:2312.11456. Guo et al. 2024, arXiv:2402.04792, sample anew for every update.
-Gorbatovski et al. 2024, arXiv:2404.09656, move the reference during training.
+Prompts, samples and updates are as many as offline. DPO in rounds is Iterative DPO: Xu et al. 2023, arXiv:2312.16682;
+Xiong et al. 2023, arXiv:2312.11456. Guo et al. 2024, arXiv:2402.04792, sample anew for every update. Gorbatovski et al.
+2024, arXiv:2404.09656, move the reference during training. docs/recipes.md describes runs in rounds.
 
-The pairs of round r are in pairs-round-<r>.jsonl of the run. round-<r>.json has their reference log-probs, and marks
-the round as complete. docs/recipes.md describes runs in rounds. Read first: sampling.py, reference.py
+Writes pairs-round-<r>.jsonl and, when they are complete, round-<r>.json into the run directory. A resumed run reads
+both. Round 1 is sampled before training, as offline. Read first: sampling.py, reference.py. Read next: train_pref.py
 """
 import random
 from pathlib import Path
@@ -33,13 +32,11 @@ from support.round_files import read_mark, run_id, write_mark
 
 def check_flags(p, args):
     """Refuses rounds on data whose pairs are not sampled, and rounds that are not equal."""
-    if args.rounds == 1:
-        cli.refuse(p, args, (("sync_ref", False, "without --rounds 2 or more"),))
-        return
-    if not args.n_prompts:
+    cli.refuse(p, args, (("sync_ref", args.rounds > 1, "without --rounds 2 or more"),))
+    if args.rounds > 1 and not args.n_prompts:
         p.error(f"--rounds {args.rounds} needs pairs that are sampled: --data toy or imdb")
     for flag in ("max_steps", "n_prompts"):
-        n = getattr(args, flag)
+        n = getattr(args, flag) or 0
         if n % args.rounds:
             p.error(f"--rounds {args.rounds}: --{flag} {n} cannot be divided into equal rounds; "
                     f"{max(1, n // args.rounds) * args.rounds} can")
@@ -48,11 +45,10 @@ class Rounds:
     """
     rounds[i] is batch i of the run. The first batch of a round samples its pairs from the model, as it is by then.
 
-    ranked_by        a reward.Reward
+    ranked_by        a reward.Reward. All arguments after the * are flags
     first            the data.Batches of round 1, whose pairs were sampled before training
     batches_of       a function of rows: their data.Batches
     add_reference    a function of data.Batches that writes the reference's log-probs into their rows; or None
-    The other arguments are flags.
     """
     def __init__(self, model, tokenizer, ranked_by, first, batches_of, add_reference, *, rounds, max_steps, grad_accum,
                  out_dir, data, n_prompts, max_len, seed, data_dir, prompt_tokens, labels, label_noise):
