@@ -10,7 +10,9 @@ from contextlib import nullcontext
 import torch
 
 import loop
+from adapters import load_model
 from logps import batch_logps, sequence_logps
+from model import fingerprint
 from support import parallel
 
 @torch.no_grad()
@@ -43,6 +45,13 @@ def add_reference(model, batches, autocast, off=nullcontext):
 
     for row, numbers in parallel.shared_out(batches.groups(), len(names), compute):
         row.update(zip(names, numbers))
+
+def start_model(init_from, want, device):
+    """The model that training started from, loaded again. Raises ValueError if its fingerprint is not `want`."""
+    model = load_model(init_from)[0].to(device).eval()
+    if fingerprint(model) != want:
+        raise ValueError(f"{init_from}, the reference, has changed since: its fingerprint is not {want}")
+    return model
 
 @torch.no_grad()
 def kl_logratios(model, batch, mean_logps):

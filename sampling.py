@@ -85,22 +85,11 @@ def ranked_samples(model, tokenizer, prompts, reward, max_new_tokens, k, seed):
                for tokens, r in zip(completions, rewards)]
     yield from zip(prompts, pieces(samples, k))
 
-def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tokens, k=4, seed=0, nats=None):
+def write_pairs(path, model, tokenizer, prompts, reward, *, max_new_tokens, k=4, seed=0, nats=None):
     """
-    Samples k completions of each prompt and writes all pairs that differ in reward. Returns the file's path.
-    With `nats`, it writes all pairs, with labels by drawn_pairs.
-
-    prompts  {"train": token lists, "val": token lists}
-    reward   a function: n token lists, prompt and completion together -> their rewards (n,)
-    folder   the run that the model comes from, where the file is written
-    recipe   what else the pairs depend on. A file of the same recipe is used again
+    Samples k completions of each prompt of {split: prompts} and writes all pairs that differ in reward. With `nats`, it
+    writes all pairs, with labels by drawn_pairs. reward: a function, n lists of prompt and completion -> rewards (n,).
     """
-    recipe = json.dumps([recipe, prompts, k, max_new_tokens, seed], sort_keys=True)
-    path = Path(folder) / f"pairs-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}.jsonl"
-    if parallel.rank() or path.exists():    # with several processes the first one samples for all
-        print(f"pairs: {path}, sampled before with the same recipe")
-        parallel.wait()
-        return path
     rng = random.Random(f"labels {seed}")
     # A temporary file, renamed when it is complete: an interrupted run leaves no half-written pairs
     with replacing(path) as part, open(part, "w", encoding="utf-8") as f:
@@ -108,8 +97,7 @@ def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tok
             n = 0
             for prompt, samples in ranked_samples(model, tokenizer, asked, reward, max_new_tokens, k, seed):
                 record = {"split": split, "prompt": {"text": decode(tokenizer, prompt), "tokens": prompt}}
-                pairs = drawn_pairs(samples, nats, rng) if nats else all_pairs(samples)
-                for chosen, rejected in pairs:
+                for chosen, rejected in drawn_pairs(samples, nats, rng) if nats else all_pairs(samples):
                     f.write(json.dumps(record | {"chosen": chosen, "rejected": rejected}) + "\n")
                     n += 1
             if n == 0:
@@ -117,6 +105,18 @@ def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tok
                                  "reward; sample more prompts, or train the SFT policy longer")
             kind = "with drawn labels" if nats else "of unequal reward"
             print(f"pairs: {len(asked):,} {split} prompts x {k} samples gave {n:,} pairs {kind} -> {path}")
+
+def make_pairs(model, tokenizer, prompts, reward, folder, recipe, *, max_new_tokens, k=4, seed=0, nats=None):
+    """
+    write_pairs into `folder`, the model's run, unless it has a file of the same recipe. Returns the file's path.
+    recipe: what else the pairs depend on.
+    """
+    recipe = json.dumps([recipe, prompts, k, max_new_tokens, seed], sort_keys=True)
+    path = Path(folder) / f"pairs-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}.jsonl"
+    if parallel.rank() or path.exists():    # with several processes the first one samples for all
+        print(f"pairs: {path}, sampled before with the same recipe")
+    else:
+        write_pairs(path, model, tokenizer, prompts, reward, max_new_tokens=max_new_tokens, k=k, seed=seed, nats=nats)
     parallel.wait()
     return path
 
@@ -154,14 +154,15 @@ def prompts_for(data, tokenizer, n_train, n_val=100, *, max_len, seed=0, data_di
     return prompts, max_len - longest
 
 def sampled_pairs(model, tokenizer, model_fingerprint, reward, *, data, folder, n_prompts, max_len, seed=0,
-                  data_dir=None, prompt_tokens=None, labels=None, gaps=False):
+                  data_dir=None, prompt_tokens=None, labels=None, rounds=1, gaps=False):
     """
     (path, {"train": rows, "val": rows}) of pairs that a model samples and a reward.Reward ranks, for toy and imdb.
-    labels: "bradley_terry" draws them, otherwise the better sample is chosen. The model's fingerprint is a part of the
-    recipe. gaps: whether rows get `gap`. make_pairs and prompts_for explain the other arguments.
+    labels: "bradley_terry" draws them, otherwise the better sample is chosen. rounds: of so many equal parts of the
+    prompts the first is used. gaps: whether rows get `gap`. The model's fingerprint is a part of the recipe.
     """
     prompts, room = prompts_for(data, tokenizer, n_prompts, max_len=max_len, seed=seed, data_dir=data_dir,
                                 prompt_tokens=prompt_tokens)
+    prompts["train"] = prompts["train"][:len(prompts["train"]) // rounds]
     drawn = labels == "bradley_terry"
     recipe = {"weights": model_fingerprint, "reward": reward.name} | ({"labels": labels} if drawn else {})
     path = make_pairs(model, tokenizer, prompts, reward, folder, recipe, max_new_tokens=room, seed=seed,

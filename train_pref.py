@@ -3,11 +3,13 @@ Preference optimization: trains a policy on pairs of completions, with any loss 
 
     python train_pref.py --loss dpo                 # toy; trains the SFT policy first if there is none
     python train_pref.py --loss dpop --adapter sequential --adapter_rank 64 --lr 2e-3
+    python train_pref.py --loss dpo --rounds 4      # new pairs from the current policy in each quarter: rounds.py
     python train_pref.py --loss dpo --data hh --max_len 512 --lr 2e-6 --batch_size 8 --grad_accum 8
 
 The reference is the model that training starts from. Its log-probs are computed once, before training (reference.py).
+With --rounds, pairs are sampled again during training (rounds.py).
 Writes out/<data>/<loss>, evaluates it, and draws its page. docs/recipes.md has more commands.
-Read first: objective.py. Read next: measures.py
+Read first: objective.py, rounds.py. Read next: measures.py
 """
 import inspect
 from contextlib import nullcontext
@@ -21,6 +23,7 @@ import eval
 import loop
 import page
 import reward
+import rounds
 import sampling
 import train_sft
 try:
@@ -29,7 +32,7 @@ except ValueError as e:    # a loss that cannot be registered; the message says 
     raise SystemExit(f"error: {e}") from None
 from model import fingerprint
 from objective import preference_loss
-from reference import add_reference
+from reference import add_reference, start_model
 from support import cli, parallel, rundir, sources
 from support.registry import try_out
 
@@ -51,12 +54,16 @@ def get_args(argv=None):
     cli.check_adapter_flags(p, args, start, about)
     cli.check_loss_flags(p, args, LOSSES)
     cli.check_sampling_flags(p, args)
+    rounds.check_flags(p, args)
     if args.adam_epsilon is None:
         args.adam_epsilon = 1e-3 if args.data == "toy" and not args.adapter else 1e-8
     return args
 
 def prepare(args, hparams):
-    """Loads model and pairs, and creates the run directory. about: adapter.json of --init_from; base: a fingerprint."""
+    """
+    Loads model and pairs, and creates the run directory. about: adapter.json of --init_from; base: a fingerprint;
+    later: what rounds after the first one are sampled with, the tokenizer and the reward.
+    """
     gaps = LOSSES[args.loss].needs_gap
     sources.check_source(args.data, args.data_dir, training=True, gaps=gaps)
     rundir.check_out_dir(args.out_dir, args.resume)
@@ -66,13 +73,14 @@ def prepare(args, hparams):
     model = model.to(device).eval()
     tokenizer = data.get_tokenizer(args.data, model.config.vocab_size)
     cli.check_fits(model, tokenizer, args.max_len, args.init_from)
-    base, sampled = fingerprint(model), {}    # sampled: the file of the pairs, for args.json
+    base, sampled, later = fingerprint(model), {}, ()    # sampled: the file of the pairs, for args.json
     if args.data in ("toy", "imdb"):
         ranked_by = reward.Reward(args.reward, tokenizer, args.max_len, device, args.batch_size, autocast)
         sampled["pairs"], rows = sampling.sampled_pairs(
             model, tokenizer, base, ranked_by, data=args.data, folder=args.init_from, n_prompts=args.n_prompts,
             max_len=args.max_len, seed=args.seed, data_dir=args.data_dir, prompt_tokens=args.prompt_tokens,
-            labels=args.labels, gaps=gaps)
+            labels=args.labels, rounds=args.rounds, gaps=gaps)
+        later = tokenizer, ranked_by
     else:
         rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, n_val=args.n_val,
                               gaps=gaps)
@@ -88,7 +96,33 @@ def prepare(args, hparams):
           f"{cli.parameter_counts(model)}; reference {args.init_from} -> {out_dir}")
     if args.adapter == "replace" and not about:
         print("adapter replace: policy and reference differ from the start, so the first KL is not 0")
-    return model, about, base, rows, autocast
+    return model, about, base, rows, autocast, later
+
+def make_batches(args, loss, model, about, base, rows, autocast, later):
+    """{"train", "val": batches of pairs}, with the reference's log-probs in their rows. prepare's results, in order."""
+    def batches_of(part):
+        if loss.needs_kl:
+            data.mismatch(part, args.max_len)
+        return data.Batches(part, args.batch_size, args.seed, args.share_prefix)
+
+    def refer_later(part):    # in rounds after the first one, when the model has moved
+        if args.sync_ref or new_adapter:
+            add_reference(model, part, autocast, nullcontext if args.sync_ref else adapters.adapters_off)
+        else:
+            device = next(model.parameters()).device
+            add_reference(start_model(args.init_from, base, device), part, autocast)
+
+    batches = {split: batches_of(part) for split, part in rows.items()}
+    # The reference is the model without its new adapter. An adapter that training starts from is part of it.
+    new_adapter = bool(adapters.adapter_modules(model)) and not about
+    if loss.needs_ref:
+        for part in batches.values():
+            add_reference(model, part, autocast, adapters.adapters_off if new_adapter else nullcontext)
+    if args.rounds > 1:
+        batches["train"] = rounds.Rounds(model, *later, batches["train"], batches_of,
+                                         refer_later if loss.needs_ref else None, gaps=loss.needs_gap,
+                                         **cli.flags_of(args, rounds.Rounds))
+    return batches
 
 def train(args):
     """The work of main, after the flags are parsed."""
@@ -102,18 +136,8 @@ def train(args):
     with cli.bad_input():
         for step in (1, args.max_steps):
             try_out(args.loss, hparams_at(step), Pairs)    # refuses a value out of its range now, not after an hour
-        model, about, base, rows, autocast = prepare(args, hparams)
-
-    # Batches of pairs. Their rows get the reference's log-probs once, here.
-    if loss.needs_kl:
-        for part in rows.values():
-            data.mismatch(part, args.max_len)
-    batches = {split: data.Batches(part, args.batch_size, args.seed, args.share_prefix) for split, part in rows.items()}
-    if loss.needs_ref:
-        # The reference is the model without its new adapter. An adapter that training starts from is part of it.
-        off = adapters.adapters_off if adapters.adapter_modules(model) and not about else nullcontext
-        for part in batches.values():
-            add_reference(model, part, autocast, off)
+        model, about, base, rows, autocast, later = prepare(args, hparams)
+    batches = make_batches(args, loss, model, about, base, rows, autocast, later)
     if args.compile:
         model.features = torch.compile(model.features, dynamic=True)
 

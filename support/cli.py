@@ -242,6 +242,10 @@ def add_pair_flags(p):
                    help="toy, imdb: number of prompts, with 4 sampled completions each (default: 600; imdb: 1200)")
     p.add_argument("--reward", help="toy, imdb: reward model that ranks the samples, a run of rlhf.train_reward "
                    "(default: toy's exact reward)")
+    p.add_argument("--rounds", type=positive, default=1,
+                   help="toy, imdb: parts of the run; each samples its pairs from the policy as it is by then")
+    p.add_argument("--sync_ref", action="store_true",
+                   help="the reference of each round is the policy at its start, not the model to start from")
     p.add_argument("--prompt_tokens",
                    help="imdb: tokens of a review that make the prompt, a number or a range as 2-8 (default: 32)")
 
@@ -284,6 +288,7 @@ def check_loss_flags(p, args, losses):
     on = f"on --loss {name}, which"
     refuse(p, args, (("mean_logps", not loss.per_token, f"{on} takes means per token already"),
                      ("mean_logps", not loss.needs_lens, f"{on} compares sums, with a term for the lengths"),
+                     ("sync_ref", loss.needs_ref, f"{on} has no reference"),
                      ("sft_weight", not loss.has_nll, f"{on} contains the NLL of the chosen completion already"),
                      ("beta_end", "beta" in loss.hparams, f"{on} has no beta"),
                      ("beta_schedule", args.beta_end is not None, "without --beta_end")))
@@ -333,7 +338,7 @@ def resume(p, args, argv, script, name):
     for key, value in saved.items():
         if key in ("resume", "out_dir") or getattr(again, key, value) == value:
             continue
-        if key not in FREE:
+        if key not in FREE or (key == "max_steps" and saved.get("rounds", 1) > 1):    # it sets where rounds begin
             p.error(f"--resume: --{key} was {value} in {out_dir}; leave it out, or start a new run")
         print(f"--resume: --{key} was {value}, and is {getattr(again, key)} from here on")
     again.out_dir = str(out_dir)
