@@ -391,13 +391,42 @@ def words_table(results=RESULTS):
     shown = [(measure, head, "+.2f") for measure, head in kinds]
     return credit_rows([*shown, ("correlation", "correlation of implicit and true credit", ".2f")], results)
 
+# estimator -> its name in the table
+ESTIMATORS = {"k1": "`k1`: l", "k2": "`k2`: l^2 / 2", "k3": "`k3`: exp(-l) - 1 + l",
+              "k3 inverted": "inverted by mistake: exp(l) - 1 - l", "vocabulary": "KL over the whole vocabulary"}
+
+def estimators_table(results=RESULTS):
+    """The KL estimators near the reference and far from it, on both worlds: two means over seeds in a cell."""
+    groups = grouped(places.read_csv(results / "estimators.csv"), "policy", "unit", "estimator")
+    exact = [("beta=10", "answer"), ("beta=0.3", "answer")]
+    toy = [(f"loss=dpo labels=bradley_terry beta={beta}", "completion") for beta in ("3.0", "0.03")]
+    def cell(pair, estimator, value, form):
+        found = [groups.get((*policy, estimator)) for policy in pair]
+        return ", ".join(f"{np.mean([value(row) for row in rows]):{form}}" for rows in found if rows) or "-"
+    columns = [(name, pair, column) for pair, name in ((exact, "exact world"), (toy, "toy world"))
+               for column in ("mean", "std")]
+    heads, lines = ["estimator"], [["KL, nats"]]
+    lines += [[label] for label in ESTIMATORS.values()]
+    for name, pair, column in columns:
+        heads.append(f"{column} / KL, {name}")
+        lines[0].append(cell(pair, "k1", lambda row: float(row["kl"]), ".2g"))
+        for line, estimator in zip(lines[1:], ESTIMATORS):
+            line.append(cell(pair, estimator, lambda row, key=column: float(row[key]) / float(row["kl"]), ".3g"))
+    for place in ("reward", "loss"):
+        heads.append(f"cosine in the {place}, exact world")
+        lines[0].append(cell(exact, "k1", lambda row: float(row["kl"]), ".2g"))
+        for line, estimator in zip(lines[1:], ESTIMATORS):
+            line.append(cell(exact, estimator, lambda row, key=f"{place} cosine": float(row[key]), ".2f"))
+    return markdown(heads, lines)
+
 TABLES = {
     "example": example, "whole example": whole_example, "front": front_table, "loss names": front_losses,
     "results": results_table, "bandit": bandit_table, "losses": losses_table, "behavior": behavior_table,
     "trl": trl_table, "parts": parts_table, "generation": generation_table, "growth": growth_table,
     "robust": robust_table, "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table,
     "judge": judge_table, "models": models_table, "real": real_table, "samples": real_samples,
-    "claims": claims_table, "credit": credit_table, "words": words_table, "beta": beta_table}
+    "claims": claims_table, "credit": credit_table, "words": words_table, "beta": beta_table,
+    "estimators": estimators_table}
 
 def filled(text):
     """A document's text with every table between markers made again. Raises KeyError for an unknown table."""
