@@ -447,21 +447,26 @@ def estimators(path, rows):
     exact, toy = ([row for row in rows if row["world"] == world and row["unit"] in ("answer", "completion")]
                   for world in ("exact", "toy"))
     for (mean, std, _), mine, world in zip(axes, (exact, toy), ("exact world", "toy world")):
-        against_kl(mean, mine, "mean", "kl")
+        mean.axhline(1, color="#444444", lw=0.8)
+        against_kl(mean, [row for row in mine if row["estimator"] != "vocabulary"], "mean", "kl")
         against_kl(std, mine, "std", "kl")
         mean.set_title(f"{world}: mean / KL (right: 1)", fontsize=10)
         std.set_title(f"{world}: standard deviation / KL", fontsize=10)
-        mean.set(yscale="log", ylim=(0.6, 10), yticks=[1, 2, 5, 10], yticklabels=["1", "2", "5", "10"])
-        std.set(yscale="log", ylim=(0.2, 1000))
+        ticks = [0.7, 1, 1.5, 2, 3, 5]
+        mean.set(yscale="log", ylim=(0.6, 6), yticks=ticks, yticklabels=ticks)
+        std.set(yscale="log", ylim=(0.15, 300))
     for ax, place in zip(axes[:, 2], ("reward", "loss")):
         against_kl(ax, exact, f"{place} cosine")
         ax.set_title(f"cosine with the right gradient: in the {place}", fontsize=10)
         ax.set(ylim=(-1.08, 1.08))
     for ax in axes.flat:
         ax.set(xscale="log", xlabel="KL to the reference, nats")
+    for ax in axes[1, :2] if toy else ():
+        ax.set(xticks=[0.2, 0.5, 1, 2, 5, 10, 20])
+    for ax in axes.flat:
         ax.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
         ax.minorticks_off()
-    handles = {name: line for ax in axes[:, 0] for line, name in zip(*ax.get_legend_handles_labels())}
+    handles = {name: line for ax in axes[::-1, 1] for line, name in zip(*ax.get_legend_handles_labels())}
     fig.set_layout_engine("constrained")
     fig.legend(handles.values(), handles, loc="outside upper center", ncols=5, fontsize=9)
     fig.savefig(path, dpi=110)

@@ -393,31 +393,26 @@ def words_table(results=RESULTS):
 
 # estimator -> its name in the table
 ESTIMATORS = {"k1": "`k1`: l", "k2": "`k2`: l^2 / 2", "k3": "`k3`: exp(-l) - 1 + l",
-              "k3 inverted": "inverted by mistake: exp(l) - 1 - l", "vocabulary": "KL over the whole vocabulary"}
+              "k3 inverted": "inverted: exp(l) - 1 - l", "vocabulary": "whole vocabulary"}
 
 def estimators_table(results=RESULTS):
-    """The KL estimators near the reference and far from it, on both worlds: two means over seeds in a cell."""
+    """The KL estimators near the reference, farther and far from it: three means over seeds in a cell."""
     groups = grouped(places.read_csv(results / "estimators.csv"), "policy", "unit", "estimator")
-    exact = [("beta=10", "answer"), ("beta=0.3", "answer")]
-    toy = [(f"loss=dpo labels=bradley_terry beta={beta}", "completion") for beta in ("3.0", "0.03")]
-    def cell(pair, estimator, value, form):
-        found = [groups.get((*policy, estimator)) for policy in pair]
-        return ", ".join(f"{np.mean([value(row) for row in rows]):{form}}" for rows in found if rows) or "-"
-    columns = [(name, pair, column) for pair, name in ((exact, "exact world"), (toy, "toy world"))
-               for column in ("mean", "std")]
-    heads, lines = ["estimator"], [["KL, nats"]]
-    lines += [[label] for label in ESTIMATORS.values()]
-    for name, pair, column in columns:
-        heads.append(f"{column} / KL, {name}")
-        lines[0].append(cell(pair, "k1", lambda row: float(row["kl"]), ".2g"))
-        for line, estimator in zip(lines[1:], ESTIMATORS):
-            line.append(cell(pair, estimator, lambda row, key=column: float(row[key]) / float(row["kl"]), ".3g"))
-    for place in ("reward", "loss"):
-        heads.append(f"cosine in the {place}, exact world")
-        lines[0].append(cell(exact, "k1", lambda row: float(row["kl"]), ".2g"))
-        for line, estimator in zip(lines[1:], ESTIMATORS):
-            line.append(cell(exact, estimator, lambda row, key=f"{place} cosine": float(row[key]), ".2f"))
-    return markdown(heads, lines)
+    exact = [(f"beta={beta}", "answer") for beta in ("10", "1", "0.3")]
+    toy = [(f"loss=dpo labels=bradley_terry beta={beta}", "completion") for beta in ("3.0", "0.3", "0.03")]
+    columns = [(exact, "mean", "kl"), (exact, "std", "kl"), (exact, "reward cosine", None),
+               (exact, "loss cosine", None), (toy, "mean", "kl"), (toy, "std", "kl")]
+    def cell(policies, estimator, column, over, form=".2f"):
+        """A column of each policy, divided by another one."""
+        found = [groups.get((*policy, estimator)) for policy in policies]
+        means = [np.mean([float(r[column]) / float(r[over] if over else 1) for r in rows]) for rows in found if rows]
+        return ", ".join(f"{x:{form if abs(x) < 10 else ',.0f'}}" for x in means) or "-"
+    lines = [["KL, nats", *(cell(policies, "k1", "kl", None, ".2g") for policies, _, _ in columns)]]
+    for estimator, label in ESTIMATORS.items():
+        lines.append([label, *(cell(policies, estimator, column, over) for policies, column, over in columns)])
+    heads = ["exact world: mean / KL", "std / KL", "cosine in the reward", "cosine in the loss",
+             "toy world: mean / KL", "std / KL"]
+    return markdown(["estimator", *heads], lines)
 
 TABLES = {
     "example": example, "whole example": whole_example, "front": front_table, "loss names": front_losses,

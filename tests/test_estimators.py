@@ -187,3 +187,34 @@ def test_the_stored_numbers_of_the_exact_world_are_those_of_the_code():
         assert all(row[key] == str(now[key]) for key in ("policy", "seed", "estimator"))
         for key in estimators.HEAD[5:]:
             assert float(row[key]) == pytest.approx(now[key], rel=1e-4, abs=1e-5), (row, key)
+
+def test_the_stored_gradients():
+    """What docs/rlhf.md says about k2 and k3 next to the reference, and about k3 in the loss far from it."""
+    of = lambda policy, name, column: [float(row[column]) for row in STORED
+                                       if row["policy"] == policy and row["estimator"] == name]
+    near = of("beta=10", "k2", "reward cosine") + of("beta=10", "k3", "reward cosine")
+    assert (len(near), round(min(near), 2), round(max(near), 2)) == (10, -0.35, 0.81)
+    off = [of(policy, "k3", "loss off") for policy in ("beta=10", "beta=0.3")]
+    assert [(round(min(x), 2), round(max(x), 2)) for x in off] == [(0.04, 0.06), (0.61, 4.28)]
+
+def test_the_stored_samples_of_the_toy_world():
+    """What docs/rlhf.md says about the 30 runs: where each mean is right, and which estimator is the least noisy."""
+    runs = {}    # (policy, seed) -> {estimator: its row}
+    for row in STORED:
+        if row["world"] == "toy" and row["unit"] == "completion":
+            row = row | {key: float(row[key]) for key in ("kl", "mean", "std", "error")}
+            row["share"], row["z"] = row["mean"] / row["kl"], (row["mean"] - row["kl"]) / max(row["error"], 1e-9)
+            runs.setdefault((row["policy"], row["seed"]), {})[row["estimator"]] = row
+    in_range = lambda low, high: [found for found in runs.values() if low < found["k1"]["kl"] < high]
+    assert len(runs) == 30 and all(abs(found["k1"]["z"]) < 3 for found in runs.values())
+    assert all(0.69 < found["k2"]["share"] < 0.96 and found["k2"]["z"] < -3 for found in in_range(0, 3))
+    assert [round(found["k2"]["share"], 1) for found in in_range(10, 30)] == [4.9, 5.4]
+    assert all(abs(found["k3"]["z"]) < 3 for found in in_range(0, 2.1))
+    low = [found["k3"] for found in in_range(2.5, 7) if found["k3"]["share"] < 1]
+    assert (len(low), len(in_range(2.5, 7))) == (8, 12)
+    assert all(0.82 < k3["share"] < 0.945 and k3["z"] < -5 for k3 in low)
+    noise = lambda found, one, other: found[one]["std"] / found[other]["std"]
+    assert max(noise(found, "k3", "k1") for found in in_range(0, 0.7)) < 1
+    assert 1.5 < min(noise(found, "k3", "k1") for found in in_range(0.8, 2.4))
+    assert max(noise(found, "k3", "k1") for found in in_range(0.8, 2.4)) < 17.1
+    assert all(noise(found, "vocabulary", name) < 1 for found in runs.values() for name in ("k1", "k2", "k3"))
