@@ -8,7 +8,6 @@ docs/rlhf.md has the results, tests/test_grpo.py checks them. Read first: bandit
 """
 import torch
 
-from measures import KL_ESTIMATORS
 from rlhf.formulas import METHODS, group_advantages, grpo_loss, kl_loss
 
 def group_loss(logits, ref, reward, algo, *, k, beta=0.0, estimator="k3", lens=None):
@@ -46,12 +45,20 @@ def policy_gradient(logits, scores):
     p = logits.softmax(1)
     return p * (scores - (p * scores).sum(1, keepdim=True))
 
-def loss_gradient(logits, ref, estimator):
-    """The gradient (X, A) in logits of a KL estimate in the loss: sum over i of policy(i) * grad k(log-ratio of i)."""
+def loss_gradient(logits, ref, estimate):
+    """
+    The gradient (X, A) in logits of a KL estimate in the loss: sum over i of policy(i) * grad k(log-ratio of i).
+    estimate: k, a function of log-ratios, such as those of measures.KL_ESTIMATORS.
+    """
     logits = logits.detach().requires_grad_()
     logps = logits.log_softmax(1)
-    estimates = KL_ESTIMATORS[estimator](logps - ref)
-    return torch.autograd.grad((logps.detach().exp() * estimates).sum(), logits)[0]
+    return torch.autograd.grad((logps.detach().exp() * estimate(logps - ref)).sum(), logits)[0]
+
+def kl_gradient(logits, ref):
+    """The exact gradient (X, A) in logits of KL(policy || ref), summed over prompts, by differentiation."""
+    logits = logits.detach().requires_grad_()
+    logps = logits.log_softmax(1)
+    return torch.autograd.grad((logps.exp() * (logps - ref)).sum(), logits)[0]
 
 def climb(start, gradient, steps, lr):
     """

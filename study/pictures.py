@@ -412,3 +412,62 @@ def draw(results, figures):
             fig = picture(s)
         if any(ax.has_data() for ax in fig.axes):
             save(fig, figures / f"{picture.__name__}.png")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the KL estimators, from estimators.csv
+
+# estimator -> (name, color, marker)
+ESTIMATORS = {"k1": ("k1", "#0072B2", "o"), "k2": ("k2", "#E69F00", "s"), "k3": ("k3", "#009E73", "^"),
+              "k3 inverted": ("k3 with the ratio inverted, a mistake", "#CC79A7", "v"),
+              "vocabulary": ("KL over the whole vocabulary", "#444444", "D")}
+
+def against_kl(ax, rows, column, over=None):
+    """
+    A column of estimators.csv, divided by the KL if over is "kl". On the exact world a thick line is the mean over
+    seeds, and thin lines are the seeds. On the toy world a point is a run.
+    """
+    for estimator, (name, color, marker) in ESTIMATORS.items():
+        found = [(float(row["kl"]), float(row[column]) / (float(row[over]) if over else 1), row)
+                 for row in rows if row["estimator"] == estimator]
+        style, seeds = {"color": color, "marker": marker, "ms": 4}, {}
+        for x, y, row in found:
+            seeds.setdefault(row["seed"], []).append((x, y))
+        if found and found[0][2]["world"] == "exact":
+            for points_ in seeds.values():
+                ax.plot(*zip(*points_), color=color, lw=0.6, alpha=0.4)
+            ax.plot(*np.mean([*seeds.values()], 0).T, label=name, lw=1.6, **style)
+        elif found:
+            ax.plot(*zip(*(pair[:2] for pair in found)), label=name, ls="none", alpha=0.8, **style)
+
+def estimators(path, rows):
+    """
+    Mean and standard deviation of the estimators relative to the KL on both worlds, and the cosine of their expected
+    gradients with the exact one on the exact world. rows: of estimators.csv, as texts.
+    """
+    fig, axes = figure(2, 3, 11, 6.6)
+    exact, toy = ([row for row in rows if row["world"] == world and row["unit"] in ("answer", "completion")]
+                  for world in ("exact", "toy"))
+    for (mean, std, _), mine, world in zip(axes, (exact, toy), ("exact world", "toy world")):
+        mean.axhline(1, color="#444444", lw=0.8)
+        against_kl(mean, [row for row in mine if row["estimator"] != "vocabulary"], "mean", "kl")
+        against_kl(std, mine, "std", "kl")
+        mean.set_title(f"{world}: mean / KL (right: 1)", fontsize=10)
+        std.set_title(f"{world}: standard deviation / KL", fontsize=10)
+        ticks = [0.7, 1, 1.5, 2, 3, 5]
+        mean.set(yscale="log", ylim=(0.6, 6), yticks=ticks, yticklabels=ticks)
+        std.set(yscale="log", ylim=(0.15, 300))
+    for ax, place in zip(axes[:, 2], ("reward", "loss")):
+        against_kl(ax, exact, f"{place} cosine")
+        ax.set_title(f"cosine with the right gradient: in the {place}", fontsize=10)
+        ax.set(ylim=(-1.08, 1.08))
+    for ax in axes.flat:
+        ax.set(xscale="log", xlabel="KL to the reference, nats")
+    for ax in axes[1, :2] if toy else ():
+        ax.set(xticks=[0.2, 0.5, 1, 2, 5, 10, 20])
+    for ax in axes.flat:
+        ax.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+        ax.minorticks_off()
+    handles = {name: line for ax in axes[::-1, 1] for line, name in zip(*ax.get_legend_handles_labels())}
+    fig.set_layout_engine("constrained")
+    fig.legend(handles.values(), handles, loc="outside upper center", ncols=5, fontsize=9)
+    fig.savefig(path, dpi=110)

@@ -400,13 +400,37 @@ def words_table(results=RESULTS):
     shown = [(measure, head, "+.2f") for measure, head in kinds]
     return credit_rows([*shown, ("correlation", "correlation of implicit and true credit", ".2f")], results)
 
+# estimator -> its name in the table
+ESTIMATORS = {"k1": "`k1`: l", "k2": "`k2`: l^2 / 2", "k3": "`k3`: exp(-l) - 1 + l",
+              "k3 inverted": "inverted: exp(l) - 1 - l", "vocabulary": "whole vocabulary"}
+
+def estimators_table(results=RESULTS):
+    """The KL estimators near the reference, farther and far from it: three means over seeds in a cell."""
+    groups = grouped(places.read_csv(results / "estimators.csv"), "policy", "unit", "estimator")
+    exact = [(f"beta={beta}", "answer") for beta in ("10", "1", "0.3")]
+    toy = [(f"loss=dpo labels=bradley_terry beta={beta}", "completion") for beta in ("3.0", "0.3", "0.03")]
+    columns = [(exact, "mean", "kl"), (exact, "std", "kl"), (exact, "reward cosine", None),
+               (exact, "loss cosine", None), (toy, "mean", "kl"), (toy, "std", "kl")]
+    def cell(policies, estimator, column, over, form=".2f"):
+        """A column of each policy, divided by another one."""
+        found = [groups.get((*policy, estimator)) for policy in policies]
+        means = [np.mean([float(r[column]) / float(r[over] if over else 1) for r in rows]) for rows in found if rows]
+        return ", ".join(f"{x:{form if abs(x) < 10 else ',.0f'}}" for x in means) or "-"
+    lines = [["KL, nats", *(cell(policies, "k1", "kl", None, ".2g") for policies, _, _ in columns)]]
+    for estimator, label in ESTIMATORS.items():
+        lines.append([label, *(cell(policies, estimator, column, over) for policies, column, over in columns)])
+    heads = ["exact world: mean / KL", "std / KL", "cosine in the reward", "cosine in the loss",
+             "toy world: mean / KL", "std / KL"]
+    return markdown(["estimator", *heads], lines)
+
 TABLES = {
     "example": example, "whole example": whole_example, "front": front_table, "loss names": front_losses,
     "results": results_table, "bandit": bandit_table, "losses": losses_table, "behavior": behavior_table,
     "trl": trl_table, "parts": parts_table, "generation": generation_table, "growth": growth_table,
     "robust": robust_table, "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table,
     "judge": judge_table, "grpo": grpo_table, "models": models_table, "real": real_table, "samples": real_samples,
-    "claims": claims_table, "credit": credit_table, "words": words_table, "beta": beta_table}
+    "claims": claims_table, "credit": credit_table, "words": words_table, "beta": beta_table,
+    "estimators": estimators_table}
 
 def filled(text):
     """A document's text with every table between markers made again. Raises KeyError for an unknown table."""
