@@ -282,7 +282,7 @@ def above_rloo(s):
         yield f"reward at {nats} nats, {name} - rloo", s.at(name, nats) - s.at("rloo", nats), ABOVE_0
 
 def division_by_std(s):
-    """Claim 16: GRPO divides by the group's standard deviation and Dr. GRPO does not. Both have the KL in the reward."""
+    """Claim 16: GRPO divides by the group's standard deviation, Dr. GRPO does not. Both have the KL in the reward."""
     for beta in ("0.5", "1"):
         grpo, dr_grpo = f"grpo_kr beta={beta}", f"dr_grpo_kr beta={beta}"
         gap = label_gap(s, grpo) - label_gap(s, dr_grpo)
