@@ -1,7 +1,8 @@
 """
-The study's pictures, drawn from sweep.csv and curves.csv alone. Docs: docs/study.md, docs/rlhf.md, docs/metrics.md.
+The study's pictures, drawn from its CSV files alone. Docs: docs/study.md, docs/rlhf.md, docs/metrics.md.
 
-`python -m study.sweep --draw` draws all of them into out/study; with --update into study/figures.
+`python -m study.sweep --draw` draws those of sweep.csv and curves.csv into out/study; with --update into study/figures.
+`python -m study.estimators` draws `estimators`.
 A method has one color in all pictures. Points are means over seeds, and bars go from the lowest to the highest seed.
 Read next: table.py
 """
@@ -423,21 +424,21 @@ ESTIMATORS = {"k1": ("k1", "#0072B2", "o"), "k2": ("k2", "#E69F00", "s"), "k3": 
 
 def against_kl(ax, rows, column, over=None):
     """
-    A column of estimators.csv, divided by the KL if over is "kl". On the exact world a thick line is the mean over
-    seeds, and thin lines are the seeds. On the toy world a point is a run.
+    A column of estimators.csv against the KL, divided by column `over` if it is given. On the exact world a thick line
+    is the mean over seeds, and thin lines are the seeds. On the toy world a point is a run.
     """
     for estimator, (name, color, marker) in ESTIMATORS.items():
-        found = [(float(row["kl"]), float(row[column]) / (float(row[over]) if over else 1), row)
-                 for row in rows if row["estimator"] == estimator]
-        style, seeds = {"color": color, "marker": marker, "ms": 4}, {}
-        for x, y, row in found:
-            seeds.setdefault(row["seed"], []).append((x, y))
-        if found and found[0][2]["world"] == "exact":
-            for points_ in seeds.values():
-                ax.plot(*zip(*points_), color=color, lw=0.6, alpha=0.4)
-            ax.plot(*np.mean([*seeds.values()], 0).T, label=name, lw=1.6, **style)
-        elif found:
-            ax.plot(*zip(*(pair[:2] for pair in found)), label=name, ls="none", alpha=0.8, **style)
+        seeds, style = {}, {"color": color, "marker": marker, "ms": 4, "label": name}
+        for row in rows:
+            if row["estimator"] == estimator:
+                value = float(row[column]) / (float(row[over]) if over else 1)
+                seeds.setdefault(row["seed"], []).append((float(row["kl"]), value))
+        if seeds and rows[0]["world"] == "exact":
+            for of_seed in seeds.values():
+                ax.plot(*zip(*of_seed), color=color, lw=0.6, alpha=0.4)
+            ax.plot(*np.mean([*seeds.values()], 0).T, lw=1.6, **style)
+        elif seeds:
+            ax.plot(*zip(*itertools.chain(*seeds.values())), ls="none", alpha=0.8, **style)
 
 def estimators(path, rows):
     """
