@@ -82,8 +82,8 @@ class Rounds:
         was_training = self.model.training
         self.model.eval()
         try:
-            # The random state stays as it is: a resumed run may only read the pairs, and needs the same dropout masks
-            with torch.random.fork_rng():
+            # Loading a reference draws random numbers. A resumed run may not load one, and its dropout must be the same
+            with torch.random.fork_rng(devices=[]):
                 return self.read_or_sample(number, at_start)
         except ValueError as e:
             raise SystemExit(f"error: round {number}: {e}") from None

@@ -91,8 +91,9 @@ def prepare(args, hparams):
     out_dir = rundir.claim_run_dir(args, "train_pref.py", args.loss, hparams=hparams, reference_fingerprint=base,
                                    data_fingerprint=data.fingerprint(rows),
                                    prompt_format=chat.prompt_format(rows["train"], tokenizer), **sampled)
-    print(f"{args.loss} {' '.join(f'{k}={v}' for k, v in hparams.items())}: {len(rows['train']):,} training pairs, "
-          f"{len(rows['val']):,} validation pairs{f' ({swapped:,} of both swapped)' if swapped else ''}; "
+    in_round = f" in round 1 of {args.rounds}" if args.rounds > 1 else ""
+    print(f"{args.loss} {' '.join(f'{k}={v}' for k, v in hparams.items())}: {len(rows['train']):,} training pairs"
+          f"{in_round}, {len(rows['val']):,} validation pairs{f' ({swapped:,} of both swapped)' if swapped else ''}; "
           f"{cli.parameter_counts(model)}; reference {args.init_from} -> {out_dir}")
     if args.adapter == "replace" and not about:
         print("adapter replace: policy and reference differ from the start, so the first KL is not 0")

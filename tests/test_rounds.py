@@ -33,7 +33,7 @@ ROUNDS = "--max_steps 6 --rounds 3 --n_prompts 24 --eval_every 4 --patience 0 --
 SFT = "out/toy/sft"
 VARIANTS = {    # flags, whether the reference moves
     "full": ([], False),
-    "full, synced": (["--sync_ref"], True),
+    "full, synced": (["--sync_ref", "--grad_accum", "2"], True),
     "adapter": (["--adapter", "sequential", "--adapter_rank", "4"], False),
     "adapter, synced": (["--adapter", "sequential", "--adapter_rank", "4", "--sync_ref"], True),
     "adapter run": (["--init_from", "adapter"], False),
@@ -320,36 +320,42 @@ def resumed(out):
 
 def bytes_of(out):
     """The files whose bytes must not depend on a stop."""
-    names = ("log.csv", "model.safetensors", *(f"{name}-{n}.json{x}" for n in (2, 3)
+    weights = "adapter.safetensors" if (out / "adapter.safetensors").exists() else "model.safetensors"
+    names = ("log.csv", weights, *(f"{name}-{n}.json{x}" for n in (2, 3)
                                                 for name, x in (("pairs-round", "l"), ("round", ""))))
     return {name: (out / name).read_bytes() for name in names}
 
 @pytest.fixture(scope="module")
 def whole(world, tmp_path_factory):    # noqa: F811
     """
-    {flag or None: a run that was not stopped}, with a fixed reference and with --sync_ref. Rounds begin at steps 2 and
-    4, states are written at steps 0, 4 and 6.
+    {name: (flags, a run with them that was not stopped)}. Rounds begin at steps 2 and 4, states are written at steps 0,
+    4 and 6. "adapter" trains the adapter of a run further.
     """
-    root = tmp_path_factory.mktemp("whole")
+    root, runs = tmp_path_factory.mktemp("whole"), {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world)
         patch.setattr(toy, "examples", fewer)
-        pref(root / "fixed", *CUT)
-        pref(root / "synced", *CUT, "--sync_ref")
-    return {None: root / "fixed", "--sync_ref": root / "synced"}
+        pref(root / "start", "--loss", "dpo", "--adapter", "sequential", "--lr", "1e-2")
+        further = ["--init_from", str(root / "start")]
+        for name, flags in (("fixed", []), ("synced", ["--sync_ref"]), ("adapter", further)):
+            pref(root / name, *CUT, *flags)
+            runs[name] = flags, root / name
+    return runs
 
-CASES = [(name, None) for name in STOPS] + [("before the first update of round 2", "--sync_ref"),
-                                            ("within round 2", "--sync_ref"), ("Ctrl-C within round 3", "--sync_ref")]
+CASES = [(name, "fixed") for name in STOPS]
+CASES += [("before the first update of round 2", "synced"), ("within round 2", "synced")]
+CASES += [("before the first update of round 2", "adapter"), ("Ctrl-C within round 3", "adapter")]
 
-@pytest.mark.parametrize("name, flag", CASES)
-def test_a_run_in_rounds_that_was_stopped_resumes_to_the_same_bytes(here, whole, tmp_path, name, flag):    # noqa: F811
+@pytest.mark.parametrize("stop, name", [pytest.param(*case, id=", ".join(case)) for case in CASES])
+def test_a_run_in_rounds_that_was_stopped_resumes_to_the_same_bytes(here, whole, tmp_path, stop, name):    # noqa: F811
     """
     The policy that sampled a round, and with sync_ref its reference, no longer exists after the round's first update.
     With dropout, a draw too many or too few would change all that follows.
     """
-    stopped(tmp_path / "run", STOPS[name], *([flag] if flag else []))
+    flags, uninterrupted = whole[name]
+    stopped(tmp_path / "run", STOPS[stop], *flags)
     resumed(tmp_path / "run")
-    assert bytes_of(tmp_path / "run") == bytes_of(whole[flag])
+    assert bytes_of(tmp_path / "run") == bytes_of(uninterrupted)
 
 def test_pairs_of_other_weights_are_sampled_again(here, whole, tmp_path):    # noqa: F811
     """After a kill the updates before a round are made again, on another device perhaps not to the same weights."""
@@ -361,7 +367,7 @@ def test_pairs_of_other_weights_are_sampled_again(here, whole, tmp_path):    # n
     round_files.write_mark(mark, pairs, about, content["reference"][:-1])
     assert round_files.read_mark(mark, pairs, about) == content["reference"][:-1]    # intact, so only the weights tell
     resumed(tmp_path / "run")
-    assert bytes_of(tmp_path / "run") == bytes_of(whole[None])
+    assert bytes_of(tmp_path / "run") == bytes_of(whole["fixed"][1])
 
 OTHER = ["--seed", "1"]
 
@@ -388,7 +394,7 @@ def test_files_that_are_not_those_of_the_round_are_never_used(here, whole, tmp_p
         (mark if damage == "no mark" else pairs).unlink()
     if moment == "start":
         resumed(tmp_path / "run")
-        assert bytes_of(tmp_path / "run") == bytes_of(whole[None])
+        assert bytes_of(tmp_path / "run") == bytes_of(whole["fixed"][1])
         return
     with pytest.raises(SystemExit) as end:
         resumed(tmp_path / "run")

@@ -20,6 +20,8 @@ FAULTS = {
     "dropout while sampling": ("rounds.py", "        self.model.eval()\n", "", PAIRS),
     "labels without noise after round 1": ("rounds.py", "        data.flip_labels(rows, self.label_noise, seed)\n", "", LABELS),
     "labels drawn in round 1 alone": ("rounds.py", 'ranked_by.nats if labels == "bradley_terry" else None', "None", LABELS),
+    "rounds counted in updates, not in batches": ("rounds.py", "max_steps // rounds * grad_accum", "max_steps // rounds",
+                                                  T + "test_each_round_trains_on_its_own_pairs_alone"),
     "every process samples": ("rounds.py", "if at_start and parallel.rank() == 0:", "if at_start:", T + "test_two_processes_are_one_run_in_rounds"),
     # reference
     "the reference moves without --sync_ref": ("train_pref.py", "add_reference(start_model(args.init_from, base, device), part, autocast)",
@@ -36,7 +38,8 @@ FAULTS = {
     "a damaged mark taken": ("support/round_files.py", "return content[\"reference\"] if intact and", "return content[\"reference\"] if", FILES),
     "pairs of other weights taken": ("rounds.py", 'about["policy"] = fingerprint(self.model)', "pass", T + "test_pairs_of_other_weights_are_sampled_again"),
     "sampled again from a policy that has moved": ("rounds.py", "if known is None and not at_start:", "if False:", FILES),
-    "sampling moves the random state": ("rounds.py", "with torch.random.fork_rng():", "if True:", STOPPED),
+    "sampling moves the random state": ("rounds.py", "with torch.random.fork_rng(devices=[]):", "if True:",
+                                        STOPPED + "[before the first update of round 2, adapter]"),
     "the length of a run in rounds may change": ("support/cli.py", ' or (key == "max_steps" and saved.get("rounds", 1) > 1)', "",
                                                  T + "test_the_length_of_a_run_in_rounds_may_not_change"),
 }
