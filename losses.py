@@ -14,6 +14,7 @@ The rewards are only logged, so they carry no gradient. The training loop takes 
     h = beta * (w - l)                           the margin, which most losses increase
     c, r                                         the policy's log-probs of the chosen and the rejected completion, nats
     n, m                                         lengths of the chosen and the rejected completion, tokens
+    gap                                          reward of the chosen minus that of the rejected completion
     eps                                          label_smoothing
 
 To add a loss, write one function under `@register`. The command line, the documents' tables and the tests read LOSSES.
@@ -322,8 +323,8 @@ def odpo(pairs, *, beta=0.1, alpha=1.0, scaling="log"):
 
     Unlike in dpo, a pair must reach a larger margin if its rewards are farther apart. With log, as in the authors'
     code, L = log(1 + gap^alpha e^-h). A gap below 1e-6 counts as 1e-6: a pair whose label contradicts its rewards has
-    almost no weight. With linear, for noisy or drawn labels, a negative gap lowers the margin to reach. With linear,
-    Bradley-Terry labels and rewards in nats, the optimum is that of dpo at beta / (1 + alpha).
+    almost no weight. Choose linear for noisy or drawn labels: a negative gap then lowers the margin to reach. On
+    Bradley-Terry labels with rewards in nats, its optimum is that of dpo at beta / (1 + alpha).
     """
     need(alpha >= 0, f"alpha must be >= 0, not {alpha}")
     need(scaling in ("log", "linear"), f"scaling must be log or linear, not {scaling}")
