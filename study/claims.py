@@ -290,11 +290,26 @@ def division_by_std(s):
         for measure in ("reward", "kl"):
             yield f"{measure}, GRPO - Dr. GRPO, beta {beta}", s(grpo, measure) - s(dr_grpo, measure), NOTHING
 
+def rounds_against_offline(s):
+    """Claim 17: pairs of the policy's own, with the reference fixed or moved (sync), against offline pairs."""
+    against = ("rounds_dpo", "dpo"), ("sync_dpo", "dpo"), ("rounds_ipo", "ipo")
+    for (rounds, offline), nats in product(against, (1, 1.9, 3)):
+        yield f"reward at {nats} nats, {rounds} - {offline}", s.at(rounds, nats) - s.at(offline, nats), ABOVE_0
+        whole = s.at(rounds, nats, "whole") - s.at(offline, nats, "whole")
+        yield f"whole sentences at {nats} nats, {rounds} - {offline}", whole, NOTHING
+
+def length_regularization(s):
+    """Claim 18: R-DPO with a weight of the length of 0.01, 0.03 and 0.1 against DPO, both with beta 0.1."""
+    for name in ("default rdpo", "rdpo alpha=0.03", "rdpo alpha=0.1"):
+        yield f"length, {name} - dpo", s(name, "length") - s(DPO, "length"), BELOW_0
+        yield f"reward, {name} - dpo", s(name, "reward") - s(DPO, "reward"), ("near", 0.03)
+        yield f"kl, {name} - dpo", s(name, "kl") - s(DPO, "kl"), NOTHING
+
 COMPARISONS = {
     "1": less_diverse, "2": order_of_divergences, "3": beta_of_ipo, "4": label_noise, "5": annealed_beta,
     "6": label_bias, "7": order_by_diversity, "8": chosen_reward_falls, "9": early_stopping, "10": stopping_gap,
     "11": above_other_methods, "12": adam_epsilon, "13": above_ppo, "14": over_optimization, "15": above_rloo,
-    "16": division_by_std}
+    "16": division_by_std, "17": rounds_against_offline, "18": length_regularization}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From comparisons to verdicts

@@ -92,7 +92,7 @@ def world(folder, seeds=(0, 1, 2)):
     """A sweep in which every claim's recipes exist: reward and KL by formula, with a little noise."""
     rng, rows, curves = np.random.default_rng(0), [], []
     keys = ("entropy", "length", "proxy", "pooled_4", "pooled_25", "distinct_2", "reward_positive", "reward_negative",
-            "win", "trainable")
+            "win", "trainable", "whole")
     for i, recipe in enumerate(sweep.RECIPES):
         for seed in seeds:
             kl = 0 if recipe == "sft" else 0.3 * (i % 12) + 0.2
@@ -108,7 +108,7 @@ def test_every_claim_gets_a_verdict(tmp_path):
     """The verdicts need the two files only, not the runs."""
     claims.judge(world(tmp_path))
     text = table.claims_table(tmp_path)
-    assert "highest, ppo beta=0.2 | -0.04 | -0.04 to -0.04 | < -0.01 | holds |" in text
+    assert "highest, ppo beta=0.2 | 3 | -0.04 | -0.04 to -0.04 | < -0.01 | holds |" in text
     assert "highest, along_dpo | 0 | 0 to 0 |" in text
     assert len(claims.CLAIMS) == 14 and all(f"**{n}. " in text for n in claims.CLAIMS) and text.count("**") == 28
 

@@ -317,7 +317,7 @@ def test_the_gap_at_which_a_loss_stops_orders_the_settings(tmp_path):
 # every comparison, computed again in a slow way
 
 MEASURES = ("reward", "kl", "entropy", "length", "proxy", "pooled_4", "pooled_25", "distinct_2", "reward_positive",
-            "reward_negative", "win", "trainable")
+            "reward_negative", "win", "trainable", "whole")
 CURVES = ("loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen", "logps/rejected",
           "rewards/margins", "grad_norm")
 
@@ -449,6 +449,14 @@ def slow_comparisons(v, curves):
         gaps = (minus(v[r, "reward_positive"], v[r, "reward_negative"]) for r in (a, b))
         found["16", f"reward of positive - negative prompts, {what}"] = minus(*gaps), "> 0"
         found |= {("16", f"{m}, {what}"): (minus(v[a, m], v[b, m]), "") for m in ("reward", "kl")}
+    for rounds, offline in (("rounds_dpo", "dpo"), ("sync_dpo", "dpo"), ("rounds_ipo", "ipo")):
+        for nats, (measure, name, says) in itertools.product((1, 1.9, 3), (("reward", "reward", "> 0"),
+                                                                           ("whole", "whole sentences", ""))):
+            difference = minus(slow_at(v, rounds, nats, measure), slow_at(v, offline, nats, measure))
+            found["17", f"{name} at {nats} nats, {rounds} - {offline}"] = difference, says
+    for r in ("default rdpo", "rdpo alpha=0.03", "rdpo alpha=0.1"):
+        for measure, says in (("length", "< 0"), ("reward", "within 0.03"), ("kl", "")):
+            found["18", f"{measure}, {r} - dpo"] = minus(v[r, measure], v["dpo beta=0.1", measure]), says
     return found
 
 @pytest.fixture(scope="module")
