@@ -109,8 +109,8 @@ def test_every_claim_gets_a_verdict(tmp_path):
     claims.judge(world(tmp_path))
     text = table.claims_table(tmp_path)
     assert "highest, ppo beta=0.2 | 3 | -0.04 | -0.04 to -0.04 | < -0.01 | holds |" in text
-    assert "highest, along_dpo | 0 | 0 to 0 |" in text
-    assert len(claims.CLAIMS) == 14 and all(f"**{n}. " in text for n in claims.CLAIMS) and text.count("**") == 28
+    assert "highest, along_dpo | 3 | 0 | 0 to 0 |" in text
+    assert len(claims.CLAIMS) == 18 and all(f"**{n}. " in text for n in claims.CLAIMS) and text.count("**") == 36
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("painted")
