@@ -23,6 +23,7 @@ import page
 import reward
 import sampling
 import train_sft
+import unpaired
 try:
     from losses import LOSSES, Pairs
 except ValueError as e:    # a loss that cannot be registered; the message says how to write it
@@ -56,7 +57,10 @@ def get_args(argv=None):
     return args
 
 def prepare(args, hparams):
-    """Loads model and pairs, and creates the run directory. about: adapter.json of --init_from; base: a fingerprint."""
+    """
+    Loads model and rows, and creates the run directory. about: adapter.json of --init_from; base: a fingerprint.
+    hparams: of the loss. Its weights are set to those that unpaired.weigh gives.
+    """
     sources.check_source(args.data, args.data_dir, training=True)
     rundir.check_out_dir(args.out_dir, args.resume)
     args.init_from = args.init_from or train_sft.policy_for(**cli.flags_of(args, train_sft.policy_for))
@@ -73,16 +77,20 @@ def prepare(args, hparams):
             max_len=args.max_len, seed=args.seed, data_dir=args.data_dir, prompt_tokens=args.prompt_tokens,
             labels=args.labels)
     else:
-        rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, n_val=args.n_val)
+        rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, n_val=args.n_val,
+                              labeled=True)
     swapped = sum(data.flip_labels(part, args.label_noise, args.seed) for part in rows.values())
+    made_from = {"data_fingerprint": data.fingerprint(rows),
+                 "prompt_format": chat.prompt_format(rows["train"], tokenizer), **sampled}
+    rows, counted = unpaired.as_pairs(rows, args.data, args.loss, LOSSES, hparams, weighting=args.weighting,
+                                      seed=args.seed, share_prefix=args.share_prefix)
     if args.adapter and not about:
         init = (args.adapter_init or "neurons") if args.adapter == "replace" else "random"
         adapters.add_adapters(model, args.adapter, args.adapter_rank or 16, init)
     out_dir = rundir.claim_run_dir(args, "train_pref.py", args.loss, hparams=hparams, reference_fingerprint=base,
-                                   data_fingerprint=data.fingerprint(rows),
-                                   prompt_format=chat.prompt_format(rows["train"], tokenizer), **sampled)
-    print(f"{args.loss} {' '.join(f'{k}={v}' for k, v in hparams.items())}: {len(rows['train']):,} training pairs, "
-          f"{len(rows['val']):,} validation pairs{f' ({swapped:,} of both swapped)' if swapped else ''}; "
+                                   **made_from)
+    shown = " ".join(f"{k}={float(f'{v:.6g}') if type(v) is float else v}" for k, v in hparams.items())
+    print(f"{args.loss} {shown}: {counted}{f' ({swapped:,} of both swapped)' if swapped else ''}; "
           f"{cli.parameter_counts(model)}; reference {args.init_from} -> {out_dir}")
     if args.adapter == "replace" and not about:
         print("adapter replace: policy and reference differ from the start, so the first KL is not 0")
@@ -105,7 +113,7 @@ def train(args):
     # Batches of pairs. Their rows get the reference's log-probs once, here.
     if loss.needs_kl:
         for part in rows.values():
-            data.mismatch(part, args.max_len)
+            unpaired.mismatch(part, args.max_len)
     batches = {split: data.Batches(part, args.batch_size, args.seed, args.share_prefix) for split, part in rows.items()}
     if loss.needs_ref:
         # The reference is the model without its new adapter. An adapter that training starts from is part of it.

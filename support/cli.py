@@ -235,6 +235,9 @@ def add_pair_flags(p):
                    help="compute the prompt of a pair once for both completions: the same numbers in less time")
     p.add_argument("--label_noise", type=not_negative, default=0.0,
                    help="share of pairs, in validation too, with chosen and rejected swapped")
+    p.add_argument("--weighting", choices=("groups", "completions"),
+                   help="data with labels, kto: its two weights belong to the mean losses of the two groups, or to each "
+                   "completion, so that the larger group counts more (default: completions if one is given, else groups)")
     p.add_argument("--labels", choices=("best", "bradley_terry"),
                    help="toy, imdb: choose the sample of higher reward, or draw the label: P(a over b) is the sigmoid "
                    "of their rewards' difference in nats (default: best)")
@@ -281,9 +284,13 @@ def check_loss_flags(p, args, losses):
     for h in sorted(others):
         if getattr(args, h) is not None:    # refuse() would let 0 and --no-... pass
             p.error(f"--{h} has no effect on --loss {name}, which takes {takes}")
+    if has_weights := "desirable_weight" in loss.hparams:
+        given = args.desirable_weight is not None or args.undesirable_weight is not None
+        args.weighting = args.weighting or ("completions" if given else "groups")
     on = f"on --loss {name}, which"
     refuse(p, args, (("mean_logps", not loss.per_token, f"{on} takes means per token already"),
                      ("sft_weight", not loss.has_nll, f"{on} contains the NLL of the chosen completion already"),
+                     ("weighting", has_weights, f"{on} has no weights"),
                      ("beta_end", "beta" in loss.hparams, f"{on} has no beta"),
                      ("beta_schedule", args.beta_end is not None, "without --beta_end")))
     if args.beta_end == 0:

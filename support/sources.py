@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-from support.messages import DIFFERENT, TURN, Remarks, example_of, short, text_of
+from support.messages import DIFFERENT, TURN, Remarks, example_of, pairs_or_labels, short, text_of
 from support.tokenizers import check_text
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
@@ -195,7 +195,7 @@ def hub_records(data):
         for row, record in enumerate(records, 1):
             yield SPLITS.get(split.split("_")[0], "train"), f"{place['path']} {split}, row {row}", record
 
-def load_examples(data, data_dir=None, pairs=True, say=print):
+def load_examples(data, data_dir=None, pairs=True, say=print, labeled=False):
     """
     ({split: examples}, a Counter of why examples were dropped). Raises ValueError or OSError in one line.
 
@@ -203,12 +203,14 @@ def load_examples(data, data_dir=None, pairs=True, say=print):
     data_dir  a folder with the files of a data set of HUB, instead of the hub
     pairs     whether examples need `rejected`
     say       prints a line about text that is not used, or that may not be meant to be learned
+    labeled   whether a file may hold completions with a label instead of pairs. These examples have `desirable`
     """
     check_source(data, data_dir)
     if data in HUB:
         make, records = HUB[data][1], folder_records(data_dir) if data_dir else hub_records(data)
     else:
-        make, records = example_of, (("train", where, record) for where, record in read_records(data))
+        make = pairs_or_labels() if labeled else example_of
+        records = (("train", where, record) for where, record in read_records(data))
     splits, dropped, seen, remarks = {}, Counter(), set(), Remarks(pairs)
     for split, where, record in records:
         example = make(record, where, pairs)
