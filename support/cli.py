@@ -236,8 +236,8 @@ def add_pair_flags(p):
     p.add_argument("--label_noise", type=not_negative, default=0.0,
                    help="share of pairs, in validation too, with chosen and rejected swapped")
     p.add_argument("--weighting", choices=("groups", "completions"),
-                   help="data with labels, kto: its two weights belong to the mean losses of the two groups, or to each "
-                   "completion, so that the larger group counts more (default: completions if one is given, else groups)")
+                   help="data with labels, kto: the two weights belong to the mean loss of each group, or to each "
+                   "completion's loss, so that more rows count more (default: groups, but completions if one is given)")
     p.add_argument("--labels", choices=("best", "bradley_terry"),
                    help="toy, imdb: choose the sample of higher reward, or draw the label: P(a over b) is the sigmoid "
                    "of their rewards' difference in nats (default: best)")
