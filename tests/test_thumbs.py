@@ -17,6 +17,7 @@ import data
 import eval as evaluation
 import judge
 import objective
+import toy
 import train_pref
 import train_sft
 import unpaired
@@ -154,7 +155,8 @@ def test_half_of_the_mismatched_completions_are_rejected_ones_and_none_is_of_its
     the same prompt would be what the loss itself moves.
     """
     pairs = [{"prompt": [i // 3], "chosen": [100 + i], "rejected": [200 + i]} for i in range(24)]
-    for rows in (pairs, unpaired.paired(labeled(20, 13, prompts=4), seed=0)):
+    halves = [row | {"prompt": [i % 2]} for i, row in enumerate(pairs)]
+    for rows in (pairs, halves, unpaired.paired(labeled(20, 13, prompts=4), seed=0)):
         origin = defaultdict(set)
         for row in rows:
             for side in ("chosen", "rejected"):
@@ -419,6 +421,20 @@ def test_an_interrupted_run_ends_with_the_same_bytes(here, monkeypatch):
     train_pref.main(["--data", "thumbs.jsonl", "--loss", "kto", "--out_dir", "parts", "--resume"])
     assert log_rows("parts") == log_rows("whole")
     assert Path("parts/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
+
+def test_the_pages_snippet_makes_a_file_with_both_labels(in_tmp, monkeypatch, tokenizer):
+    """It is the quickest way to try the two losses, and a reader copies it as it is."""
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    many = toy.examples
+    monkeypatch.setattr(toy, "examples", lambda split, n: many(split, 60))
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    rows = data.load_rows("thumbs.jsonl", None, tokenizer, 64, say=lambda line: None, labeled=True)
+    assert all(min(unpaired.counts(part)) > 0 for part in rows.values())
+    rewards = defaultdict(list)
+    for row in rows["train"]:
+        rewards[row["label"]].append(toy.reward(data.decode(tokenizer, row["prompt"] + row["chosen"])))
+    assert max(rewards[0]) <= 0.25 < min(rewards[1])
+    assert len(data.load_rows("texts.jsonl", None, tokenizer, 64, pairs=False, say=lambda line: None)["train"]) > 40
 
 def test_a_file_can_be_looked_at(here, capsys):
     """The label is not a list of tokens."""

@@ -34,7 +34,7 @@ FAULTS = {
     "undesirable completions shown as the data's answers": ("eval.py", 'if r.get("label", 1)}', "}", T + "test_a_run_from_end_to_end"),
     # the KL
     "mismatched completions from chosen ones alone": ("unpaired.py", 'side = ("chosen", "rejected")[i % 2]', 'side = "chosen"', MISMATCHED),
-    "mismatched completions of the same prompt": ("unpaired.py", "if prompt_of(rows[j], side) != prompt:", "if True:", MISMATCHED),
+    "mismatched completions of the same prompt": ("unpaired.py", "if prompt_of(rows[j], side) != prompt:", "if True:", T + "test_mismatched_completions_by_hand"),
     "mismatched behind the desirable prompts alone": ("unpaired.py", 'prompt_of(row, ("chosen", "rejected")[i // 2 % 2])', 'row["prompt"]', MISMATCHED),
     "KL with gradient": ("reference.py", "@torch.no_grad()\ndef kl_logratios", "def kl_logratios", T + "test_the_loss_of_a_batch_by_a_slow_loop"),
 }
