@@ -141,8 +141,8 @@ def add_device_flags(p):
 def add_common_flags(p):
     """Flags of every script that trains. Each script sets the defaults of those whose help says %(default)s."""
     p.add_argument("--data", default="toy",
-                   help="toy, imdb, hh, ultrafeedback, tldr, or the path of a .json, .jsonl, .jsonl.gz, .csv or "
-                   ".parquet file")
+                   help="toy, imdb, hh, ultrafeedback, tldr, kto_mix, or the path of a .json, .jsonl, .jsonl.gz, "
+                   ".csv or .parquet file")
     p.add_argument("--data_dir", help="folder with the files of the data set (default: download from the hub)")
     p.add_argument("--init_from", help="model to start from: gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder in "
                    "Hugging Face's layout, or a run")

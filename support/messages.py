@@ -292,8 +292,8 @@ def labeled_example(record, where):
     """A row with one completion and a label -> an example with prompt, chosen and desirable, or why it is dropped."""
     if not is_labeled(record):
         field = "completion" if "label" in record else "label"
-        raise ValueError(f"{where}, field {field!r}: missing; the rows above have one completion and a label, and this "
-                         f"one has {columns_of(record)}")
+        raise ValueError(f"{where}, field {field!r}: missing; expected one completion and a label, as in other rows, "
+                         f"and the row has {columns_of(record)}")
     found, label = example_of(record, where, pairs=False), label_of(record, RATED)
     if not isinstance(label, bool):
         raise ValueError(f"{where}, field 'label': expected true for thumbs up or false for thumbs down (or 1 and 0), "

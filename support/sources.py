@@ -2,8 +2,9 @@
 The sources of examples: files, folders and the hub -> dicts of text with prompt, chosen and, for pairs, rejected.
 
 The data sets are imdb (film reviews with labels), hh (Anthropic's HH-RLHF, single-turn), ultrafeedback (instructions),
-tldr (summaries of Reddit posts) and cnn_dailymail (news, for evaluation only). A path to a .json, .jsonl, .jsonl.gz,
-.csv or .parquet file works too; messages.py reads its layouts. See docs/data.md. Read next: data.py
+tldr (summaries of Reddit posts), kto_mix (answers with thumbs up or down) and cnn_dailymail (news, for evaluation
+only). A path to a .json, .jsonl, .jsonl.gz, .csv or .parquet file works too; messages.py reads its layouts. See
+docs/data.md. Read next: data.py
 """
 import csv
 import gzip
@@ -15,7 +16,7 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-from support.messages import DIFFERENT, TURN, Remarks, example_of, pairs_or_labels, short, text_of
+from support.messages import DIFFERENT, TURN, Remarks, example_of, labeled_example, pairs_or_labels, short, text_of
 from support.tokenizers import check_text
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
@@ -145,7 +146,14 @@ def cnn_example(record, where, pairs):
     highlights = " ".join(text_of(record, "highlights", where).split())
     return {"prompt": f"{text_of(record, 'article', where).strip()}\n\nTL;DR:", "chosen": " " + highlights}
 
-PAIRLESS, DIALOGUES = ("imdb", "cnn_dailymail"), ("hh", "ultrafeedback")
+def kto_mix_example(record, where, pairs):
+    """Messages with a label. For SFT, undesirable answers are dropped."""
+    example = labeled_example(record, where)
+    if not pairs and isinstance(example, dict) and not example.pop("desirable"):
+        return "labelled false"
+    return example
+
+PAIRLESS, DIALOGUES = ("imdb", "cnn_dailymail"), ("hh", "ultrafeedback", "kto_mix")
 
 # name -> (the arguments of datasets.load_dataset, the function from a record to an example)
 HUB = {"imdb": ({"path": "stanfordnlp/imdb"}, imdb_example), "hh": ({"path": "Anthropic/hh-rlhf"}, hh_example),
@@ -153,6 +161,7 @@ HUB = {"imdb": ({"path": "stanfordnlp/imdb"}, imdb_example), "hh": ({"path": "An
        # The hub's own conversion: `datasets` no longer runs the loading script of this data set
        "tldr": ({"path": "openai/summarize_from_feedback", "name": "comparisons", "revision": "refs/convert/parquet"},
                 tldr_example),
+       "kto_mix": ({"path": "trl-lib/kto-mix-14k"}, kto_mix_example),
        "cnn_dailymail": ({"path": "abisee/cnn_dailymail", "name": "3.0.0"}, cnn_example)}
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -206,6 +215,8 @@ def load_examples(data, data_dir=None, pairs=True, say=print, labeled=False):
     labeled   whether a file may hold completions with a label instead of pairs. These examples have `desirable`
     """
     check_source(data, data_dir)
+    if data == "kto_mix" and pairs and not labeled:
+        raise ValueError("kto_mix: has labels and no pairs; it is for train_pref.py --loss kto or bco")
     if data in HUB:
         make, records = HUB[data][1], folder_records(data_dir) if data_dir else hub_records(data)
     else:

@@ -29,6 +29,7 @@ from support import sources
 from test_data import assistant, user, write_jsonl
 from test_layouts import write_csv
 from test_loop import log_rows
+from test_sources import hub    # noqa: F401 - a fixture
 
 def thumb(i, label, **more):
     return {"prompt": f"the plot {i}", "completion": f" was {'fine' if label else 'dull'} {i} .", "label": label} | more
@@ -86,6 +87,25 @@ def test_a_bad_row_is_named(tmp_path, rows, words):
     with pytest.raises(ValueError) as e:
         read(rows, tmp_path / "t.jsonl")
     assert not [word for word in ["t.jsonl", *words] if word not in str(e.value)] and "\n" not in str(e.value), e.value
+
+def test_labels_of_the_hub_and_of_a_folder(hub, tmp_path, tokenizer):    # noqa: F811
+    """They are read as pairs of the hub are: by split, from the hub or from files with the same rows."""
+    row = lambda i, label: {"prompt": [user(f"Q{i}")], "completion": [assistant(f"A{i}")], "label": label}
+    splits = {"train": [row(i, i % 2 > 0) for i in range(12)], "test": [row(50, True)]}
+    asked = hub(splits)
+    write_jsonl(tmp_path / "test.jsonl", splits["test"])
+    write_jsonl(tmp_path / "train-00000-of-00001.jsonl", splits["train"])
+    want = {"prompt": "\n\nHuman: Q1\n\nAssistant:", "chosen": " A1", "desirable": True}
+    for folder in (None, str(tmp_path)):
+        found, dropped = sources.load_examples("kto_mix", folder, labeled=True)
+        assert found["train"][1] == want and len(found["train"]) == 12 and len(found["test"]) == 1 and not dropped
+        texts, dropped = sources.load_examples("kto_mix", folder, pairs=False)
+        assert texts["train"][0] == {"prompt": want["prompt"], "chosen": " A1"} and dropped == {"labelled false": 6}
+        rows = data.load_rows("kto_mix", folder, tokenizer, 64, say=lambda line: None, labeled=True)
+        assert sum(map(len, rows.values())) == 12 and min(min(unpaired.counts(part)) for part in rows.values()) > 0
+    assert asked == {"path": "trl-lib/kto-mix-14k"}
+    with pytest.raises(ValueError, match="--loss kto"):
+        sources.load_examples("kto_mix", str(tmp_path))
 
 def test_pairs_with_a_label_are_pairs(tmp_path):
     """A file of pairs may have a column of this name, as for a category. It says nothing about one completion."""
