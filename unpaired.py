@@ -13,7 +13,6 @@ docs/data.md has the layout of the file. Read first: toy.py. Read next: data.py
 import random
 
 LABELS = ("undesirable", "desirable")    # the meaning of the labels 0 and 1
-SPLITS = {"train": "training", "val": "validation"}
 
 def prompt_of(row, side):
     """The prompt of a side, chosen or rejected: tokens. In an unpaired row each side has its own."""
@@ -29,17 +28,17 @@ def apart(rows):
 def mismatch(rows, max_len):
     """
     Gives each row "mismatched", for KTO's estimate of the KL: a row of its prompt and a completion of another prompt,
-    cut to max_len tokens together. Every second row gets a rejected completion: from chosen ones alone, the estimate
-    grows with what the policy has learned and not with the KL. In unpaired rows both sides give prompts too.
+    cut to max_len tokens together. Every second row gets a rejected completion. The policy learns to prefer the chosen
+    ones, so the estimate would be too high from these alone. In unpaired rows both sides give prompts too.
     """
     for i, row in enumerate(rows):
         prompt = prompt_of(row, ("chosen", "rejected")[i // 2 % 2])
         side = ("chosen", "rejected")[i % 2]
         j = (i + len(rows) // 2) % len(rows)    # neighbors often have the same prompt
-        for _ in rows:
+        for _ in rows[:1000]:                   # not all rows: if all have the same prompt, none will do
             if prompt_of(rows[j], side) != prompt:
                 break
-            j = (j + 1) % len(rows)             # a full turn if all rows have the same prompt
+            j = (j + 1) % len(rows)
         row["mismatched"] = {"prompt": prompt, "chosen": rows[j][side][:max(1, max_len - len(prompt))]}
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -82,8 +81,7 @@ def paired(rows, seed):
     desirable, undesirable = ([row for row in rows if row["label"] == label] for label in (1, 0))
     found = []
     for w, l in zip(repeated(desirable, n, rng), repeated(undesirable, n, rng)):
-        found.append({"prompt": w["prompt"], "chosen": w["chosen"],
-                      "rejected_prompt": l["prompt"], "rejected": l["chosen"]})
+        found.append(dict(prompt=w["prompt"], chosen=w["chosen"], rejected_prompt=l["prompt"], rejected=l["chosen"]))
     return found
 
 def check(rows, data, name, losses, share_prefix):
@@ -96,7 +94,7 @@ def check(rows, data, name, losses, share_prefix):
     for split, part in rows.items():
         for n, label in zip(counts(part), reversed(LABELS)):
             if n == 0:
-                raise ValueError(f"{data}: none of the {len(part):,} {SPLITS[split]} completions is {label}, and "
+                raise ValueError(f"{data}: none of the {len(part):,} completions for {split} is {label}, and "
                                  f"--loss {name} needs both: add rows (train_sft.py trains on desirable ones alone)")
 
 def as_pairs(rows, data, name, losses, hparams, *, weighting, seed, share_prefix):

@@ -357,7 +357,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(refused, here):
         write_jsonl(here / "one.jsonl", [thumb(i, label) for i in range(30)])
         refused(train_pref.main, argv("--loss", "kto", data="one.jsonl"), "one.jsonl", word, "train_sft.py")
     refused(train_pref.main, argv("--loss", "kto", "--label_noise", "2"), "--label_noise")
-    refused(train_pref.main, argv("--loss", "kto", "--n_val", "1"), "validation completions", "desirable")
+    refused(train_pref.main, argv("--loss", "kto", "--n_val", "1"), "completions for val", "desirable")
 
 @pytest.mark.parametrize("flags, weighting, weights", [
     ([], "groups", (1.0, 1.0)), (["--desirable_weight", "1"], "completions", "counts"),
