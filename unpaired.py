@@ -94,8 +94,8 @@ def check(rows, data, name, losses, share_prefix):
     for split, part in rows.items():
         for n, label in zip(counts(part), reversed(LABELS)):
             if n == 0:
-                raise ValueError(f"{data}: none of the {len(part):,} completions for {split} is {label}, and "
-                                 f"--loss {name} needs both: add rows (train_sft.py trains on desirable ones alone)")
+                raise ValueError(f"{data}: no {label} completion in the {split} split, which has {len(part):,} rows: "
+                                 f"--loss {name} needs both labels; train_sft.py trains on desirable ones alone")
 
 def as_pairs(rows, data, name, losses, hparams, *, weighting, seed, share_prefix):
     """

@@ -353,11 +353,11 @@ def test_what_cannot_be_trained_is_refused_in_one_line(refused, here):
     refused(train_pref.main, argv("--loss", "bco", "--desirable_weight", "2"), "--desirable_weight has no effect")
     refused(train_pref.main, argv("--loss", "bco", "--weighting", "groups"), "--weighting has no effect")
     refused(train_reward.main, ["--data", "thumbs.jsonl", "--init_from", "sft"], "row 1", "--loss kto")
-    for label, word in ((True, "undesirable"), (False, "is desirable")):
+    for label, word in ((True, "no undesirable"), (False, "no desirable")):
         write_jsonl(here / "one.jsonl", [thumb(i, label) for i in range(30)])
         refused(train_pref.main, argv("--loss", "kto", data="one.jsonl"), "one.jsonl", word, "train_sft.py")
     refused(train_pref.main, argv("--loss", "kto", "--label_noise", "2"), "--label_noise")
-    refused(train_pref.main, argv("--loss", "kto", "--n_val", "1"), "completions for val", "desirable")
+    refused(train_pref.main, argv("--loss", "kto", "--n_val", "1"), "desirable completion in the val split")
 
 @pytest.mark.parametrize("flags, weighting, weights", [
     ([], "groups", (1.0, 1.0)), (["--desirable_weight", "1"], "completions", "counts"),
