@@ -20,6 +20,7 @@ from collections import Counter
 import torch
 
 import toy
+import unpaired
 from support import cli, parallel, sources, tokenizers
 from support.sources import PAIRLESS, check_source, histogram, listed
 
@@ -35,11 +36,11 @@ def get_tokenizer(data, n_vocab=None):
     # A toy model does not fit other data. It gets GPT-2's BPE here, and cli.check_fits then reports the mismatch.
     return tokenizers.text_tokenizer(None if n_vocab == toy.encoding().n_vocab else n_vocab)
 
-def load_examples(data, data_dir=None, pairs=True, say=print, gaps=False):
+def load_examples(data, data_dir=None, pairs=True, say=print, gaps=False, labeled=False):
     """({split: examples}, a Counter of why examples were dropped), from the toy world, the hub, a folder or a file."""
     if data == "toy":
         return {"train": toy.examples("train", 20_000), "val": toy.examples("val", 512)}, Counter()
-    return sources.load_examples(data, data_dir, pairs, say, gaps)
+    return sources.load_examples(data, data_dir, pairs, say, gaps, labeled)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # examples -> rows
@@ -72,7 +73,8 @@ def encode_row(example, tokens, eot, max_len, max_prompt_len=None):
 def make_rows(examples, tokenizer, max_len, max_prompt_len=None, labels=False):
     """
     Examples -> (rows, a Counter of why examples were dropped). encode_row explains max_len and max_prompt_len.
-    labels: whether a row keeps its example's label, 1 for positive and 0 for negative.
+    labels: whether a row gets its review's label, 1 for positive and 0 for negative. An example with `desirable` gives
+    a row with the label 1 (thumbs up) or 0 (thumbs down).
     """
     fields = [field for field in ("prompt", *SIDES) if examples and field in examples[0]]
     encoded = {}
@@ -85,8 +87,8 @@ def make_rows(examples, tokenizer, max_len, max_prompt_len=None, labels=False):
         if isinstance(row, str):
             dropped[row] += 1
             continue
-        if labels:
-            row["label"] = int(example["positive"])
+        if labels or "desirable" in example:
+            row["label"] = int(example["positive" if labels else "desirable"])
         row |= {"gap": example["gap"]} if "gap" in example else {}    # of the answers' rewards
         rows.append(row)
     return rows, dropped
@@ -106,11 +108,13 @@ def hold_out(rows, eot):
     """
     Rows -> (training rows, validation rows). About one prompt in ten is held out for validation, with all of its rows.
     A hash of the prompt decides, not its position: SFT and preference training then hold out the same prompts, although
-    they drop different rows. Each part gets at least one prompt if there are two.
+    they drop different rows. Each part gets at least one prompt if there are two, and if possible one of each label.
     """
-    buckets = [zlib.crc32(str(prompt_key(row, eot)).encode()) % 1000 for row in rows]
-    limit = max(100, min(buckets, default=0) + 1)    # the first 100 of 1,000 buckets; more if no prompt is in these
-    limit = min(limit, max(buckets, default=0))      # fewer if all prompts are in these: training needs one too
+    buckets, groups = [zlib.crc32(str(prompt_key(row, eot)).encode()) % 1000 for row in rows], {}
+    for row, bucket in zip(rows, buckets):
+        groups.setdefault(row.get("label"), []).append(bucket)
+    limit = max([100, *(min(group) + 1 for group in groups.values())])    # the first 100 of 1,000 buckets, or more
+    limit = min([limit, *(max(group) for group in groups.values())])      # fewer if training would have no prompt
     train = [row for row, bucket in zip(rows, buckets) if bucket >= limit]
     val = [row for row, bucket in zip(rows, buckets) if bucket < limit]
     return train, val
@@ -133,12 +137,13 @@ def subsample(rows, n):
     """n of the rows, the same ones in every call; all rows if n is None or there are fewer."""
     return random.Random(0).sample(rows, n) if n and n < len(rows) else rows
 
-def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=True, n_val=None, say=print, gaps=False):
+def load_rows(data, data_dir, tokenizer, max_len, max_prompt_len=None, pairs=True, n_val=None, say=print, gaps=False,
+              labeled=False):
     """
     {"train": rows, "val": at most n_val rows} of a data set. Prints how many rows there are, how many were dropped, and
     why. Raises ValueError or OSError in one line.
     """
-    splits, dropped = load_examples(data, data_dir, pairs, say, gaps)
+    splits, dropped = load_examples(data, data_dir, pairs, say, gaps, labeled)
     if "train" in splits:
         splits.pop("test", None)    # never for training; but a sample of a data set may hold nothing else
     rows = {}
@@ -164,21 +169,15 @@ def fingerprint(rows):
         digest.update(repr(content).encode())
     return digest.hexdigest()[:16]
 
-def mismatch(rows, max_len):
-    """Gives each row "mismatched", for the KL of KTO: the next chosen completion of another prompt, cut to max_len."""
-    for i, row in enumerate(rows):
-        j = (i + 1) % len(rows)
-        while j != i and rows[j]["prompt"] == row["prompt"]:
-            j = (j + 1) % len(rows)
-        room = max(1, max_len - len(row["prompt"]))
-        row["mismatched"] = rows[j]["chosen"][:room]    # its own, if all rows have the same prompt
-
 def flip_labels(rows, share, seed):
-    """Swaps chosen and rejected in a random share of the pairs: label noise. Returns the number of swapped pairs."""
+    """Label noise: swaps chosen and rejected, or the label, in a random share of the rows. Returns their number."""
     if not 0 <= share <= 1:
         raise ValueError(f"--label_noise {share}: expected a share of the pairs, from 0 to 1")
     flipped = random.Random(f"labels {seed}").sample(rows, round(share * len(rows)))
     for row in flipped:
+        if "label" in row:
+            row["label"] = 1 - row["label"]
+            continue
         row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
         row |= {"gap": -row["gap"]} if "gap" in row else {}    # rewards stay with their completions
     return len(flipped)
@@ -245,20 +244,24 @@ def collate(rows, share_prefix=False):
         kl_idx, kl_mask        (B, T') the mismatched completions, where the rows have them
     """
     sides = [side for side in SIDES if side in rows[0]]
-    batch = one_row_a_pair(rows) if share_prefix else one_row_a_completion(rows, sides)
+    if "rejected_prompt" in rows[0]:    # each completion behind its own prompt
+        batch = one_row_a_completion(unpaired.apart(rows), ["chosen"])
+    else:
+        batch = one_row_a_pair(rows) if share_prefix else one_row_a_completion(rows, sides)
     batch["weight"] = sum(map(weight_of, rows))
     for field in ("label", "gap", "ref_chosen_logps", "ref_rejected_logps", "ref_kl_logps"):
         if field in rows[0]:
             batch[field] = torch.tensor([row[field] for row in rows])
     if "mismatched" in rows[0]:
-        kl = one_row_a_completion(rows, ["mismatched"])
+        kl = one_row_a_completion([row["mismatched"] for row in rows], ["chosen"])
         batch["kl_idx"], batch["kl_mask"] = kl["idx"], kl["completion_mask"]
     return batch
 
 def width_of(row, share_prefix=False):
     """The tokens that a row takes in a batch: its longest text, or in one row a pair all of its parts."""
-    chosen, rejected = len(row["chosen"]), len(row.get("rejected", []))
-    return len(row["prompt"]) + (chosen + rejected if share_prefix else max(chosen, rejected))
+    if share_prefix:
+        return len(row["prompt"]) + len(row["chosen"]) + len(row["rejected"])
+    return max(len(unpaired.prompt_of(row, side)) + len(row[side]) for side in SIDES if side in row)
 
 def pieces(items, size):
     """A list in pieces of `size` items. The last piece may be smaller."""
@@ -344,13 +347,15 @@ def print_rows(split, examples, tokenizer, max_len, max_prompt_len, n_shown):
     """Prints how many examples of a split are kept, cut and dropped, how long they are, and n_shown rows."""
     rows, dropped = make_rows(examples, tokenizer, max_len, max_prompt_len)
     n_cut = sum(any(row[side][-1] != tokenizer.eot_token for side in SIDES if side in row) for row in rows)
-    print(f"\n{split}: {len(rows):,} of {len(examples):,} rows kept, {n_cut:,} of them cut at {max_len} tokens; "
-          f"dropped: {listed(dropped)}")
+    labels = f" ({unpaired.counted(rows)})" if rows and "label" in rows[0] else ""
+    print(f"\n{split}: {len(rows):,} of {len(examples):,} rows kept{labels}, {n_cut:,} of them cut at {max_len} "
+          f"tokens; dropped: {listed(dropped)}")
     print("tokens of prompt and longest completion:", *histogram([width_of(row) for row in rows]), sep="\n")
     for row in rows[:n_shown]:
         print()
-        for field, tokens in row.items():
-            print(f"{field:8} ({len(tokens)} tokens)  {decode(tokenizer, tokens)!r}")
+        for field, value in row.items():
+            text = "" if field == "label" else f"({len(value)} tokens)  {decode(tokenizer, value)!r}"
+            print(f"{field:8} {text or unpaired.LABELS[value]}")
 
 def main(argv=None):
     args = get_args(argv)
@@ -360,7 +365,7 @@ def main(argv=None):
             raise ValueError("--bpe has no effect on --data toy, which has a tokenizer of its own")
         tokenizer = get_tokenizer(args.data, tokenizers.BYTES if args.bpe else None)
         pairs = args.data not in ("toy", *PAIRLESS) and not args.texts
-        splits, dropped = load_examples(args.data, args.data_dir, pairs)
+        splits, dropped = load_examples(args.data, args.data_dir, pairs, labeled=True)
         print(f"{args.data}: dropped while reading: {listed(dropped)}")
         for split, examples in splits.items():
             print_rows(split, examples, tokenizer, args.max_len, args.max_prompt_len, args.show)

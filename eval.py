@@ -112,10 +112,9 @@ def held_out_rows(name, folder, facts, tokenizer, say):
     """(rows, pairs) of a data set with prompts and answers. pairs: the rows if they are pairs, else None."""
     args = facts["args"]
     if name != "cnn_dailymail":
-        paired = "loss" in args
-        rows = data.load_rows(name, folder, tokenizer, args["max_len"], args["max_prompt_len"], paired,
-                              args.get("n_val"), say)["val"]
-        return rows, rows if paired else None
+        rows = data.load_rows(name, folder, tokenizer, args["max_len"], args["max_prompt_len"],
+                              "loss" in args, args.get("n_val"), say, labeled=True)["val"]
+        return rows, rows if "rejected" in rows[0] else None
     examples = load_examples(name, folder, pairs=False)[0].get("test", [])    # no run trains on it
     rows, dropped = data.make_rows(examples, tokenizer, args["max_len"], args["max_prompt_len"])
     counts = ", ".join(f"{n:,} {why}" for why, n in dropped.items()) or "none"
@@ -148,8 +147,9 @@ def held_out(facts, tokenizer, rewards, *, name, folder, n_prompts, max_new_toke
         prompts, labels = beginnings(folder, "test", tokenizer, span, n_prompts, seed)
     else:
         rows, pairs = held_out_rows(name, folder, facts, tokenizer, say)
+        wanted = {tuple(r["prompt"]): r["chosen"] for r in rows if r.get("label", 1)}    # not what is undesirable
         rows = {tuple(r["prompt"]): r for r in rows}.values()    # each prompt once
-        prompts, chosen = [r["prompt"] for r in rows], [r["chosen"] for r in rows]
+        prompts, chosen = [r["prompt"] for r in rows], [wanted.get(tuple(r["prompt"])) for r in rows]
     usual = int(np.percentile([len(p) for p in prompts], 75, method="higher"))    # three of four are not longer
     max_new_tokens = max_new_tokens or min(128, max_len - usual)
     fit = [i for i, p in enumerate(prompts) if len(p) + max_new_tokens <= max_len]
@@ -207,10 +207,11 @@ def sample_records(found, held):
     """For each prompt its text, the first completion of each Measured, the data's own answer, and the rewards."""
     texts = {name: first_texts(measured, held) for name, measured in found.items()}
     if held.chosen:
-        texts["chosen"] = [data.decode(held.tokenizer, c) for c in held.chosen]
+        texts["chosen"] = [c and data.decode(held.tokenizer, c) for c in held.chosen]    # None stays None
     records, listed = [], lambda tokens: " ".join(map(str, tokens))
     for i, prompt in enumerate(held.prompts):
-        record = {"prompt": data.decode(held.tokenizer, prompt)} | {name: t[i] for name, t in texts.items()}
+        record = {"prompt": data.decode(held.tokenizer, prompt)}
+        record |= {name: several[i] for name, several in texts.items() if several[i] is not None}
         first = {"prompt": prompt} | {name: measured.answers[i][0] for name, measured in found.items()}
         record["tokens"] = {name: listed(tokens) for name, tokens in first.items()}    # page.py reads them
         if held.rewards:

@@ -413,7 +413,7 @@ def nca(pairs, *, beta=0.1):
     losses = -F.logsigmoid(beta * w) - 0.5 * F.logsigmoid(-beta * w) - 0.5 * F.logsigmoid(-beta * l)    # (B,)
     return with_rewards(losses, beta, w, l)
 
-@register(needs_ref=True, start="2 * log(2)", limit="inf", trl="bco_pair")
+@register(needs_ref=True, start="2 * log(2)", limit="inf", trl="bco_pair", unpaired=True)
 def bco(pairs, *, beta=0.1):
     """
     Binary Classifier Optimization: Jung et al. 2024, arXiv:2404.04656, with the reward shift at 0.
@@ -495,7 +495,7 @@ def apo_down(pairs, *, beta=0.1):
     return with_rewards(losses, beta, w, l)
 
 @register(needs_ref=True, start="(desirable_weight + undesirable_weight) / 4", needs_kl=True,
-          trl="KTOTrainer, on single completions", flat=True)
+          trl="KTOTrainer, on single completions", flat=True, unpaired=True)
 def kto(pairs, *, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
     """
     Kahneman-Tversky Optimization, on both sides of a pair: Ethayarajh et al. 2024, arXiv:2402.01306.
@@ -507,8 +507,10 @@ def kto(pairs, *, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
     undesirable_weight  >= 0, weight of the rejected ones.
 
     Unlike dpo it does not compare the two completions. It compares each with kl, an estimate of the policy's KL to the
-    reference: max(0, mean of kl_logratios), without gradient. The mean is over the batch. With gradient accumulation or
-    several processes each part of the batch has its own.
+    reference: max(0, mean of kl_logratios over the batch), without gradient. With gradient accumulation each part of
+    the batch has its own. kl_logratios are of completions of other prompts: one a pair, chosen and rejected in turn.
+    TRL takes one for each completion, the next of the batch, whose prompt may be the same: half the variance, twice the
+    cost.
     """
     need(desirable_weight >= 0 and undesirable_weight >= 0, "desirable_weight and undesirable_weight must be >= 0")
     w, l, _ = log_ratios(pairs, beta)                                           # (B,)

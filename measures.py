@@ -25,7 +25,7 @@ class HeldOut:
     pairs: list            # rows of held-out pairs, for the accuracy; or None
     rewards: dict          # name -> function of N token lists that returns an array (N,)
     max_new_tokens: int    # tokens of a completion at most
-    chosen: list = None    # the data set's own answers, n token lists; or None
+    chosen: list = None    # the data set's own answers, n token lists, or None where it has only bad ones; or None
     toy: bool = False      # whether the texts are the toy world's: only then is `whole` measured
 
 @dataclass

@@ -30,6 +30,13 @@ from model import fingerprint
 from support import cli, parallel
 from support.round_files import read_mark, run_id, write_mark
 
+def add_flags(p):
+    """--rounds and --sync_ref."""
+    p.add_argument("--rounds", type=cli.positive, default=1,
+                   help="toy, imdb: parts of the run; each samples its pairs from the policy as it is by then")
+    p.add_argument("--sync_ref", action="store_true",
+                   help="the reference of each round is the policy at its start, not the model to start from")
+
 def check_flags(p, args):
     """Refuses rounds on data whose pairs are not sampled, and rounds that are not equal."""
     cli.refuse(p, args, (("sync_ref", args.rounds > 1, "without --rounds 2 or more"),))

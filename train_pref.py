@@ -17,15 +17,14 @@ from contextlib import nullcontext
 import torch
 
 import adapters
-import chat
 import data
 import eval
 import loop
 import page
-import reward
+import preferences
 import rounds
-import sampling
 import train_sft
+import unpaired
 try:
     from losses import LOSSES, Pairs
 except ValueError as e:    # a loss that cannot be registered; the message says how to write it
@@ -42,6 +41,7 @@ def get_args(argv=None):
     cli.add_common_flags(p)
     cli.add_adapter_flags(p, adapters.MODES, adapters.INITS)
     cli.add_pair_flags(p)
+    rounds.add_flags(p)
     p.add_argument("--n_show", type=cli.count, default=3, help="samples to print at the end (default: %(default)s)")
     cli.add_loss_flags(p, LOSSES, taken=inspect.signature(loop.fit).parameters)
     p.set_defaults(batch_size=32, lr=1e-3, warmup_steps=10, max_steps=120, eval_every=30, adam_epsilon=None)
@@ -60,12 +60,8 @@ def get_args(argv=None):
     return args
 
 def prepare(args, hparams):
-    """
-    Loads model and pairs, and creates the run directory. about: adapter.json of --init_from; base: a fingerprint;
-    later: what rounds after the first one are sampled with, the tokenizer and the reward.
-    """
-    gaps = LOSSES[args.loss].needs_gap
-    sources.check_source(args.data, args.data_dir, training=True, gaps=gaps)
+    """Loads model and rows, and creates the run directory. Returns what make_batches takes, but args and loss."""
+    sources.check_source(args.data, args.data_dir, training=True, gaps=LOSSES[args.loss].needs_gap)
     rundir.check_out_dir(args.out_dir, args.resume)
     args.init_from = args.init_from or train_sft.policy_for(**cli.flags_of(args, train_sft.policy_for))
     device, autocast = cli.set_up(**cli.flags_of(args, cli.set_up))
@@ -73,37 +69,28 @@ def prepare(args, hparams):
     model = model.to(device).eval()
     tokenizer = data.get_tokenizer(args.data, model.config.vocab_size)
     cli.check_fits(model, tokenizer, args.max_len, args.init_from)
-    base, sampled, later = fingerprint(model), {}, ()    # sampled: the file of the pairs, for args.json
-    if args.data in ("toy", "imdb"):
-        ranked_by = reward.Reward(args.reward, tokenizer, args.max_len, device, args.batch_size, autocast)
-        sampled["pairs"], rows = sampling.sampled_pairs(
-            model, tokenizer, base, ranked_by, data=args.data, folder=args.init_from, n_prompts=args.n_prompts,
-            max_len=args.max_len, seed=args.seed, data_dir=args.data_dir, prompt_tokens=args.prompt_tokens,
-            labels=args.labels, rounds=args.rounds, gaps=gaps)
-        later = tokenizer, ranked_by
-    else:
-        rows = data.load_rows(args.data, args.data_dir, tokenizer, args.max_len, args.max_prompt_len, n_val=args.n_val,
-                              gaps=gaps)
-    swapped = sum(data.flip_labels(part, args.label_noise, args.seed) for part in rows.values())
+    base = fingerprint(model)
+    rows, ranked_by, facts, counted = preferences.load(model, base, tokenizer, device, autocast, hparams,
+                                                       **cli.flags_of(args, preferences.load))
     if args.adapter and not about:
         init = (args.adapter_init or "neurons") if args.adapter == "replace" else "random"
         adapters.add_adapters(model, args.adapter, args.adapter_rank or 16, init)
     out_dir = rundir.claim_run_dir(args, "train_pref.py", args.loss, hparams=hparams, reference_fingerprint=base,
-                                   data_fingerprint=data.fingerprint(rows),
-                                   prompt_format=chat.prompt_format(rows["train"], tokenizer), **sampled)
-    in_round = f" in round 1 of {args.rounds}" if args.rounds > 1 else ""
-    print(f"{args.loss} {' '.join(f'{k}={v}' for k, v in hparams.items())}: {len(rows['train']):,} training pairs"
-          f"{in_round}, {len(rows['val']):,} validation pairs{f' ({swapped:,} of both swapped)' if swapped else ''}; "
-          f"{cli.parameter_counts(model)}; reference {args.init_from} -> {out_dir}")
+                                   **facts)
+    shown = " ".join(f"{k}={float(f'{v:.6g}') if type(v) is float else v}" for k, v in hparams.items())
+    print(f"{args.loss} {shown}: {counted}; {cli.parameter_counts(model)}; reference {args.init_from} -> {out_dir}")
     if args.adapter == "replace" and not about:
         print("adapter replace: policy and reference differ from the start, so the first KL is not 0")
-    return model, about, base, rows, autocast, later
+    return model, about, base, rows, autocast, (tokenizer, ranked_by)
 
 def make_batches(args, loss, model, about, base, rows, autocast, later):
-    """{"train", "val": batches of pairs}, with the reference's log-probs in their rows. prepare's results, in order."""
+    """
+    {"train", "val": batches of pairs}, with the reference's log-probs in their rows.
+    about: adapter.json of --init_from; base: the model's fingerprint; later: what later rounds are sampled with.
+    """
     def batches_of(part):
         if loss.needs_kl:
-            data.mismatch(part, args.max_len)
+            unpaired.mismatch(part, args.max_len)
         return data.Batches(part, args.batch_size, args.seed, args.share_prefix)
 
     def refer_later(part):    # in rounds after the first one, when the model has moved

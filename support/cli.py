@@ -141,8 +141,8 @@ def add_device_flags(p):
 def add_common_flags(p):
     """Flags of every script that trains. Each script sets the defaults of those whose help says %(default)s."""
     p.add_argument("--data", default="toy",
-                   help="toy, imdb, hh, ultrafeedback, tldr, or the path of a .json, .jsonl, .jsonl.gz, .csv or "
-                   ".parquet file")
+                   help="toy, imdb, hh, ultrafeedback, tldr, kto_mix, or the path of a .json, .jsonl, .jsonl.gz, "
+                   ".csv or .parquet file")
     p.add_argument("--data_dir", help="folder with the files of the data set (default: download from the hub)")
     p.add_argument("--init_from", help="model to start from: gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder in "
                    "Hugging Face's layout, or a run")
@@ -235,6 +235,9 @@ def add_pair_flags(p):
                    help="compute the prompt of a pair once for both completions: the same numbers in less time")
     p.add_argument("--label_noise", type=not_negative, default=0.0,
                    help="share of pairs, in validation too, with chosen and rejected swapped")
+    p.add_argument("--weighting", choices=("groups", "completions"),
+                   help="data with labels, kto: the two weights belong to the mean loss of each group, or to each "
+                   "completion's loss, so that more rows count more (default: groups, but completions if one is given)")
     p.add_argument("--labels", choices=("best", "bradley_terry"),
                    help="toy, imdb: choose the sample of higher reward, or draw the label: P(a over b) is the sigmoid "
                    "of their rewards' difference in nats (default: best)")
@@ -242,10 +245,6 @@ def add_pair_flags(p):
                    help="toy, imdb: number of prompts, with 4 sampled completions each (default: 600; imdb: 1200)")
     p.add_argument("--reward", help="toy, imdb: reward model that ranks the samples, a run of rlhf.train_reward "
                    "(default: toy's exact reward)")
-    p.add_argument("--rounds", type=positive, default=1,
-                   help="toy, imdb: parts of the run; each samples its pairs from the policy as it is by then")
-    p.add_argument("--sync_ref", action="store_true",
-                   help="the reference of each round is the policy at its start, not the model to start from")
     p.add_argument("--prompt_tokens",
                    help="imdb: tokens of a review that make the prompt, a number or a range as 2-8 (default: 32)")
 
@@ -285,11 +284,15 @@ def check_loss_flags(p, args, losses):
     for h in sorted(others):
         if getattr(args, h) is not None:    # refuse() would let 0 and --no-... pass
             p.error(f"--{h} has no effect on --loss {name}, which takes {takes}")
+    if has_weights := "desirable_weight" in loss.hparams:
+        default = "groups" if args.desirable_weight is None is args.undesirable_weight else "completions"
+        args.weighting = args.weighting or default
     on = f"on --loss {name}, which"
     refuse(p, args, (("mean_logps", not loss.per_token, f"{on} takes means per token already"),
                      ("mean_logps", not loss.needs_lens, f"{on} compares sums, with a term for the lengths"),
                      ("sync_ref", loss.needs_ref, f"{on} has no reference"),
                      ("sft_weight", not loss.has_nll, f"{on} contains the NLL of the chosen completion already"),
+                     ("weighting", has_weights, f"{on} has no weights"),
                      ("beta_end", "beta" in loss.hparams, f"{on} has no beta"),
                      ("beta_schedule", args.beta_end is not None, "without --beta_end")))
     if args.beta_end == 0:

@@ -21,6 +21,7 @@ TURN = re.compile(r"\n\n(Human|Assistant):")
 # The columns that may hold the answer of a row for SFT. The first one that a row has is used
 CONVERSATIONS = ("messages", "conversations")
 ANSWERS = ("chosen", "completion", "output", "response", *CONVERSATIONS, "text")
+RATED = ANSWERS[1:-1]    # those that may hold the completion of a row with a label
 DIFFERENT = "chosen and rejected have different prompts"
 
 class Conflict(ValueError):
@@ -216,7 +217,8 @@ def answer_fields(record, pairs, where):
     """The columns of a row's answers: ("chosen", "rejected") for pairs, else one column."""
     if pairs and not record.keys() & {"chosen", "rejected"}:
         raise ValueError(f"{where}, field 'chosen': missing, as is 'rejected', and pairs need both (texts alone are "
-                         f"for train_sft.py, data.py --texts); the row has {columns_of(record)}")
+                         "for train_sft.py, data.py --texts; one completion with a label, true or false, is for "
+                         f"train_pref.py --loss kto or bco); the row has {columns_of(record)}")
     if pairs:
         return ("chosen", "rejected")
     there = [field for field in ANSWERS if field in record]
@@ -282,6 +284,41 @@ def example_of(record, where, pairs):
     gap = "" if not system or text.startswith("\n") else "\n\n"
     return example(system + gap + text, answers)
 
+def is_labeled(record):
+    """Whether a row has one completion and a label, thumbs up or down. A text with a label is a review instead."""
+    return "label" in record and not record.keys() & {"chosen", "rejected"} and bool(record.keys() & set(RATED))
+
+def labeled_example(record, where):
+    """A row with one completion and a label -> an example with prompt, chosen and desirable, or why it is dropped."""
+    if not is_labeled(record):
+        field = "completion" if "label" in record else "label"
+        raise ValueError(f"{where}, field {field!r}: missing; expected one completion and a label, as in other rows, "
+                         f"and the row has {columns_of(record)}")
+    found, label = example_of(record, where, pairs=False), label_of(record, RATED)
+    if not isinstance(label, bool):
+        raise ValueError(f"{where}, field 'label': expected true for thumbs up or false for thumbs down (or 1 and 0), "
+                         f"got {short(record['label'])}")
+    return found if isinstance(found, str) else found | {"desirable": label}
+
+def pairs_or_labels():
+    """
+    A function like example_of, for the rows of one file. With pairs=True the first row decides what all of them are:
+    pairs, or completions with a label. It raises ValueError for a row of the other kind.
+    """
+    kinds = []    # whether the first row has a label
+    def example(record, where, pairs):
+        if not pairs:
+            return example_of(record, where, pairs)
+        if not kinds:
+            kinds.append(is_labeled(record))
+        pair = record.keys() & {"chosen", "rejected"}
+        if pair if kinds[0] else is_labeled(record):
+            field, above = ("chosen", "one completion and a label") if pair else ("label", "chosen and rejected")
+            raise ValueError(f"{where}, field {field!r}: not expected, because the rows above have {above}; write "
+                             "pairs and completions with a label to two files")
+        return labeled_example(record, where) if kinds[0] else example_of(record, where, pairs)
+    return example
+
 # ---------------------------------------------------------------------------------------------------------------------
 # remarks on a file
 
@@ -333,10 +370,11 @@ class Remarks:
         for side in ("chosen", "rejected"):
             self.ends.update(end for end in ENDS if example.get(side, "").rstrip().endswith(end))
         if record is not None:
-            fields = answer_fields(record, self.pairs, where)
+            fields = answer_fields(record, self.pairs and "rejected" in example, where)
             self.columns |= dict.fromkeys(unused_columns(record, fields, where))
             self.longer += split_answer(record, fields[0], where)[2] > 0
-            self.labels.setdefault(split, []).append(label_of(record, fields))
+            if "desirable" not in example:
+                self.labels.setdefault(split, []).append(label_of(record, fields))
 
     def drop_unwanted(self, splits):
         """Removes the examples labelled false, unless the labels are numbers of several classes. Returns how many."""

@@ -31,6 +31,7 @@ class Loss:
     needs_lens: bool     # it compares the lengths of the completions
     whole_batch: bool    # a pair's loss depends on the batch's other pairs
     flat: bool           # by design it has no gradient far from the reference
+    unpaired: bool       # it looks at each completion by itself, so that thumbs up and down will do (unpaired.py)
     flag_types: dict     # name -> the function that reads the flag's text: float, int, number, str; or bool
 
 LOSSES = {}    # name -> Loss, in the order of losses.py
@@ -44,7 +45,7 @@ def need(condition, message):
 # Registration
 
 def register(fn=None, *, needs_ref=None, start="", limit="", trl="none", per_token=False, has_nll=False, needs_kl=False,
-             needs_gap=False, needs_lens=False, whole_batch=False, flat=False):
+             needs_gap=False, needs_lens=False, whole_batch=False, flat=False, unpaired=False):
     """
     Decorator that adds a loss to LOSSES and returns the function unchanged. Raises ValueError for a function that
     cannot be a loss, in one line that says how to write it.
@@ -57,7 +58,7 @@ def register(fn=None, *, needs_ref=None, start="", limit="", trl="none", per_tok
         need(fn.__name__ not in LOSSES, f"{where}: there is a loss of this name already; choose another name")
         hparams, flag_types = hyperparameters(fn, where)
         LOSSES[fn.__name__] = Loss(fn, needs_ref, hparams, start, limit, trl, per_token, has_nll, needs_kl, needs_gap,
-                                   needs_lens, whole_batch, flat, flag_types)
+                                   needs_lens, whole_batch, flat, unpaired, flag_types)
         return fn
     # fn is a function where @register stands without parentheses: add then refuses it, because needs_ref is missing
     return add(fn) if inspect.isfunction(fn) else add

@@ -2,8 +2,9 @@
 The sources of examples: files, folders and the hub -> dicts of text with prompt, chosen and, for pairs, rejected.
 
 The data sets are imdb (film reviews with labels), hh (Anthropic's HH-RLHF, single-turn), ultrafeedback (instructions),
-tldr (summaries of Reddit posts) and cnn_dailymail (news, for evaluation only). A path to a .json, .jsonl, .jsonl.gz,
-.csv or .parquet file works too; messages.py reads its layouts. See docs/data.md. Read next: data.py
+tldr (summaries of Reddit posts), kto_mix (answers with thumbs up or down) and cnn_dailymail (news, for evaluation
+only). A path to a .json, .jsonl, .jsonl.gz, .csv or .parquet file works too; messages.py reads its layouts. See
+docs/data.md. Read next: data.py
 """
 import csv
 import gzip
@@ -15,7 +16,7 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-from support.messages import DIFFERENT, TURN, Remarks, example_of, short, text_of
+from support.messages import DIFFERENT, TURN, Remarks, example_of, labeled_example, pairs_or_labels, short, text_of
 from support.scores import check_scored, gap_of
 from support.tokenizers import check_text
 
@@ -146,7 +147,14 @@ def cnn_example(record, where, pairs):
     highlights = " ".join(text_of(record, "highlights", where).split())
     return {"prompt": f"{text_of(record, 'article', where).strip()}\n\nTL;DR:", "chosen": " " + highlights}
 
-PAIRLESS, DIALOGUES = ("imdb", "cnn_dailymail"), ("hh", "ultrafeedback")
+def kto_mix_example(record, where, pairs):
+    """Messages with a label. For SFT, undesirable answers are dropped."""
+    example = labeled_example(record, where)
+    if not pairs and isinstance(example, dict) and not example.pop("desirable"):
+        return "labelled false"
+    return example
+
+PAIRLESS, DIALOGUES = ("imdb", "cnn_dailymail"), ("hh", "ultrafeedback", "kto_mix")
 
 # name -> (the arguments of datasets.load_dataset, the function from a record to an example)
 HUB = {"imdb": ({"path": "stanfordnlp/imdb"}, imdb_example), "hh": ({"path": "Anthropic/hh-rlhf"}, hh_example),
@@ -154,6 +162,7 @@ HUB = {"imdb": ({"path": "stanfordnlp/imdb"}, imdb_example), "hh": ({"path": "An
        # The hub's own conversion: `datasets` no longer runs the loading script of this data set
        "tldr": ({"path": "openai/summarize_from_feedback", "name": "comparisons", "revision": "refs/convert/parquet"},
                 tldr_example),
+       "kto_mix": ({"path": "trl-lib/kto-mix-14k"}, kto_mix_example),
        "cnn_dailymail": ({"path": "abisee/cnn_dailymail", "name": "3.0.0"}, cnn_example)}
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -201,7 +210,7 @@ def hub_records(data):
         for row, record in enumerate(records, 1):
             yield SPLITS.get(split.split("_")[0], "train"), f"{place['path']} {split}, row {row}", record
 
-def load_examples(data, data_dir=None, pairs=True, say=print, gaps=False):
+def load_examples(data, data_dir=None, pairs=True, say=print, gaps=False, labeled=False):
     """
     ({split: examples}, a Counter of why examples were dropped). Raises ValueError or OSError in one line.
 
@@ -210,12 +219,16 @@ def load_examples(data, data_dir=None, pairs=True, say=print, gaps=False):
     pairs     whether examples need `rejected`
     say       prints a line about text that is not used, or that may not be meant to be learned
     gaps      whether examples need `gap`, the difference of their answers' rewards
+    labeled   whether a file may hold completions with a label instead of pairs. These examples have `desirable`
     """
     check_source(data, data_dir, gaps=gaps)
+    if data == "kto_mix" and pairs and not labeled:
+        raise ValueError("kto_mix: has labels and no pairs; it is for train_pref.py --loss kto or bco")
     if data in HUB:
         make, records = HUB[data][1], folder_records(data_dir) if data_dir else hub_records(data)
     else:
-        make, records = example_of, (("train", where, record) for where, record in read_records(data))
+        make = pairs_or_labels() if labeled else example_of
+        records = (("train", where, record) for where, record in read_records(data))
     splits, dropped, seen, remarks = {}, Counter(), set(), Remarks(pairs)
     for split, where, record in records:
         example = make(record, where, pairs)

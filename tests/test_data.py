@@ -533,8 +533,8 @@ def test_a_padding_token_in_a_text_is_no_padding():
 
 def test_the_completions_for_the_kl_keep_their_own_layout():
     """KTO's mismatched completions are not a side of the pair. In both layouts each has its own row and prompt."""
-    rows = [sides([1, 2], [3, 9], [9]) | {"mismatched": [7, 8, 9]},
-            sides([6], [9], [8, 9]) | {"mismatched": [3, 9]}]
+    rows = [sides([1, 2], [3, 9], [9]) | {"mismatched": {"prompt": [1, 2], "chosen": [7, 8, 9]}},
+            sides([6], [9], [8, 9]) | {"mismatched": {"prompt": [6], "chosen": [3, 9]}}]
     plain, shared = data.collate(rows), data.collate(rows, share_prefix=True)
     assert shared["kl_idx"].tolist() == [[1, 2, 7, 8, 9], [6, 3, 9, 0, 0]]
     assert shared["kl_mask"].int().tolist() == [[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]]

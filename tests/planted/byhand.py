@@ -19,8 +19,8 @@ FAULTS = {
     # which rows
     "accuracy on pairs of training": ("eval.py", 'facts["pairs"], tokenizer.n_vocab)["val"]',
         'facts["pairs"], tokenizer.n_vocab)["train"]', f"{COUNTS}[imdb]"),
-    "a file's held-out rows are those of training": ("eval.py", 'args.get("n_val"), say)["val"]',
-        'args.get("n_val"), say)["train"]', ONCE),
+    "a file's held-out rows are those of training": ("eval.py", 'say, labeled=True)["val"]',
+        'say, labeled=True)["train"]', ONCE),
     "prompts of the validation split": ("eval.py", 'toy.examples("test", ', 'toy.examples("val", ', SPLIT),
     "prompts of another seed": ("eval.py", 'toy.examples("test", n_prompts, seed)',
         'toy.examples("test", n_prompts, seed + 1)', SPLIT),
