@@ -52,10 +52,11 @@ class Rounds:
     """
     rounds[i] is batch i of the run. The first batch of a round samples its pairs from the model, as it is by then.
 
-    ranked_by        a reward.Reward. gaps: whether the loss needs rewards; then flags
+    ranked_by        a reward.Reward
     first            the data.Batches of round 1, whose pairs were sampled before training
     batches_of       a function of rows: their data.Batches
     add_reference    a function of data.Batches that writes the reference's log-probs into their rows; or None
+    gaps             whether the loss needs the rewards of both completions. The other arguments are flags
     """
     def __init__(self, model, tokenizer, ranked_by, first, batches_of, add_reference, *, gaps, rounds, max_steps,
                  grad_accum, out_dir, data, n_prompts, max_len, seed, data_dir, prompt_tokens, labels, label_noise):
@@ -123,5 +124,4 @@ class Rounds:
             self.add_reference(batches)
         if known is None and parallel.rank() == 0:
             write_mark(mark, pairs, about, [{f: row[f] for f in row if f.startswith("ref_")} for row in rows])
-        parallel.wait()    # a process that is late must not take the new mark for an old one
         return batches

@@ -33,8 +33,8 @@ FAULTS = {
         f"{END}[file]"),
     "validation on training rows": ("train_pref.py", "data.Batches(part, ", 'data.Batches(rows["train"], ',
         f"{VALIDATION}[file]"),
-    "validation labels left right": ("train_pref.py", "args.seed) for part in rows.values())",
-        'args.seed) for part in [rows["train"]])', f"{VALIDATION}[file]"),
+    "validation labels left right": ("preferences.py", "label_noise, seed) for part in rows.values())",
+        'label_noise, seed) for part in [rows["train"]])', f"{VALIDATION}[file]"),
     # which model
     "the reference is the run itself": ("eval.py",
         "reference = adapters.load_model(source)[0].to(device).eval() if source else None\n    if reference is not None and want and",

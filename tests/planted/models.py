@@ -40,8 +40,8 @@ FAULTS = {
                                     "test_elsewhere.py::test_a_panic_of_the_tokenizer_is_an_error_in_one_line_and_ctrl_c_is_not"),
     # an adapter run as a start
     "the reference of a start with an adapter is its bare base": (
-        "train_pref.py", "adapters.adapters_off if adapters.adapter_modules(model) and not about else nullcontext",
-        "adapters.adapters_off if adapters.adapter_modules(model) else nullcontext",
+        "train_pref.py", "new_adapter = bool(adapters.adapter_modules(model)) and not about",
+        "new_adapter = bool(adapters.adapter_modules(model))",
         "test_elsewhere.py::test_a_run_from_an_adapter_run_starts_as_its_own_reference"),
     "evaluation compares with the bare base": ("eval.py", 'if about and want in (None, about["base_fingerprint"]):', "if about:",
                                                "test_elsewhere.py::test_evaluation_compares_with_the_start_and_not_with_the_bare_base"),

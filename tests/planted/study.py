@@ -181,7 +181,7 @@ FAULTS = {
                                          RESUME + "test_resuming_a_finished_run_changes_nothing"),
     "another learning rate taken": ("support/cli.py", 'FREE = ("max_steps",', 'FREE = ("max_steps", "lr",',
                                     RESUME + "test_a_changed_flag_is_refused_by_name[train_sft.py --lr]"),
-    "a flag that had no value taken": ("support/cli.py", "if key not in FREE:", "if key not in FREE and value is not None:",
+    "a flag that had no value taken": ("support/cli.py", "if key not in FREE or", "if key not in FREE and value is not None or",
                                        RESUME + "test_a_changed_flag_is_refused_by_name[train_pref.py --label_smoothing]"),
     "a change that is not said": ("support/cli.py", 'print(f"--resume: --{key} was {value}, and is {getattr(again, key)} from here on")', "pass",
                                   RESUME + "test_a_flag_that_may_change_is_taken_and_said[train_sft.py --patience]"),

@@ -15,7 +15,7 @@ FAULTS = {
                                   'found, label = example_of(record, where, pairs=False), bool(record["label"])', T + "test_labels_as_files_write_them"),
     "a missing label is false": ("support/messages.py", "    if not is_labeled(record):\n        field", "    if False:\n        field", BAD_ROW),
     "a pair among completions with a label": ("support/messages.py", "if pair if kinds[0] else is_labeled(record):", "if False:", BAD_ROW),
-    "label noise without an effect on labels": ("data.py", '{"label": 1 - row["label"]}', '{"label": row["label"]}', T + "test_label_noise_turns_labels"),
+    "label noise without an effect on labels": ("data.py", 'row["label"] = 1 - row["label"]', "pass", T + "test_label_noise_turns_labels"),
     "one label alone in validation": ("data.py", "limit = max([100, *(min(group) + 1 for group in groups.values())])", "limit = 100",
                                       T + "test_both_labels_of_a_small_file_are_in_both_splits"),
     # groups
@@ -26,7 +26,7 @@ FAULTS = {
     # weights
     "weights swapped": ("unpaired.py", 'zip(counts(rows), ("desirable", "undesirable"))', 'zip(counts(rows), ("undesirable", "desirable"))', WEIGHTS),
     "weights without the counts": ("unpaired.py", '*= 2 * n / len(rows)', "*= 1", WEIGHTS),
-    "weights of completions are those of groups": ("support/cli.py", '("completions" if given else "groups")', '"groups"', T + "test_the_opening_line_has_counts_and_weights"),
+    "weights of completions are those of groups": ("support/cli.py", 'is args.undesirable_weight else "completions"', 'is args.undesirable_weight else "groups"', T + "test_the_opening_line_has_counts_and_weights"),
     "a loss that compares is trained on chance": ("unpaired.py", "if not losses[name].unpaired:", "if False:", T + "test_what_cannot_be_trained_is_refused_in_one_line"),
     # prompts
     "both completions behind the desirable one's prompt": ("unpaired.py", 'row.get("rejected_prompt", row["prompt"]) if side == "rejected" else row["prompt"]',
