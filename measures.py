@@ -2,7 +2,7 @@
 The measures of a policy: functions of its samples, of their rewards, and of its next-token distributions.
 
 A measure is an array with one number for each prompt. Its interval is found by resampling prompts (`bootstrap`).
-This file has no command and writes nothing. docs/metrics.md explains the measures. Read next: eval.py
+This file has no command and writes nothing. docs/metrics.md explains the measures. Read next: displacement.py
 """
 import math
 from collections import Counter, defaultdict

@@ -1,4 +1,6 @@
 """Likelihood displacement (displacement.py): its measures by hand and against slow loops, and its command."""
+import contextlib
+import io
 import json
 import math
 import shutil
@@ -17,6 +19,9 @@ import eval
 import measures
 import sampling
 from model import GPT, GPTConfig
+from study import displacement as collected
+from study import places
+from support import rundir, tables
 
 SETTINGS = {"batch_size": 2, "autocast": nullcontext()}
 # Prompts and completions of different lengths, so that a batch has padding on both sides of a pair
@@ -219,23 +224,31 @@ def test_only_prompts_with_room_are_measured_at_most_as_many_as_asked_for(models
 # ---------------------------------------------------------------------------------------------------------------------
 # the command
 
+FEW = ["--displacement", "--n_prompts", "6", "--n_samples", "2", "--show", "1"]
+SEVERAL = ("dpo", "simpo", "adapter")
+
+def evaluated(runs):
+    """(what eval.py prints of displacement, the displacement.json of each run)."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        eval.main(["--run", *runs, *FEW])
+    files = [json.loads((Path(run) / "displacement.json").read_text()) for run in runs]
+    return printed.getvalue().split("likelihood displacement on ")[1], files
+
 @pytest.fixture(scope="module")
 def copy(paged, tmp_path_factory):
     """A copy of the small runs, to evaluate them again."""
     return shutil.copytree(paged, tmp_path_factory.mktemp("displacement") / "runs")
 
-FEW = ["--displacement", "--n_prompts", "6", "--n_samples", "2", "--show", "1"]
-
-@pytest.mark.parametrize("runs", [["dpo"], ["adapter"], ["dpo", "simpo", "adapter"]], ids=" ".join)
-def test_the_command_prints_a_table_examples_and_a_sentence_and_writes_a_file(copy, capsys, runs):
-    """Runs side by side are measured on the same pairs, and a reference that they share is one column."""
+@pytest.fixture(scope="module")
+def side_by_side(copy):
+    """evaluated(SEVERAL) in that folder."""
     with standing_in(copy):
-        eval.main(["--run", *runs, *FEW])
-        printed = capsys.readouterr().out.split("likelihood displacement on ")[1]
-        files = [json.loads((Path(run) / "displacement.json").read_text()) for run in runs]
+        return evaluated(SEVERAL)
+
+def check_output(runs, heads, printed, files):
+    """Every run has its column, an example, and its sentence."""
     assert {(f["pairs"], f["prompts"]) for f in files} == {(files[0]["pairs"], 6)} and files[0]["pairs"] >= 6
-    heads = printed.splitlines()[2].split()
-    assert heads == (["before", "after"] if len(runs) == 1 else ["out/toy/sft", *runs])
+    assert printed.splitlines()[2].split() == heads and printed.count("prompt   ") == len(runs)
     for run, f in zip(runs, files):
         after = f["measures"]["after"]
         assert f"{run}: {f['verdict']}" in printed and f"{after['chosen'][0]:+.2f} nats" in f["verdict"]
@@ -244,7 +257,31 @@ def test_the_command_prints_a_table_examples_and_a_sentence_and_writes_a_file(co
             "chosen", "rejected", "chosen_fell", "both_fell", "by_ches", "by_ches_mean", "by_length", "by_reward"}
         one = f["examples"][0]
         assert f"chosen   {one['chosen']['before']:.2f} -> {one['chosen']['after']:.2f} nats: " in printed
-    assert printed.count("prompt   ") == len(runs)
+
+def test_runs_side_by_side_are_measured_on_the_same_pairs(side_by_side):
+    """A reference that they share is one column. An adapter's reference has its adapter off."""
+    printed, files = side_by_side
+    check_output(SEVERAL, ["out/toy/sft", *SEVERAL], printed, files)
+    assert files[0]["measures"]["before"] == files[2]["measures"]["before"]
+
+def test_one_run_has_a_column_before_and_after(copy, side_by_side):
+    """Alone it has the same numbers as beside others."""
+    with standing_in(copy):
+        printed, files = evaluated(["adapter"])
+    check_output(["adapter"], ["before", "after"], printed, files)
+    assert files[0] == side_by_side[1][2]
+
+@pytest.mark.parametrize("change, want", [
+    ([-1.2, -1.5, -0.9], "displacement: log pi(chosen) changed by -1.20 nats, and 61% of the chosen fell"),
+    ([-0.1, -0.3, 0.1], "no displacement on average: log pi(chosen) changed by -0.10 nats, and 61% of the chosen fell"),
+])
+def test_the_sentence_needs_an_interval_below_zero(change, want):
+    """A mean just below 0 is noise."""
+    after = {"chosen": change, "chosen_fell": [0.61, 0.5, 0.7]}
+    assert tables.verdict_on({}, after) == want
+    shares = {"better": [0.24, 0, 1], "worse": [0.3, 0, 1]}, {"better": [0.7, 0, 1], "worse": [0.02, 0, 1]}
+    assert tables.verdict_on(shares[0], after | shares[1]) == (
+        f"{want}; 70% of the samples are better than both (before: 24%), 2% worse (before: 30%)")
 
 def test_pairs_of_a_file_have_no_reward(copy, capsys):
     """Without a reward nothing can be said about better and worse texts, and the rest is still measured."""
@@ -254,16 +291,14 @@ def test_pairs_of_a_file_have_no_reward(copy, capsys):
     assert "better" not in found["measures"]["after"] and "by_reward" not in found["measures"]["after"]
     assert "change of log pi(chosen)" in capsys.readouterr().out and found["examples"][0]["chosen"]["reward"] is None
 
-def test_log_ratios_are_sums_whatever_the_run_was_trained_on(copy):
+def test_log_ratios_are_sums_whatever_the_run_was_trained_on(copy, side_by_side):
     """A run with --mean_logps has a loss of means. A completion's probability is still its sum."""
     with standing_in(copy):
         shutil.copytree("dpo", "means")
         facts = json.loads(Path("means/args.json").read_text())
         facts["args"]["mean_logps"] = True
         Path("means/args.json").write_text(json.dumps(facts))
-        eval.main(["--run", "dpo", "means", *FEW])
-        one, other = (json.loads((Path(run) / "displacement.json").read_text()) for run in ("dpo", "means"))
-    assert one == other
+        assert evaluated(["means"])[1][0] == side_by_side[1][0]
 
 @pytest.mark.parametrize("argv, words", [
     (["--run", "ppo"], ["ppo has no held-out pairs", "train_pref.py"]),
@@ -278,3 +313,32 @@ def test_what_has_no_pairs_is_refused_in_one_line_before_anything_is_measured(co
         eval.main([*argv, "--displacement"])
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.count("\n") == 1 and all(word in err for word in words), err
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the study
+
+def test_the_study_collects_runs_and_names_what_is_missing(copy, side_by_side, capsys, tmp_path):
+    """Runs of one seed share a reference, whose rows come once. An undefined correlation has no row."""
+    out = ["--out", str(tmp_path / "out")]
+    for run in ("dpo", "adapter", "kept", "ppo"):
+        shutil.copytree(copy / run, tmp_path / run)
+    dpo, _, adapted = side_by_side[1]
+    changed = dpo["measures"] | {"after": dpo["measures"]["after"] | {"by_ches": None}}
+    (tmp_path / "dpo" / "displacement.json").write_text(json.dumps({"measures": changed}))
+    (tmp_path / "kept" / "displacement.json").write_text('{"measures": {"before": 1}}')
+    with standing_in(tmp_path):
+        collected.main(["--run", "dpo", "adapter", *out])
+        rows = [tuple(row.values()) for row in places.read_csv(tmp_path / "out" / "displacement.csv")]
+        kl = rundir.read_eval("adapter")["measures"]["after"]["kl"][0]
+        for run, words in (("none", "none"), ("ppo", "eval.py --run ppo --displacement"), ("kept", "damaged")):
+            with pytest.raises(SystemExit):
+                collected.main(["--run", run, *out])
+            assert words in capsys.readouterr().err
+    values, name = {row[:3]: float(row[3]) for row in rows}, "dpo --adapter parallel --adapter_rank "
+    adapter = next(row[0] for row in rows if row[0].startswith(name))
+    assert len(rows) == len(set(rows)) and {row[0] for row in rows} == {"reference", "dpo", adapter}
+    assert values[adapter, "0", "kl"] == pytest.approx(kl, rel=1e-4)
+    before, after = (adapted["measures"][column] for column in ("before", "after"))
+    assert values[adapter, "0", "by_ches"] == pytest.approx(after["by_ches"][0], rel=1e-4)
+    assert values["reference", "0", "better"] == pytest.approx(before["better"][0], rel=1e-4)
+    assert ("dpo", "0", "by_ches") not in values and ("reference", "0", "chosen") not in values
