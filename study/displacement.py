@@ -10,6 +10,8 @@ Read first: displacement.py
 """
 from pathlib import Path
 
+import numpy as np
+
 from study import places
 from support import cli, rundir
 from support.checkpoint import read_json
@@ -28,13 +30,17 @@ def rows_of(run):
         raise ValueError(f"{path}: no such file; it is written by python eval.py --run {run} --displacement")
     evaluated = rundir.read_eval(run)["measures"]
     try:
-        measured = read_json(path)["measures"]
+        stored = read_json(path)
+        measured = stored["measures"]
+        gained = [one["gained"][0]["after"] for one in stored["examples"] if one["gained"]]
         adapter = f" --adapter {args['adapter']} --adapter_rank {args['adapter_rank']}" if args.get("adapter") else ""
         method, rows = args["loss"] + adapter, []
         for name, column in (("before", "reference"), ("after", method)):
             found = {key: evaluated[name][key] for key in ("reward", "kl", "whole") if key in evaluated[name]}
             found |= {key: value for key, value in measured[name].items() if value}
             rows += [(column, args["seed"], key, float(value[0])) for key, value in found.items()]
+        if gained:    # log pi of the completion that gained the most, of the prompt in the middle
+            rows.append((method, args["seed"], "gained", float(np.median(gained))))
     except (KeyError, TypeError, IndexError, AttributeError):
         raise ValueError(f"{path}: damaged: evaluate the run again, with --displacement") from None
     return rows

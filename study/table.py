@@ -404,9 +404,9 @@ def words_table(results=RESULTS):
 def displacement_table(results=RESULTS):
     """How far the completions of pairs moved, and what the policy writes."""
     return method_rows(results / "displacement.csv", (
-        ("chosen", "chosen, nats", "+.2f"), ("rejected", "rejected, nats", "+.2f"),
-        ("chosen_fell", "chosen fell", ".2f"), ("better", "better than both", ".2f"),
-        ("worse", "worse than both", ".2f"), ("whole", "whole sentences", ".2f")))
+        ("chosen", "chosen, nats", "+.2f"), ("chosen_fell", "chosen fell", ".2f"),
+        ("better", "better than both", ".2f"), ("worse", "worse than both", ".2f"),
+        ("whole", "whole sentences", ".2f"), ("gained", "log pi of the top gain", ".1f")))
 
 def ches_table(results=RESULTS):
     """Rank correlations with the change of log pi(chosen), with their range over seeds."""

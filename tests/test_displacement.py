@@ -324,8 +324,8 @@ def test_the_study_collects_runs_and_names_what_is_missing(copy, side_by_side, c
         shutil.copytree(copy / run, tmp_path / run)
     dpo, _, adapted = side_by_side[1]
     changed = dpo["measures"] | {"after": dpo["measures"]["after"] | {"by_ches": None}}
-    (tmp_path / "dpo" / "displacement.json").write_text(json.dumps({"measures": changed}))
-    (tmp_path / "kept" / "displacement.json").write_text('{"measures": {"before": 1}}')
+    (tmp_path / "dpo" / "displacement.json").write_text(json.dumps(dpo | {"measures": changed}))
+    (tmp_path / "kept" / "displacement.json").write_text('{"measures": {"before": 1}, "examples": []}')
     with standing_in(tmp_path):
         collected.main(["--run", "dpo", "adapter", *out])
         rows = [tuple(row.values()) for row in places.read_csv(tmp_path / "out" / "displacement.csv")]
@@ -341,4 +341,6 @@ def test_the_study_collects_runs_and_names_what_is_missing(copy, side_by_side, c
     before, after = (adapted["measures"][column] for column in ("before", "after"))
     assert values[adapter, "0", "by_ches"] == pytest.approx(after["by_ches"][0], rel=1e-4)
     assert values["reference", "0", "better"] == pytest.approx(before["better"][0], rel=1e-4)
+    tops = [one["gained"][0]["after"] for one in adapted["examples"] if one["gained"]]
+    assert values[adapter, "0", "gained"] == pytest.approx(np.median(tops), rel=1e-4) and len(tops) > 1
     assert ("dpo", "0", "by_ches") not in values and ("reference", "0", "chosen") not in values
