@@ -150,7 +150,8 @@ def paired(held, runs, n_prompts):
     if not prompts:
         raise ValueError(f"--displacement: no prompt of a held-out pair leaves room for {room} new tokens in the run's "
                          f"{max_len}; give a smaller --max_new_tokens")
-    pairs = [pair for pair in held.pairs if tuple(pair["prompt"]) in set(prompts)]
+    kept = set(prompts)
+    pairs = [pair for pair in held.pairs if tuple(pair["prompt"]) in kept]
     return replace(held, prompts=[list(prompt) for prompt in prompts], pairs=pairs)
 
 def correlations(scores, pairs, rewards, change, at):

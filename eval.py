@@ -5,6 +5,7 @@ Evaluate runs on held-out prompts, against their reference: reward, win rate, KL
     python eval.py --run out/toy/dpo out/toy/ipo --n_prompts 512 --n_samples 25 --show 10
     python eval.py --run out/toy/dpo --against out/toy/ipo --temperature 1 0.75 0.5 0.25 0 --best_of 64
     python eval.py --run out/imdb/dpo --gold out/imdb/gold
+    python eval.py --run out/toy/dpo out/toy/dpop --displacement
     python eval.py --run out/hh/dpo --prompt "How do I keep basil alive?"
     python eval.py --run out/hh/dpo --chat
 
