@@ -28,8 +28,8 @@ DISPLACEMENT = (    # the same for displacement.py
     ("chosen", "change of log pi(chosen), nats", "+.2f"), ("rejected", "change of log pi(rejected), nats", "+.2f"),
     ("chosen_fell", "pairs whose chosen fell", ".3f"), ("both_fell", "pairs of which both fell", ".3f"),
     ("p_chosen", "probability of chosen", ".1e"), ("p_rejected", "probability of rejected", ".1e"),
-    ("better", "probability of better than both", ".3f"), ("between", "probability of between them", ".3f"),
-    ("worse", "probability of worse than both", ".3f"),
+    ("better", "samples better than both", ".3f"), ("between", "samples between them", ".3f"),
+    ("worse", "samples worse than both", ".3f"),
     ("by_ches", "rank correlation with CHES", "+.2f"), ("by_ches_mean", "  with CHES by length", "+.2f"),
     ("by_length", "  with the length of chosen", "+.2f"), ("by_reward", "  with the reward of chosen", "+.2f"))
 
