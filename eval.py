@@ -5,6 +5,7 @@ Evaluate runs on held-out prompts, against their reference: reward, win rate, KL
     python eval.py --run out/toy/dpo out/toy/ipo --n_prompts 512 --n_samples 25 --show 10
     python eval.py --run out/toy/dpo --against out/toy/ipo --temperature 1 0.75 0.5 0.25 0 --best_of 64
     python eval.py --run out/imdb/dpo --gold out/imdb/gold
+    python eval.py --run out/toy/dpo out/toy/dpop --displacement
     python eval.py --run out/hh/dpo --prompt "How do I keep basil alive?"
     python eval.py --run out/hh/dpo --chat
 
@@ -25,6 +26,7 @@ import numpy as np
 import adapters
 import chat
 import data
+import displacement
 import sampling
 import toy
 from adapters import as_reference
@@ -53,13 +55,14 @@ def get_args(argv=None):
     p.add_argument("--data_dir", help="folder with that data set's files, instead of the hub")
     p.add_argument("--prompt", help="only print the answers of reference and policy to this prompt")
     p.add_argument("--chat", action="store_true", help="only chat with one run's policy on the terminal")
+    p.add_argument("--displacement", action="store_true", help="also show where the probability of held-out pairs went")
     p.add_argument("--show", type=cli.count, default=3, help="samples to print (default: %(default)s)")
     p.add_argument("--max_new_tokens", type=cli.positive,
                    help="tokens per sample at most (default: what 3 of 4 prompts leave room for, up to 128)")
     cli.add_device_flags(p)
     args = p.parse_args(argv)
-    one_run = len(args.run) == 1 and args.prompt is None
-    cli.refuse(p, args, (("chat", one_run, "with several runs, or with --prompt"),))
+    cli.refuse(p, args, (("chat", len(args.run) == 1 and args.prompt is None, "with several runs, or with --prompt"),
+                         ("displacement", not args.chat and args.prompt is None, "with --chat or --prompt")))
     return args
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -321,21 +324,25 @@ def report(args, say):
         check_same_texts(runs, first)
         ranked = ranking_reward(runs, args.reward, facts["args"]["data"] == "toy")
         held = load_held_out(args, facts, policy, ranked, device, autocast, say)
+        shown = {run: runs[run] for run in args.run}
+        pairs = displacement.paired(held, shown, args.n_prompts) if args.displacement else None
     others = None
     if args.against:
         others = sample(runs[args.against][1], held, args.n_samples, args.temperature[0], args.seed,
                         max(256, args.batch_size), autocast)[1]["reward"]
     known, results, found = {}, {}, {}
+    how = {"n_samples": args.n_samples, "seed": args.seed, "batch_size": args.batch_size, "autocast": autocast}
     for run in args.run:
-        results[run], found[run] = evaluate(
-            run, runs[run], held, others, known, temperatures=args.temperature, n_samples=args.n_samples,
-            best_of_n=args.best_of, seed=args.seed, batch_size=args.batch_size, autocast=autocast)
+        results[run], found[run] = evaluate(run, runs[run], held, others, known, temperatures=args.temperature,
+                                            best_of_n=args.best_of, **how)
     references = {run: runs[run][0]["args"]["init_from"] for run in args.run}
     with cli.bad_input():
         grey = {"before"} if len(results) == 1 else set(references.values()) - set(results)
         draw([Path(run) / "eval.png" for run in results], name_columns(found, references), grey)
     columns = name_columns({run: result["measures"] for run, result in results.items()}, references)
     print_results(results, columns, args.show, held.toy and not args.max_new_tokens, held.tokenizer.n_vocab)
+    if pairs:
+        displacement.report(shown, pairs, args.show, **how)
     for result in results.values():
         del result["samples"]
     return results if len(results) > 1 else results[first]

@@ -2,7 +2,7 @@
 The measures of a policy: functions of its samples, of their rewards, and of its next-token distributions.
 
 A measure is an array with one number for each prompt. Its interval is found by resampling prompts (`bootstrap`).
-This file has no command and writes nothing. docs/metrics.md explains the measures. Read next: eval.py
+This file has no command and writes nothing. docs/metrics.md explains the measures. Read next: displacement.py
 """
 import math
 from collections import Counter, defaultdict
@@ -64,7 +64,8 @@ def ties_half(gap):
 
 def ranks(values):
     """The ranks of an array (N,), from 0 on. Equal values share the mean of their ranks."""
-    return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts + 1) / 2)[place]    # the last rank of each value, less half of its group
 
 def rank_correlation(x, y):
     """Spearman's rank correlation of x and y, (N,): 1 if y always rises with x, -1 if it always falls; or NaN."""

@@ -379,13 +379,23 @@ def beta_table(results=RESULTS):
     heads += [f"{world} world, {labels}" for world in ("exact", "toy") for labels in ("drawn labels", "better one")]
     return markdown(heads, lines)
 
-def credit_rows(shown, results):
-    """A row for each method of credit.csv, means over its seeds. shown: (measure, head of its column, format)."""
+def method_rows(path, shown, spread=False):
+    """
+    A row for each method of a CSV file with method, seed, measure and value: means over seeds, with spread also ranges.
+    "reference" is the model that the others started from. shown: (measure, head of its column, format).
+    """
     lines = []
-    for (method,), rows in grouped(places.read_csv(results / "credit.csv"), "method").items():
+    for (method,), rows in grouped(places.read_csv(path), "method").items():
         values = grouped([row | {"value": float(row["value"])} for row in rows], "measure")
-        lines.append([f"`{method}`", *(mean(values[(measure,)], "value", form) for measure, _, form in shown)])
+        cells = [mean(values[(measure,)], "value", form, spread) if (measure,) in values else "-"
+                 for measure, _, form in shown]
+        if set(cells) != {"-"}:
+            lines.append([method if method == "reference" else f"`{method}`", *cells])
     return markdown(["`--loss`", *(head for _, head, _ in shown)], lines)
+
+def credit_rows(shown, results):
+    """A row for each method of credit.csv."""
+    return method_rows(results / "credit.csv", shown)
 
 def credit_table(results=RESULTS):
     """How far chosen and rejected completions move, beside reward and KL."""
@@ -423,6 +433,19 @@ def estimators_table(results=RESULTS):
              "toy world: mean / KL", "std / KL"]
     return markdown(["estimator", *heads], lines)
 
+def displacement_table(results=RESULTS):
+    """How far the completions of pairs moved, and what the policy writes."""
+    return method_rows(results / "displacement.csv", (
+        ("chosen", "chosen, nats", "+.2f"), ("chosen_fell", "chosen fell", ".2f"),
+        ("better", "better than both", ".2f"), ("worse", "worse than both", ".2f"),
+        ("whole", "whole sentences", ".2f"), ("gained", "log pi of the top gain", ".1f")))
+
+def ches_table(results=RESULTS):
+    """Rank correlations with the change of log pi(chosen), with their range over seeds."""
+    return method_rows(results / "displacement.csv", (
+        ("by_ches", "CHES", "+.2f"), ("by_ches_mean", "CHES by length", "+.2f"),
+        ("by_length", "length of chosen", "+.2f"), ("by_reward", "reward of chosen", "+.2f")), spread=True)
+
 TABLES = {
     "example": example, "whole example": whole_example, "front": front_table, "loss names": front_losses,
     "results": results_table, "bandit": bandit_table, "losses": losses_table, "behavior": behavior_table,
@@ -430,7 +453,7 @@ TABLES = {
     "robust": robust_table, "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table,
     "judge": judge_table, "grpo": grpo_table, "models": models_table, "real": real_table, "samples": real_samples,
     "claims": claims_table, "credit": credit_table, "words": words_table, "beta": beta_table,
-    "estimators": estimators_table}
+    "estimators": estimators_table, "displacement": displacement_table, "ches": ches_table}
 
 def filled(text):
     """A document's text with every table between markers made again. Raises KeyError for an unknown table."""

@@ -24,14 +24,23 @@ ROWS = (    # measure, its label, its format
     ("length", "length, tokens", ".1f"), ("eos", "ends in EOS", ".3f"), ("whole", "whole sentences", ".3f"),
     ("accuracy", "accuracy on held-out pairs", ".3f"), ("margin", "  margin, nats", ".2f"))
 
+DISPLACEMENT = (    # the same for displacement.py
+    ("chosen", "change of log pi(chosen), nats", "+.2f"), ("rejected", "change of log pi(rejected), nats", "+.2f"),
+    ("chosen_fell", "pairs whose chosen fell", ".3f"), ("both_fell", "pairs of which both fell", ".3f"),
+    ("p_chosen", "probability of chosen", ".1e"), ("p_rejected", "probability of rejected", ".1e"),
+    ("better", "samples better than both", ".3f"), ("between", "samples between them", ".3f"),
+    ("worse", "samples worse than both", ".3f"),
+    ("by_ches", "rank correlation with CHES", "+.2f"), ("by_ches_mean", "  with CHES by length", "+.2f"),
+    ("by_length", "  with the length of chosen", "+.2f"), ("by_reward", "  with the reward of chosen", "+.2f"))
+
 def cell(value, form):
     """A [mean, low, high] as text, "-" for None."""
     return f"{value[0]:{form}} [{value[1]:{form}}, {value[2]:{form}}]" if value else "-"
 
-def table(columns):
-    """The main table as text. columns: {name: {measure: [mean, low, high]}}."""
+def table(columns, rows=ROWS):
+    """A table as text, by default the main one. columns: {name: {measure: [mean, low, high]}}."""
     lines = [f"{'':40}" + "".join(f"{name[-26:]:28}" for name in columns)]
-    for key, label, form in ROWS:
+    for key, label, form in rows:
         if any(key in column for column in columns.values()):
             lines.append(f"{label:40}" + "".join(f"{cell(column.get(key), form):28}" for column in columns.values()))
     return "\n".join(line.rstrip() for line in lines)
@@ -49,6 +58,25 @@ def more_tables(result):
         lines.append(f"best of {row['n']:<3} of the reference, KL at most {row['kl']:.2f}   "
                      f"reward {cell(row['reward'], '.3f')}")
     return lines
+
+def example_lines(one):
+    """Lines of text: a prompt, its pair, and what gained most. one: an example of displacement.py."""
+    lines = ["prompt   " + one["prompt"].strip()]
+    for name, e in (("chosen", one["chosen"]), ("rejected", one["rejected"]), *(("gained", e) for e in one["gained"])):
+        reward = "" if e["reward"] is None else f"   (reward {e['reward']:.3f})"
+        lines.append(f"{name:9}{e['before']:.2f} -> {e['after']:.2f} nats: {e['text'].strip()}{reward}")
+    return lines
+
+def verdict_on(before, after):
+    """A sentence on displacement, from {measure: [mean, low, high]} of reference and policy."""
+    change = after["chosen"]
+    said = "displacement" if change[2] < 0 else "no displacement on average"
+    said += f": log pi(chosen) changed by {change[0]:+.2f} nats, and {after['chosen_fell'][0]:.0%} of the chosen fell"
+    if "better" in after:
+        now, was = ([column[key][0] for key in ("better", "worse")] for column in (after, before))
+        said += f"; {now[0]:.0%} of the samples are better than both (before: {was[0]:.0%}), {now[1]:.0%} worse " \
+                f"(before: {was[1]:.0%})"
+    return said
 
 def name_columns(by_run, references):
     """
