@@ -13,7 +13,7 @@ import sampling
 import unpaired
 from losses import LOSSES
 
-def load(model, base, tokenizer, device, autocast, hparams, *, loss, data, data_dir, init_from, n_prompts, n_val,
+def load(model, base, tokenizer, autocast, hparams, *, loss, data, data_dir, init_from, n_prompts, n_val,
          max_len, max_prompt_len, prompt_tokens, reward, labels, label_noise, rounds, weighting, share_prefix,
          batch_size, seed):
     """
@@ -29,6 +29,7 @@ def load(model, base, tokenizer, device, autocast, hparams, *, loss, data, data_
     """
     gaps, facts, ranked_by = LOSSES[loss].needs_gap, {}, None
     if data in ("toy", "imdb"):
+        device = next(model.parameters()).device
         ranked_by = rewards.Reward(reward, tokenizer, max_len, device, batch_size, autocast)
         facts["pairs"], rows = sampling.sampled_pairs(
             model, tokenizer, base, ranked_by, data=data, folder=init_from, n_prompts=n_prompts,

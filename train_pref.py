@@ -70,7 +70,7 @@ def prepare(args, hparams):
     tokenizer = data.get_tokenizer(args.data, model.config.vocab_size)
     cli.check_fits(model, tokenizer, args.max_len, args.init_from)
     base = fingerprint(model)
-    rows, ranked_by, facts, counted = preferences.load(model, base, tokenizer, device, autocast, hparams,
+    rows, ranked_by, facts, counted = preferences.load(model, base, tokenizer, autocast, hparams,
                                                        **cli.flags_of(args, preferences.load))
     if args.adapter and not about:
         init = (args.adapter_init or "neurons") if args.adapter == "replace" else "random"
