@@ -14,6 +14,7 @@ import eval
 import losses
 import loop
 import measures
+import objective
 import toy
 import train_pref
 import train_sft
@@ -233,8 +234,8 @@ def test_share_prefix_trains_the_same_run(here, tmp_path, flags):
 def test_share_prefix_gives_every_batch_in_one_row_a_pair(here, tmp_path, monkeypatch):
     """If the flag were not passed to the batches, the run would cost twice as much, and no number would show it."""
     seen = []
-    real = train_pref.batch_logps
-    monkeypatch.setattr(train_pref, "batch_logps", lambda model, batch: seen.append(batch) or real(model, batch))
+    real = objective.batch_logps
+    monkeypatch.setattr(objective, "batch_logps", lambda model, batch: seen.append(batch) or real(model, batch))
     pref(tmp_path / "run", "--loss", "dpo", "--share_prefix")
     assert len(seen) > 8
     for batch in seen:
