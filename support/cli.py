@@ -233,11 +233,10 @@ def add_pair_flags(p):
     """Flags of preference pairs, and of sampling and ranking them where data has none."""
     p.add_argument("--share_prefix", action="store_true",
                    help="compute the prompt of a pair once for both completions: the same numbers in less time")
-    p.add_argument("--label_noise", type=not_negative, default=0.0,
-                   help="share of pairs, in validation too, with chosen and rejected swapped")
+    p.add_argument("--label_noise", type=not_negative, default=0.0, help="share of wrong labels, in validation too")
     p.add_argument("--weighting", choices=("groups", "completions"),
-                   help="data with labels, kto: the two weights belong to the mean loss of each group, or to each "
-                   "completion's loss, so that more rows count more (default: groups, but completions if one is given)")
+                   help="data with labels, kto: both weights are those of a group's mean loss, or of each completion's "
+                   "(default: groups; completions if a weight is given)")
     p.add_argument("--labels", choices=("best", "bradley_terry"),
                    help="toy, imdb: choose the sample of higher reward, or draw the label: P(a over b) is the sigmoid "
                    "of their rewards' difference in nats (default: best)")
