@@ -51,7 +51,7 @@ def adapted(mode, ranks):
 # flags of every preference run, before the recipe's own: fixed here, whatever the scripts' defaults become
 SHORT = "--max_steps 140 --eval_every 20 --batch_size 64 --n_prompts 1200"
 NOISE = "--label_noise 0.2"
-ROUNDS = "--rounds 4 --patience 0"    # as many samples and updates as without rounds
+ROUNDS = "--rounds 4 --eval_every 140"    # no evaluation between: the last weights are kept, as without rounds
 SKIP = "--on_nonfinite skip"    # divergences with exp(-log-ratio): a single pair may have a loss of 50
 ALONG = "--keep_all --patience 0 --max_steps 480 --eval_every 40 --min_lr 1e-3"    # lr 1e-3 throughout
 
@@ -79,8 +79,8 @@ RECIPES = (
        "noisy_dpo": f"--loss dpo {NOISE}", "noisy_cdpo": f"--loss cdpo --label_smoothing 0.2 {NOISE}",
        "noisy_robust": f"--loss robust --label_smoothing 0.2 {NOISE}", "noisy_ipo": f"--loss ipo {NOISE}"}
     | grid("rdpo", "--loss rdpo", "alpha", (0.03, 0.1))
-    | grid("rounds_dpo", f"--loss dpo {ROUNDS}", "beta", (0.1, 0.3, 1, 3))
-    | grid("sync_dpo", f"--loss dpo {ROUNDS} --sync_ref", "beta", (0.3, 1, 3))
+    | grid("rounds_dpo", f"--loss dpo {ROUNDS}", "beta", (0.3, 1, 3))
+    | grid("sync_dpo", f"--loss dpo {ROUNDS} --sync_ref", "beta", (1, 3))
     | grid("rounds_ipo", f"--loss ipo {ROUNDS}", "beta", (0.1, 0.3))
     | adapted("sequential", (16, 4, 64, 256))
     | adapted("parallel", (16, 4, 64, 256))
