@@ -2,6 +2,7 @@
 Training in rounds: what each round samples, from which policy and with which reference, and that a killed run resumes
 to the same bytes.
 """
+import itertools
 import json
 import math
 import os
@@ -67,7 +68,11 @@ def pairs_of(run, number):
     """The records of the pairs of round 2 or later."""
     return [json.loads(line) for line in (run.out / f"pairs-round-{number}.jsonl").read_text().splitlines()]
 
-@pytest.fixture(scope="module", params=VARIANTS)
+def cases(found, fast):
+    """Parameters of a test. All but the fast ones are slow."""
+    return [pytest.param(*case, id=", ".join(case), marks=() if case in fast else pytest.mark.slow) for case in found]
+
+@pytest.fixture(scope="module", params=cases([(name,) for name in VARIANTS], [("full",), ("adapter, synced",)]))
 def made(request, world, tmp_path_factory):    # noqa: F811
     """(what `watched` gives, whether the reference moves, the model that training starts from) of each variant."""
     flags, synced = VARIANTS[request.param]
@@ -346,7 +351,9 @@ CASES = [(name, "fixed") for name in STOPS]
 CASES += [("before the first update of round 2", "synced"), ("within round 2", "synced")]
 CASES += [("before the first update of round 2", "adapter"), ("Ctrl-C within round 3", "adapter")]
 
-@pytest.mark.parametrize("stop, name", [pytest.param(*case, id=", ".join(case)) for case in CASES])
+FAST = [("while round 2 is sampled", "fixed"), ("within round 2", "synced")]
+
+@pytest.mark.parametrize("stop, name", cases(CASES, FAST))
 def test_a_run_in_rounds_that_was_stopped_resumes_to_the_same_bytes(here, whole, tmp_path, stop, name):    # noqa: F811
     """
     The policy that sampled a round, and with sync_ref its reference, no longer exists after the round's first update.
@@ -371,8 +378,10 @@ def test_pairs_of_other_weights_are_sampled_again(here, whole, tmp_path):    # n
 
 OTHER = ["--seed", "1"]
 
-@pytest.mark.parametrize("damage", ["other run", "pairs", "mark", "no mark", "no pairs", "half a mark"])
-@pytest.mark.parametrize("moment", ["start", "within"])
+DAMAGES = "other run", "pairs", "mark", "no mark", "no pairs", "half a mark"
+
+@pytest.mark.parametrize("moment, damage", cases(itertools.product(("start", "within"), DAMAGES),
+                                                 [("start", "other run"), ("within", "mark")]))
 def test_files_that_are_not_those_of_the_round_are_never_used(here, whole, tmp_path, damage, moment):    # noqa: F811
     """At a round's start they are sampled again. Within the round its policy is lost, so the run ends in one line."""
     stop = at_update(3, kill) if moment == "start" else at_update(4, interrupt)
@@ -438,6 +447,7 @@ def test_the_identity_of_a_run_is_that_of_its_flags_data_and_weights(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 # several processes
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--loss", "dpo"], ["--loss", "simpo"]], ids=lambda flags: flags[1])
 def test_two_processes_are_one_run_in_rounds(here, tmp_path, flags):    # noqa: F811
     """The first process samples for both. Both must agree on the pairs, and wait for each other at the same places."""
