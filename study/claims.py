@@ -38,10 +38,11 @@ CLAIMS = {
     "12": "DPO moves farther from the reference with a smaller epsilon of AdamW (this claim is not from the reports)",
     "13": "DPO's frontier lies above PPO's, even when PPO is given the true reward (claimed by the DPO paper)",
     "14": "A learned reward is over-optimized: where it is highest, the true reward is no longer highest",
-    "15": "GRPO, Dr. GRPO and DAPO have a higher reward than RLOO at equal KL",
-    "16": "Division by the group's standard deviation favors easy prompts: those of positive reviews",
-    "17": "Pairs sampled anew from the policy in rounds give more reward at equal KL than offline pairs",
-    "18": "Length regularization keeps DPO's reward at less length",
+    "15": "PPO, RLOO and GRPO with a learned reward have a higher reward than DPO at equal KL",
+    "16": "GRPO, Dr. GRPO and DAPO have a higher reward than RLOO at equal KL",
+    "17": "Division by the group's standard deviation favors easy prompts: those of positive reviews",
+    "18": "Pairs sampled anew from the policy in rounds give more reward at equal KL than offline pairs",
+    "19": "Length regularization keeps DPO's reward at less length",
 }
 # the worst verdict among the comparisons of a claim -> the sentence that follows the claim; worst first
 SENTENCES = {
@@ -276,22 +277,25 @@ def over_optimization(s):
     for name in (*s.points("ppo"), *s.points("rloo"), "along_ppo", "along_dpo"):
         yield f"true reward where the learned one is highest - its highest, {name}", overshoot(s, name), ("<", -0.01)
 
+def online_above_dpo(s):
+    """Claim 15: online methods with the learned reward against DPO, at the same KL."""
+    for name, nats in product(("ppo", "rloo", "grpo"), (1, 1.5, 1.9, 2.4)):
+        yield f"reward at {nats} nats, {name} - dpo", s.at(name, nats) - s.at("dpo", nats), ABOVE_0
+
 def above_rloo(s):
-    """Claim 15: the relatives of GRPO against RLOO, with the KL in the loss and in the reward (_kr), at the same KL."""
+    """Claim 16: the relatives of GRPO against RLOO, with the KL in the loss and in the reward (_kr), at the same KL."""
     for name, nats in product(("grpo", "dr_grpo", "dapo", "grpo_kr", "dr_grpo_kr"), (1.5, 2.4)):
         yield f"reward at {nats} nats, {name} - rloo", s.at(name, nats) - s.at("rloo", nats), ABOVE_0
 
 def division_by_std(s):
-    """Claim 16: GRPO divides by the group's standard deviation, Dr. GRPO does not. Both have the KL in the reward."""
-    for beta in ("0.5", "1"):
-        grpo, dr_grpo = f"grpo_kr beta={beta}", f"dr_grpo_kr beta={beta}"
-        gap = label_gap(s, grpo) - label_gap(s, dr_grpo)
-        yield f"reward of positive - negative prompts, GRPO - Dr. GRPO, beta {beta}", gap, ABOVE_0
-        for measure in ("reward", "kl"):
-            yield f"{measure}, GRPO - Dr. GRPO, beta {beta}", s(grpo, measure) - s(dr_grpo, measure), NOTHING
+    """Claim 17: GRPO divides by the group's standard deviation, Dr. GRPO does not. Both have the KL in the reward."""
+    grpo, dr_grpo = "grpo_kr beta=0.5", "dr_grpo_kr beta=0.5"
+    yield "reward of positive - negative prompts, GRPO - Dr. GRPO", label_gap(s, grpo) - label_gap(s, dr_grpo), ABOVE_0
+    for measure in ("reward", "kl"):
+        yield f"{measure}, GRPO - Dr. GRPO", s(grpo, measure) - s(dr_grpo, measure), NOTHING
 
 def rounds_against_offline(s):
-    """Claim 17: pairs of the policy's own, with the reference fixed or moved (sync), against offline pairs."""
+    """Claim 18: pairs of the policy's own, with the reference fixed or moved (sync), against offline pairs."""
     against = ("rounds_dpo", "dpo"), ("sync_dpo", "dpo"), ("rounds_ipo", "ipo")
     for (rounds, offline), nats in product(against, (1, 1.9, 3)):
         yield f"reward at {nats} nats, {rounds} - {offline}", s.at(rounds, nats) - s.at(offline, nats), ABOVE_0
@@ -299,7 +303,7 @@ def rounds_against_offline(s):
         yield f"whole sentences at {nats} nats, {rounds} - {offline}", whole, NOTHING
 
 def length_regularization(s):
-    """Claim 18: R-DPO with a weight of the length of 0.01, 0.03 and 0.1 against DPO, both with beta 0.1."""
+    """Claim 19: R-DPO with a weight of the length of 0.01, 0.03 and 0.1 against DPO, both with beta 0.1."""
     for name in ("default rdpo", "rdpo alpha=0.03", "rdpo alpha=0.1"):
         yield f"length, {name} - dpo", s(name, "length") - s(DPO, "length"), BELOW_0
         yield f"reward, {name} - dpo", s(name, "reward") - s(DPO, "reward"), ("near", 0.03)
@@ -308,8 +312,9 @@ def length_regularization(s):
 COMPARISONS = {
     "1": less_diverse, "2": order_of_divergences, "3": beta_of_ipo, "4": label_noise, "5": annealed_beta,
     "6": label_bias, "7": order_by_diversity, "8": chosen_reward_falls, "9": early_stopping, "10": stopping_gap,
-    "11": above_other_methods, "12": adam_epsilon, "13": above_ppo, "14": over_optimization, "15": above_rloo,
-    "16": division_by_std, "17": rounds_against_offline, "18": length_regularization}
+    "11": above_other_methods, "12": adam_epsilon, "13": above_ppo, "14": over_optimization, "15": online_above_dpo,
+    "16": above_rloo, "17": division_by_std, "18": rounds_against_offline, "19": length_regularization}
+OF_SECOND = ("15", "16", "17", "18", "19")    # claims that are judged by the second sweep
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From comparisons to verdicts
@@ -335,9 +340,14 @@ def verdict(low, high, says, limit):
     return "does not hold" if fails else "cannot be told apart"
 
 def judge(results, out=None):
-    """Writes claims.csv into `out` (default: beside sweep.csv and curves.csv): a row for each measured comparison."""
-    s, rows = Sweep(results), []
+    """
+    Writes claims.csv into `out` (default: beside sweep.csv and curves.csv): a row for each measured comparison. The
+    claims OF_SECOND are judged by the second sweep's numbers, if the results have them.
+    """
+    rows, folder = [], places.second(results)
+    first, second = Sweep(results), Sweep(folder if folder.exists() else results)
     for claim, comparisons in COMPARISONS.items():
+        s = second if claim in OF_SECOND else first
         for what, values, (says, limit) in comparisons(s):
             mean, low, high = interval(values)
             n = np.count_nonzero(~np.isnan(values))

@@ -38,3 +38,7 @@ def write_csv(path, head, rows):
         out = csv.writer(f, lineterminator="\n")
         out.writerow(head)
         out.writerows([f"{x:.5g}" if isinstance(x, float) else x for x in row] for row in rows)
+
+def second(results):
+    """The folder of the second sweep's numbers within a folder of results."""
+    return results / "second"

@@ -1,7 +1,8 @@
 """
 The sweep: each method of the reports over its hyperparameter, on the toy world with its exact reward, several seeds.
 
-    python -m study.sweep             # every recipe, three seeds or five: about five hours on 2 cores
+    python -m study.sweep             # every recipe, three seeds: about three hours on 2 cores
+    python -m study.sweep --second    # what three seeds left open, rounds, GRPO: five seeds, about an hour
     python -m study.sweep --quick     # a few recipes, two seeds: about five minutes, into out/quick
     python -m study.sweep --draw      # run nothing: draw study/results again, into out/study
     python -m study.sweep --update    # as the first, and write study/results, study/figures and the documents' tables
@@ -78,10 +79,6 @@ RECIPES = (
        "dpo_mean": "--loss dpo --beta 0.5", "ipo_mean": "--loss ipo --beta 0.505",
        "noisy_dpo": f"--loss dpo {NOISE}", "noisy_cdpo": f"--loss cdpo --label_smoothing 0.2 {NOISE}",
        "noisy_robust": f"--loss robust --label_smoothing 0.2 {NOISE}", "noisy_ipo": f"--loss ipo {NOISE}"}
-    | grid("rdpo", "--loss rdpo", "alpha", (0.03, 0.1))
-    | grid("rounds_dpo", f"--loss dpo {ROUNDS}", "beta", (0.3, 1, 3))
-    | grid("sync_dpo", f"--loss dpo {ROUNDS} --sync_ref", "beta", (1, 3))
-    | grid("rounds_ipo", f"--loss ipo {ROUNDS}", "beta", (0.1, 0.3))
     | adapted("sequential", (16, 4, 64, 256))
     | adapted("parallel", (16, 4, 64, 256))
     | adapted("replace", (256, 64))
@@ -93,20 +90,33 @@ RECIPES = (
     # _gt: with the true reward.
     | {"reward": ""}
     | grid("ppo", "--keep_all", "beta", (0.5, 0.1, 0.2, 1))
-    | grid("rloo", "--algo rloo --keep_all", "beta", (0.5, 0.2, 1, 2))
-    # GRPO and its relatives have the KL in the loss, as in their papers. _kr: in the reward, as in RLOO
-    | grid("grpo", "--algo grpo", "beta", (0.2, 0.5))
-    | grid("dr_grpo", "--algo dr_grpo", "beta", (0.5, 0.2))
-    | grid("dapo", "--algo dapo", "beta", (0.2,))
-    | grid("grpo_kr", "--algo grpo --kl reward", "beta", (0.5, 1))
-    | grid("dr_grpo_kr", "--algo dr_grpo --kl reward", "beta", (0.5, 1))
+    | grid("rloo", "--algo rloo --keep_all", "beta", (0.5, 0.2, 1))
     | grid("ppo_gt", "--true_reward --keep_all", "beta", (0.05, 0.02, 0.1, 0.2))
     | grid("rloo_gt", "--true_reward --algo rloo --keep_all", "beta", (0.05, 0.02, 0.1))
     | {"along_ppo": "--beta 0 --keep_all --max_steps 480 --min_lr 3e-3"})    # beta 0: no penalty for the KL
 
-# Five seeds for the methods whose order three seeds left open; three for all others.
+# The second sweep, in the same form, with SFT policies, pairs and reward models of its own.
+SECOND = (
+    {recipe: RECIPES[recipe] for recipe in ("sft", "dpo beta=0.1", "reward")}
+    | grid("dpo", "--loss dpo", "beta", (1, 5))
+    | grid("dpo", "--loss dpo", "max_steps", (180, 240))
+    | grid("ipo", "--loss ipo", "beta", (0.1, 0.3))
+    | {"default rdpo": "--loss rdpo"}
+    | grid("rdpo", "--loss rdpo", "alpha", (0.03, 0.1))
+    | grid("rounds_dpo", f"--loss dpo {ROUNDS}", "beta", (0.3, 1, 3))
+    | grid("sync_dpo", f"--loss dpo {ROUNDS} --sync_ref", "beta", (1, 3))
+    | grid("rounds_ipo", f"--loss ipo {ROUNDS}", "beta", (0.1, 0.3))
+    | grid("ppo", "", "beta", (0.5, 0.2, 1))
+    | grid("rloo", "--algo rloo", "beta", (0.5, 0.2, 1))
+    # GRPO and its relatives have the KL in the loss, as in their papers. _kr: in the reward, as in RLOO
+    | grid("grpo", "--algo grpo", "beta", (0.2, 0.5))
+    | grid("dr_grpo", "--algo dr_grpo", "beta", (0.5,))
+    | grid("dapo", "--algo dapo", "beta", (0.2,))
+    | grid("grpo_kr", "--algo grpo --kl reward", "beta", (0.5,))
+    | grid("dr_grpo_kr", "--algo dr_grpo --kl reward", "beta", (0.5,)))
+# five seeds for the methods whose order three seeds left open, three for the others
 SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
-OPEN = ("sft", "reward", "dpo", "ipo", "ppo", "rloo", "grpo")
+OPEN = ("sft", "reward", "dpo", "ppo", "rloo", "grpo")
 
 # one setting of each method, measured with more samples a prompt and at other temperatures
 MAIN = ("dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "cdpo beta=0.1", "jsd beta=0.3", "alpha0.5 beta=0.3",
@@ -121,16 +131,20 @@ CURVES = ("dpo beta=0.1", "dpo beta=0.3", "ipo beta=0.1", "preferred_ft", "noisy
 def get_args(argv=None):
     p = cli.Parser(__doc__)
     p.add_argument("--quick", action="store_true", help="run a few recipes with two seeds, into out/quick")
+    p.add_argument("--second", action="store_true", help="run the second sweep, into out/second")
     p.add_argument("--draw", action="store_true",
                    help="run nothing; draw again from study/results, or from the folder of --quick or --out")
     p.add_argument("--seeds", nargs="+", type=cli.seed,
-                   help="(default: 0 1 2, for some methods also 3 4; with --quick 0 1)")
+                   help="(default: 0 1 2; with --second 0 to 4 for some methods; with --quick 0 1)")
     p.add_argument("--jobs", type=cli.positive, default=multiprocessing.cpu_count(),
                    help="runs at a time, each with one thread (default: one a core, %(default)s here)")
     compare.add_flags(p)
     args = places.parse(p, argv)
     if args.update and args.quick:
         p.error("--update needs the whole sweep: leave out --quick")
+    for flag in ("quick", "draw", "methods"):
+        if args.second and getattr(args, flag):
+            p.error(f"--{flag} has no effect with --second")
     if args.seeds and len(set(args.seeds)) < len(args.seeds):
         p.error("--seeds: a seed is given twice, and its runs would be made twice in one folder")
     compare.check_flags(p, args)
@@ -348,19 +362,19 @@ def end_with(failed):
 
 def work(args):
     """Runs the missing runs, then writes results, verdicts, figures and, with --update, the documents' tables."""
+    if args.second:
+        return second(args)
     root = args.out or ("out/quick" if args.quick else "out/study")
     results, figures = places.folders(root, args.update)
     recipes, seeds, flags = RECIPES, args.seeds or SEEDS, MEASURE
     if args.quick:
         recipes = {r: RECIPES[r] if r == "sft" else f"{RECIPES[r]} --max_steps 90" for r in QUICK}
         seeds, flags = args.seeds or [0, 1], QUICK_MEASURE
-    more = () if args.quick or args.seeds else MORE_SEEDS
 
     stored, failed = results, []    # stored: the folder of the numbers that are drawn
     if not args.draw:
         failed = run(root, recipes, seeds, args.jobs, flags)
-        failed += run(root, {r: recipes[r] for r in recipes if r.split()[0] in OPEN}, more, args.jobs, flags)
-        collect(root, recipes, (*seeds, *more), results)
+        collect(root, recipes, seeds, results)
     elif not (args.quick or args.out):
         stored = places.RESULTS
     if not (stored / "sweep.csv").exists():
@@ -372,6 +386,24 @@ def work(args):
     else:
         print(table.claims_table(results))
     print(f"written: {results}/claims.csv and the figures in {figures}")
+    end_with(failed)
+
+def second(args):
+    """The second sweep: its missing runs, its sweep.csv in a folder of the results, and the verdicts on its claims."""
+    root, seeds, more = args.out or "out/second", args.seeds or SEEDS, () if args.seeds else MORE_SEEDS
+    results, _ = places.folders(root, args.update)
+    failed = run(root, SECOND, seeds, args.jobs, flags=None)
+    if more:
+        failed += run(root, {r: SECOND[r] for r in SECOND if r.split()[0] in OPEN}, more, args.jobs, flags=None)
+    folder = places.second(results)
+    folder.mkdir(exist_ok=True)
+    collect(root, SECOND, (*seeds, *more), folder)
+    claims.judge(places.RESULTS if args.update else folder, results)
+    if args.update:
+        table.fill_documents()
+    else:
+        print(table.claims_table(results))
+    print(f"written: {folder}/sweep.csv and {results}/claims.csv")
     end_with(failed)
 
 if __name__ == "__main__":

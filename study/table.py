@@ -129,7 +129,7 @@ def quoted(names):
 def results_table():
     """A row for each loss with its default hyperparameters."""
     recipes = {"`sft`": "sft"} | {f"`--loss {name}`": claims.default_of(name) for name in LOSSES}
-    return sweep_table(recipes, ("reward", "kl", "entropy", "length", "whole", "accuracy"), "policy")
+    return sweep_table(recipes, ("reward", "kl", "entropy", "length", "accuracy"), "policy")
 
 def methods_table():
     """One setting of each method, measured with 25 samples a prompt."""
@@ -149,15 +149,22 @@ def rlhf_table():
     recipes = []
     for method in ("sft", "dpo", "ppo", "rloo", "ppo_gt", "rloo_gt", "best_of", "preferred_ft", "unlikelihood"):
         recipes += s.points(method)
-    return sweep_table(quoted(recipes), ("reward", "kl", "whole", "length", "seconds", "samples"))
+    return sweep_table(quoted(recipes), ("reward", "kl", "win", "length", "seconds", "samples"))
 
 def grpo_table():
-    """RLOO and the relatives of GRPO, all with the learned reward."""
-    s = claims.Sweep(RESULTS)
-    recipes = []
-    for method in ("sft", "rloo", "grpo", "dr_grpo", "dapo", "grpo_kr", "dr_grpo_kr"):
-        recipes += s.points(method)
-    return sweep_table(quoted(recipes), ("reward", "kl", "whole", "length", "entropy"))
+    """The online methods with the learned reward, from the second sweep."""
+    return second_table(("sft", "ppo", "rloo", "grpo", "dr_grpo", "dapo", "grpo_kr", "dr_grpo_kr"))
+
+def rounds_table():
+    """Offline pairs beside rounds, and length regularization, from the second sweep."""
+    return second_table(("sft", "dpo", "rounds_dpo", "sync_dpo", "ipo", "rounds_ipo", "default rdpo", "rdpo"))
+
+def second_table(methods):
+    """A row for each setting of some methods of the second sweep, or for one recipe."""
+    s, recipes = claims.Sweep(places.second(RESULTS)), []
+    for method in methods:
+        recipes += [method] if method in s.recipes else s.points(method)
+    return sweep_table(quoted(recipes), ("reward", "kl", "whole", "length", "entropy"), folder=places.second(RESULTS))
 
 def judge_table():
     """The quality of the toy world's reward models."""
@@ -451,7 +458,8 @@ TABLES = {
     "results": results_table, "bandit": bandit_table, "losses": losses_table, "behavior": behavior_table,
     "trl": trl_table, "parts": parts_table, "generation": generation_table, "growth": growth_table,
     "robust": robust_table, "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table,
-    "judge": judge_table, "grpo": grpo_table, "models": models_table, "real": real_table, "samples": real_samples,
+    "judge": judge_table, "grpo": grpo_table, "rounds": rounds_table, "models": models_table, "real": real_table,
+    "samples": real_samples,
     "claims": claims_table, "credit": credit_table, "words": words_table, "beta": beta_table,
     "estimators": estimators_table, "displacement": displacement_table, "ches": ches_table}
 

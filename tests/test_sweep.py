@@ -93,7 +93,7 @@ def world(folder, seeds=(0, 1, 2)):
     rng, rows, curves = np.random.default_rng(0), [], []
     keys = ("entropy", "length", "proxy", "pooled_4", "pooled_25", "distinct_2", "reward_positive", "reward_negative",
             "win", "trainable", "whole")
-    for i, recipe in enumerate(sweep.RECIPES):
+    for i, recipe in enumerate(sweep.RECIPES | sweep.SECOND):
         for seed in seeds:
             kl = 0 if recipe == "sft" else 0.3 * (i % 12) + 0.2
             found = {"kl": kl, "reward": 0.5 + 0.2 * kl**0.5} | {k: 1 + 0.1 * i + 0.01 * rng.normal() for k in keys}
@@ -110,7 +110,7 @@ def test_every_claim_gets_a_verdict(tmp_path):
     text = table.claims_table(tmp_path)
     assert "highest, ppo beta=0.2 | 3 | -0.04 | -0.04 to -0.04 | < -0.01 | holds |" in text
     assert "highest, along_dpo | 3 | 0 | 0 to 0 |" in text
-    assert len(claims.CLAIMS) == 18 and all(f"**{n}. " in text for n in claims.CLAIMS) and text.count("**") == 36
+    assert len(claims.CLAIMS) == 19 and all(f"**{n}. " in text for n in claims.CLAIMS) and text.count("**") == 38
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("painted")
@@ -247,6 +247,36 @@ def test_a_sweep_overwrites_the_projects_results_only_with_update(tmp_path, monk
         with pytest.raises(SystemExit):
             sweep.get_args(wrong)
 
+def test_the_second_sweep_judges_its_own_claims(tmp_path, monkeypatch, capsys):
+    """
+    Its seeds have other SFT policies than the first sweep's, so the two may not be mixed in one difference. Five seeds
+    are for some of its methods only.
+    """
+    stored, ran = tmp_path / "study" / "results", []
+    stored.mkdir(parents=True)
+    world(stored)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(places, "RESULTS", stored)
+    monkeypatch.setattr(table, "fill_documents", lambda: None)
+    monkeypatch.setattr(sweep, "run", lambda root, recipes, seeds, *rest, **more: ran.append((recipes, seeds)) or [])
+    def collect(root, recipes, seeds, folder):    # every reward is 1
+        assert recipes == sweep.SECOND and tuple(seeds) in ((0, 1, 2, 3, 4), (7,))
+        rows = [(r, s, m, x) for r in recipes for s in seeds for m, x in (("kl", 3 * (r != "sft")), ("reward", 1))]
+        results(folder, rows)
+    monkeypatch.setattr(sweep, "collect", collect)
+    sweep.main(["--second", "--update"])
+    assert [seeds for _, seeds in ran] == [(0, 1, 2), (3, 4)]
+    assert {r.split()[0] for r in ran[1][0]} == set(sweep.OPEN) and ran[0][0] == sweep.SECOND
+    rows = {(r["claim"], r["what"]): r for r in places.read_csv(stored / "claims.csv")}
+    row = rows["15", "reward at 1.9 nats, rloo - dpo"]
+    assert (row["seeds"], float(row["mean"]), row["verdict"]) == ("5", 0, "does not hold")
+    assert float(rows["13", "reward at 1.9 nats, dpo - rloo"]["mean"]) != 0    # of the first sweep
+    sweep.main(["--second", "--seeds", "7", "--out", "mine"])
+    assert (tmp_path / "mine/second/sweep.csv").exists() and "**15. " in capsys.readouterr().out
+    for flag in (["--quick"], ["--draw"], ["--methods", "dpo", "--grid", "beta", "1"]):
+        with pytest.raises(SystemExit):
+            sweep.get_args(["--second", *flag])
+
 def test_a_folder_without_results_cannot_be_drawn(tmp_path, monkeypatch):
     """A typo in --out ended in a traceback."""
     monkeypatch.chdir(tmp_path)
@@ -267,7 +297,7 @@ def test_the_recipes_can_be_parsed():
     from rlhf import train_ppo, train_reward
     online = ("ppo", "ppo_gt", "rloo", "rloo_gt", "along_ppo", "grpo", "dr_grpo", "dapo", "grpo_kr", "dr_grpo_kr")
     others = {"sft": train_sft, "reward": train_reward} | dict.fromkeys(online, train_ppo)
-    for recipe, flags in sweep.RECIPES.items():
+    for recipe, flags in [*sweep.RECIPES.items(), *sweep.SECOND.items()]:
         method = recipe.split()[0]
         assert sweep.script_of(recipe) is others.get(method, train_pref), recipe
         sweep.script_of(recipe).get_args(flags.split())
@@ -277,8 +307,9 @@ def test_the_recipes_can_be_parsed():
     assert {*sweep.MAIN, *sweep.QUICK, *sweep.CURVES} <= {*sweep.RECIPES}
 
 def test_the_verdicts_are_those_of_the_results(tmp_path):
-    """claims.csv depends on sweep.csv and curves.csv, and on nothing else."""
-    for name in ("sweep.csv", "curves.csv"):
-        (tmp_path / name).write_text((table.RESULTS / name).read_text())
+    """claims.csv depends on both sweeps' sweep.csv and curves.csv, and on nothing else."""
+    places.second(tmp_path).mkdir()
+    for folder, name in itertools.product((Path(), places.second(Path())), ("sweep.csv", "curves.csv")):
+        (tmp_path / folder / name).write_text((table.RESULTS / folder / name).read_text())
     claims.judge(tmp_path)
     assert (tmp_path / "claims.csv").read_text() == (table.RESULTS / "claims.csv").read_text()
