@@ -30,8 +30,8 @@ def sum_states(states, completion_mask):
     The sum of the states that predict a completion's tokens: states (N, T, C), completion_mask (N, T) -> (N, C), (N,).
     The state of column t predicts column t + 1. So the prompt's last state is in the sum, and that of EOS is not.
     """
-    mask = completion_mask[:, 1:]                                              # (N, T - 1)
-    return (states[:, :-1] * mask[..., None]).sum(1), mask.sum(1)              # (N, C), (N,): how many states
+    predicts = completion_mask[:, 1:]                                          # (N, T - 1)
+    return (states[:, :-1] * predicts[..., None]).sum(1), predicts.sum(1)      # (N, C), (N,): how many states
 
 def ches(chosen, rejected):
     """

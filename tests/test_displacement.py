@@ -258,12 +258,14 @@ def check_output(runs, heads, printed, files):
         one = f["examples"][0]
         assert f"chosen   {one['chosen']['before']:.2f} -> {one['chosen']['after']:.2f} nats: " in printed
 
+@pytest.mark.slow
 def test_runs_side_by_side_are_measured_on_the_same_pairs(side_by_side):
     """A reference that they share is one column. An adapter's reference has its adapter off."""
     printed, files = side_by_side
     check_output(SEVERAL, ["out/toy/sft", *SEVERAL], printed, files)
     assert files[0]["measures"]["before"] == files[2]["measures"]["before"]
 
+@pytest.mark.slow
 def test_one_run_has_a_column_before_and_after(copy, side_by_side):
     """Alone it has the same numbers as beside others."""
     with standing_in(copy):
@@ -283,6 +285,7 @@ def test_the_sentence_needs_an_interval_below_zero(change, want):
     assert tables.verdict_on(shares[0], after | shares[1]) == (
         f"{want}; 70% of the samples are better than both (before: 24%), 2% worse (before: 30%)")
 
+@pytest.mark.slow
 def test_pairs_of_a_file_have_no_reward(copy, capsys):
     """Without a reward nothing can be said about better and worse texts, and the rest is still measured."""
     with standing_in(copy):
@@ -291,6 +294,7 @@ def test_pairs_of_a_file_have_no_reward(copy, capsys):
     assert "better" not in found["measures"]["after"] and "by_reward" not in found["measures"]["after"]
     assert "change of log pi(chosen)" in capsys.readouterr().out and found["examples"][0]["chosen"]["reward"] is None
 
+@pytest.mark.slow
 def test_log_ratios_are_sums_whatever_the_run_was_trained_on(copy, side_by_side):
     """A run with --mean_logps has a loss of means. A completion's probability is still its sum."""
     with standing_in(copy):
@@ -300,6 +304,7 @@ def test_log_ratios_are_sums_whatever_the_run_was_trained_on(copy, side_by_side)
         Path("means/args.json").write_text(json.dumps(facts))
         assert evaluated(["means"])[1][0] == side_by_side[1][0]
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argv, words", [
     (["--run", "ppo"], ["ppo has no held-out pairs", "train_pref.py"]),
     (["--run", "out/toy/sft"], ["out/toy/sft has no held-out pairs"]),
@@ -317,6 +322,7 @@ def test_what_has_no_pairs_is_refused_in_one_line_before_anything_is_measured(co
 # ---------------------------------------------------------------------------------------------------------------------
 # the study
 
+@pytest.mark.slow
 def test_the_study_collects_runs_and_names_what_is_missing(copy, side_by_side, capsys, tmp_path):
     """Runs of one seed share a reference, whose rows come once. An undefined correlation has no row."""
     out = ["--out", str(tmp_path / "out")]

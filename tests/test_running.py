@@ -24,6 +24,7 @@ import eval as evaluation
 import judge
 import loop
 import measures
+import objective
 import reference
 import toy
 import train_pref
@@ -202,7 +203,7 @@ def test_only_ctrl_c_is_made_a_line(here, monkeypatch):
     """A ValueError in training is a bug, and its traceback shows the place."""
     def broken(*args):
         raise ValueError("a bug")
-    monkeypatch.setattr(train_pref, "batch_logps", broken)
+    monkeypatch.setattr(objective, "batch_logps", broken)
     with pytest.raises(ValueError, match="a bug"):
         train_pref.main(PREF)
     assert not cli.RUNNING

@@ -381,6 +381,10 @@ def test_eval_measures_a_run_and_its_reference(here, tmp_path, capsys):
     reward = sum(toy.reward(s["prompt"] + s["after"]) for s in stored["samples"]) / 40
     assert one["measures"]["after"]["reward"][0] == pytest.approx(reward)
     assert toy.split_of(sample["prompt"]) == "test"
+    capsys.readouterr()
+    eval.main(["--run", str(tmp_path / "run"), "--n_prompts", "4", "--n_samples", "1", "--show", "1", "--displacement"])
+    moved = json.loads((tmp_path / "run" / "displacement.json").read_text())
+    assert moved["prompts"] == 4 and moved["verdict"] in capsys.readouterr().out
 
 def test_eval_of_an_sft_run_needs_no_reference(here, capsys):
     """A run from scratch has no reference: no column before, and no KL."""

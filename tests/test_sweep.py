@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
