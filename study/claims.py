@@ -11,7 +11,8 @@ recipes of a seed share the SFT policy and the pairs. The 95% interval over seed
 - A claim holds if all its comparisons hold. It does not hold if one comparison does not.
 
 "At k nats" means an interpolation between the two measured points of a method whose KLs enclose k. It is linear in the
-square root of the KL, because reward against that root is nearly a straight line. Read next: pictures.py
+square root of the KL, because reward against that root is nearly a straight line. "At its KL" compares one setting with
+another method at the setting's own KL. Read next: pictures.py
 """
 import math
 from collections import defaultdict
@@ -91,18 +92,27 @@ class Sweep:
         found = {int(r.split(" step-")[1]): r for r in self.recipes if r.startswith(f"{name} step-")}
         return dict(sorted(found.items()))
 
-    def at(self, method, nats, measure="reward"):
-        """A measure (seeds,) of a method at a KL in nats, by interpolation. NaN beyond the method's largest KL."""
-        names = ["sft", *self.points(method)]
-        kl = np.array([self(r, "kl") for r in names])          # (recipes, seeds)
-        y = np.array([self(r, measure) for r in names])        # (recipes, seeds)
+    def at(self, method, nats, measure="reward", from_sft=True):
+        """
+        A measure (seeds,) of a method at a KL in nats, by interpolation. nats: a number, or one for each seed. NaN
+        beyond the method's largest KL, and without from_sft below its smallest one.
+        """
+        names = ["sft", *self.points(method)] if from_sft else self.points(method)
+        shape = len(names), len(self.seeds)    # there may be no names
+        kl = np.array([self(r, "kl") for r in names]).reshape(shape)
+        y = np.array([self(r, measure) for r in names]).reshape(shape)
         out = []
-        for k, v in zip(kl.T, y.T):
+        for k, v, x in zip(kl.T, y.T, np.broadcast_to(nats, len(self.seeds))):
             there = ~np.isnan(k + v)    # a failed run has no point
             k, v = k[there], v[there]
             order = np.argsort(k)
-            out.append(np.interp(nats ** 0.5, k[order] ** 0.5, v[order]) if k.max(initial=0) >= nats else math.nan)
+            known = len(k) and k.min() <= x <= k.max()
+            out.append(np.interp(x ** 0.5, k[order] ** 0.5, v[order]) if known else math.nan)
         return np.array(out)
+
+    def beside(self, recipe, method, measure="reward"):
+        """(seeds,): a recipe's measure minus that of a method at the recipe's own KL, between the method's settings."""
+        return self(recipe, measure) - self.at(method, self(recipe, "kl"), measure, from_sft=False)
 
     def curve(self, recipe, metric, seed, split="val"):
         """(2, n): the steps and the values of a logged metric."""
@@ -278,14 +288,17 @@ def over_optimization(s):
         yield f"true reward where the learned one is highest - its highest, {name}", overshoot(s, name), ("<", -0.01)
 
 def online_above_dpo(s):
-    """Claim 15: online methods with the learned reward against DPO, at the same KL."""
-    for name, nats in product(("ppo", "rloo", "grpo"), (1, 1.5, 1.9, 2.4)):
-        yield f"reward at {nats} nats, {name} - dpo", s.at(name, nats) - s.at("dpo", nats), ABOVE_0
+    """Claim 15: online methods with the learned reward against DPO, each setting at its own KL."""
+    for name, beta in product(("ppo", "rloo"), (1, 0.5)):
+        yield f"reward at its KL, {name} beta={beta} - dpo", s.beside(f"{name} beta={beta}", "dpo"), ABOVE_0
+    for beta in (0.5, 0.2):
+        yield f"reward at its KL, grpo beta={beta} - dpo", s.beside(f"grpo beta={beta}", "dpo"), ABOVE_0
 
 def above_rloo(s):
-    """Claim 16: the relatives of GRPO against RLOO, with the KL in the loss and in the reward (_kr), at the same KL."""
-    for name, nats in product(("grpo", "dr_grpo", "dapo", "grpo_kr", "dr_grpo_kr"), (1.5, 2.4)):
-        yield f"reward at {nats} nats, {name} - rloo", s.at(name, nats) - s.at("rloo", nats), ABOVE_0
+    """Claim 16: the relatives of GRPO against RLOO, with the KL in the loss and in the reward (_kr)."""
+    for name in ("grpo beta=0.5", "grpo beta=0.2", "dr_grpo beta=0.5", "dapo beta=0.2", "grpo_kr beta=0.5",
+                 "dr_grpo_kr beta=0.5"):
+        yield f"reward at its KL, {name} - rloo", s.beside(name, "rloo"), ABOVE_0
 
 def division_by_std(s):
     """Claim 17: GRPO divides by the group's standard deviation, Dr. GRPO does not. Both have the KL in the reward."""
@@ -296,17 +309,16 @@ def division_by_std(s):
 
 def rounds_against_offline(s):
     """Claim 18: pairs of the policy's own, with the reference fixed or moved (sync), against offline pairs."""
-    against = ("rounds_dpo", "dpo"), ("sync_dpo", "dpo"), ("rounds_ipo", "ipo")
-    for (rounds, offline), nats in product(against, (1, 1.9, 3)):
-        yield f"reward at {nats} nats, {rounds} - {offline}", s.at(rounds, nats) - s.at(offline, nats), ABOVE_0
-        whole = s.at(rounds, nats, "whole") - s.at(offline, nats, "whole")
-        yield f"whole sentences at {nats} nats, {rounds} - {offline}", whole, NOTHING
+    for name in ("rounds_dpo beta=3", "rounds_dpo beta=1", "rounds_dpo beta=0.3", "sync_dpo beta=3", "sync_dpo beta=1",
+                 "rounds_ipo beta=0.1"):
+        yield f"reward at its KL, {name} - dpo", s.beside(name, "dpo"), ABOVE_0
+        yield f"whole sentences at its KL, {name} - dpo", s.beside(name, "dpo", "whole"), NOTHING
 
 def length_regularization(s):
     """Claim 19: R-DPO with a weight of the length of 0.01, 0.03 and 0.1 against DPO, both with beta 0.1."""
     for name in ("default rdpo", "rdpo alpha=0.03", "rdpo alpha=0.1"):
         yield f"length, {name} - dpo", s(name, "length") - s(DPO, "length"), BELOW_0
-        yield f"reward, {name} - dpo", s(name, "reward") - s(DPO, "reward"), ("near", 0.03)
+        yield f"reward at its KL, {name} - dpo", s.beside(name, "dpo"), ("near", 0.03)
         yield f"kl, {name} - dpo", s(name, "kl") - s(DPO, "kl"), NOTHING
 
 COMPARISONS = {

@@ -269,7 +269,7 @@ def test_the_second_sweep_judges_its_own_claims(tmp_path, monkeypatch, capsys):
     assert [seeds for _, seeds in ran] == [(0, 1, 2), (3, 4)]
     assert {r.split()[0] for r in ran[1][0]} == set(sweep.OPEN) and ran[0][0] == sweep.SECOND
     rows = {(r["claim"], r["what"]): r for r in places.read_csv(stored / "claims.csv")}
-    row = rows["15", "reward at 1.9 nats, rloo - dpo"]
+    row = rows["15", "reward at its KL, rloo beta=1 - dpo"]
     assert (row["seeds"], float(row["mean"]), row["verdict"]) == ("5", 0, "does not hold")
     assert float(rows["13", "reward at 1.9 nats, dpo - rloo"]["mean"]) != 0    # of the first sweep
     sweep.main(["--second", "--seeds", "7", "--out", "mine"])
