@@ -315,8 +315,8 @@ def rounds_against_offline(s):
         yield f"whole sentences at its KL, {name} - dpo", s.beside(name, "dpo", "whole"), NOTHING
 
 def length_regularization(s):
-    """Claim 19: R-DPO with a weight of the length of 0.01, 0.03 and 0.1 against DPO, both with beta 0.1."""
-    for name in ("default rdpo", "rdpo alpha=0.03", "rdpo alpha=0.1"):
+    """Claim 19: R-DPO with a weight of the length of 0.01 and 0.1 against DPO, both with beta 0.1."""
+    for name in ("default rdpo", "rdpo alpha=0.1"):
         yield f"length, {name} - dpo", s(name, "length") - s(DPO, "length"), BELOW_0
         yield f"reward at its KL, {name} - dpo", s.beside(name, "dpo"), ("near", 0.03)
         yield f"kl, {name} - dpo", s(name, "kl") - s(DPO, "kl"), NOTHING

@@ -53,7 +53,7 @@ def adapted(mode, ranks):
 SHORT = "--max_steps 140 --eval_every 20 --batch_size 64 --n_prompts 1200"
 NOISE = "--label_noise 0.2"
 ROUNDS = "--rounds 4 --eval_every 140"    # no evaluation between: the last weights are kept, as without rounds
-SKIP = "--on_nonfinite skip"    # divergences with exp(-log-ratio): a single pair may have a loss of 50
+SKIP = "--on_nonfinite skip"    # with exp(-log-ratio), in a divergence or in k3, one pair may have a loss of 50
 ALONG = "--keep_all --patience 0 --max_steps 480 --eval_every 40 --min_lr 1e-3"    # lr 1e-3 throughout
 
 # Recipe, "method setting" -> flags of train_pref.py (for sft of train_sft.py). All others start from the SFT of their
@@ -100,23 +100,24 @@ SECOND = (
     {recipe: RECIPES[recipe] for recipe in ("sft", "dpo beta=0.1", "reward")}
     | grid("dpo", "--loss dpo", "beta", (1, 5))
     | grid("dpo", "--loss dpo", "max_steps", (180, 240))
-    | grid("ipo", "--loss ipo", "beta", (0.1, 0.3))
+    | grid("ipo", "--loss ipo", "beta", (0.1,))
     | {"default rdpo": "--loss rdpo"}
-    | grid("rdpo", "--loss rdpo", "alpha", (0.03, 0.1))
+    | grid("rdpo", "--loss rdpo", "alpha", (0.1,))
     | grid("rounds_dpo", f"--loss dpo {ROUNDS}", "beta", (0.3, 1, 3))
     | grid("sync_dpo", f"--loss dpo {ROUNDS} --sync_ref", "beta", (1, 3))
     | grid("rounds_ipo", f"--loss ipo {ROUNDS}", "beta", (0.1, 0.3))
-    | grid("ppo", "", "beta", (0.5, 0.2, 1))
-    | grid("rloo", "--algo rloo", "beta", (0.5, 0.2, 1))
+    | grid("ppo", SKIP, "beta", (0.5, 1))
+    | grid("rloo", f"--algo rloo {SKIP}", "beta", (0.5, 0.2, 1))
     # GRPO and its relatives have the KL in the loss, as in their papers. _kr: in the reward, as in RLOO
-    | grid("grpo", "--algo grpo", "beta", (0.2, 0.5))
-    | grid("dr_grpo", "--algo dr_grpo", "beta", (0.5,))
-    | grid("dapo", "--algo dapo", "beta", (0.2,))
-    | grid("grpo_kr", "--algo grpo --kl reward", "beta", (0.5,))
-    | grid("dr_grpo_kr", "--algo dr_grpo --kl reward", "beta", (0.5,)))
+    | grid("grpo", f"--algo grpo {SKIP}", "beta", (0.2, 0.5))
+    | grid("dr_grpo", f"--algo dr_grpo {SKIP}", "beta", (0.5,))
+    | grid("dapo", f"--algo dapo {SKIP}", "beta", (0.2,))
+    | grid("grpo_kr", f"--algo grpo --kl reward {SKIP}", "beta", (0.5,))
+    | grid("dr_grpo_kr", f"--algo dr_grpo --kl reward {SKIP}", "beta", (0.5,)))
 # five seeds for the methods whose order three seeds left open, three for the others
 SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
-OPEN = ("sft", "reward", "dpo", "ppo", "rloo", "grpo")
+OPEN = ("sft", "dpo beta=0.1", "reward", "dpo beta=1", "dpo beta=5", "dpo max_steps=180", "ppo beta=0.5", "ppo beta=1",
+        "rloo beta=0.5", "rloo beta=0.2", "rloo beta=1", "grpo beta=0.2")
 
 # one setting of each method, measured with more samples a prompt and at other temperatures
 MAIN = ("dpo beta=0.1", "hinge beta=0.2", "ipo beta=0.1", "cdpo beta=0.1", "jsd beta=0.3", "alpha0.5 beta=0.3",
@@ -394,7 +395,7 @@ def second(args):
     results, _ = places.folders(root, args.update)
     failed = run(root, SECOND, seeds, args.jobs, flags=None)
     if more:
-        failed += run(root, {r: SECOND[r] for r in SECOND if r.split()[0] in OPEN}, more, args.jobs, flags=None)
+        failed += run(root, {r: SECOND[r] for r in OPEN}, more, args.jobs, flags=None)
     folder = places.second(results)
     folder.mkdir(exist_ok=True)
     collect(root, SECOND, (*seeds, *more), folder)

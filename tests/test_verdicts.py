@@ -476,7 +476,7 @@ def slow_comparisons(v, curves):
               "rounds_ipo beta=0.1"):
         found["18", f"reward at its KL, {r} - dpo"] = slow_beside(v, r, "dpo"), "> 0"
         found["18", f"whole sentences at its KL, {r} - dpo"] = slow_beside(v, r, "dpo", "whole"), ""
-    for r in ("default rdpo", "rdpo alpha=0.03", "rdpo alpha=0.1"):
+    for r in ("default rdpo", "rdpo alpha=0.1"):
         found["19", f"reward at its KL, {r} - dpo"] = slow_beside(v, r, "dpo"), "within 0.03"
         for measure, says in (("length", "< 0"), ("kl", "")):
             found["19", f"{measure}, {r} - dpo"] = minus(v[r, measure], v["dpo beta=0.1", measure]), says
