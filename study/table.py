@@ -450,7 +450,7 @@ def displacement_table(results=RESULTS):
 def ches_table(results=RESULTS):
     """Rank correlations with the change of log pi(chosen), with their range over seeds."""
     return method_rows(results / "displacement.csv", (
-        ("by_ches", "CHES", "+.2f"), ("by_ches_mean", "CHES by length", "+.2f"),
+        ("by_ches", "CHES", "+.2f"), ("by_ches_mean", "CHES, length-normalized", "+.2f"),
         ("by_length", "length of chosen", "+.2f"), ("by_reward", "reward of chosen", "+.2f")), spread=True)
 
 TABLES = {

@@ -470,8 +470,8 @@ def slow_comparisons(v, curves):
         found["16", f"reward at its KL, {r} - rloo"] = slow_beside(v, r, "rloo"), "> 0"
     a, b = "grpo_kr beta=0.5", "dr_grpo_kr beta=0.5"
     gaps = (minus(v[r, "reward_positive"], v[r, "reward_negative"]) for r in (a, b))
-    found["17", "reward of positive - negative prompts, GRPO - Dr. GRPO"] = minus(*gaps), "> 0"
-    found |= {("17", f"{m}, GRPO - Dr. GRPO"): (minus(v[a, m], v[b, m]), "") for m in ("reward", "kl")}
+    found["17", "reward of positive - negative prompts, grpo_kr - dr_grpo_kr"] = minus(*gaps), "> 0"
+    found |= {("17", f"{m}, grpo_kr - dr_grpo_kr"): (minus(v[a, m], v[b, m]), "") for m in ("reward", "kl")}
     for r in ("rounds_dpo beta=3", "rounds_dpo beta=1", "rounds_dpo beta=0.3", "sync_dpo beta=3", "sync_dpo beta=1",
               "rounds_ipo beta=0.1"):
         found["18", f"reward at its KL, {r} - dpo"] = slow_beside(v, r, "dpo"), "> 0"
