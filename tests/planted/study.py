@@ -12,9 +12,9 @@ FAULTS = {
                        "return np.array(sorted(found.get(s, math.nan) for s in self.seeds))", SLOW_WAY),
     "mean of the other seeds for a missing one": (
         "study/claims.py", "found.get(s, math.nan)", "found.get(s, np.mean([*found.values()] or [math.nan]))",
-        VERDICTS + "test_a_difference_without_one_of_its_seeds_is_left_out"),
+        VERDICTS + "test_a_difference_is_over_the_seeds_that_both_have"),
     "what was not measured is 0": ("study/claims.py", "found.get(s, math.nan)", "found.get(s, 0.0)",
-                                   VERDICTS + "test_a_difference_without_one_of_its_seeds_is_left_out"),
+                                   VERDICTS + "test_a_difference_is_over_the_seeds_that_both_have"),
     "a KL that was not measured is 0": ("study/claims.py", "there = ~np.isnan(k + v)", "k, there = np.nan_to_num(k), k == k",
                                         VERDICTS + "test_a_point_that_was_not_measured_is_no_point"),
     "interpolation over the KL": ("study/claims.py", "np.interp(x ** 0.5, k[order] ** 0.5, v[order])",
