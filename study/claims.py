@@ -128,11 +128,7 @@ DPO, HINGE, SFT = "dpo beta=0.1", "hinge beta=0.2", "sft"
 def trend(s, names, measure, nats=None):
     """(seeds,): rank correlation of a measure with the order of the names: recipes, or methods at a KL of `nats`."""
     found = np.array([s.at(n, nats, measure) if nats else s(n, measure) for n in names])    # (names, seeds)
-    return np.array([correlation(range(len(names)), column) for column in found.T])
-
-def correlation(x, y):
-    """The rank correlation of two columns; NaN if a value is missing."""
-    return math.nan if np.isnan([*x, *y]).any() else rank_correlation(x, y)
+    return np.array([rank_correlation(range(len(names)), column) for column in found.T])
 
 def less_diverse(s):
     """Claim 1: the diversity of DPO and hinge against SFT's, and hinge against DPO at one KL."""
@@ -195,7 +191,7 @@ def order_by_diversity(s):
     policies = s.recipes_with("pooled_25")
     few = np.array([s(r, "pooled_4") for r in policies]).T      # (seeds, policies)
     many = np.array([s(r, "pooled_25") for r in policies]).T    # (seeds, policies)
-    found = np.array([correlation(x, y) for x, y in zip(few, many)])
+    found = np.array([rank_correlation(x, y) for x, y in zip(few, many)])
     yield f"rank correlation of pooled entropy at 4 and at 25, {len(policies)} policies", found, (">", 0.9)
 
 def chosen_reward_falls(s):
