@@ -132,6 +132,7 @@ def test_samples_agree_with_the_exact_kl_where_an_estimator_is_unbiased(drawn):
 # ---------------------------------------------------------------------------------------------------------------------
 # runs, and the stored results
 
+@pytest.mark.slow
 def test_runs_are_measured_and_drawn(paged, tmp_path, monkeypatch):
     """Runs of both scripts. An adapter is switched off for the reference. The error is that of mean - kl."""
     monkeypatch.chdir(paged)
@@ -146,6 +147,7 @@ def test_runs_are_measured_and_drawn(paged, tmp_path, monkeypatch):
         assert row["estimator"] != "vocabulary" or (row["mean"] == row["kl"] and float(row["error"] or 0) == 0)
         assert float(row["kl"]) > 1e-4    # the reference is another policy
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["hostile", "out/toy/sft"])
 def test_a_run_without_reference_or_on_other_data_is_refused(run, paged, tmp_path, monkeypatch, capsys):
     """In one line that names the run."""
