@@ -43,6 +43,6 @@ def load(model, base, tokenizer, autocast, hparams, *, loss, data, data_dir, ini
               "prompt_format": chat.prompt_format(rows["train"], tokenizer)}
     rows, counted = unpaired.as_pairs(rows, data, loss, LOSSES, hparams, weighting=weighting, seed=seed,
                                       share_prefix=share_prefix)
-    counted += f" in round 1 of {rounds}" if rounds > 1 else ""
+    counted += f" (round 1 of {rounds})" if rounds > 1 else ""
     counted += f" ({swapped:,} of both swapped)" if swapped else ""
     return rows, ranked_by, facts, counted
