@@ -32,7 +32,7 @@ import toy
 from adapters import as_reference
 from chat import answer, sample_lines
 from measures import HeldOut, best_of_rows, compared, intervals, measure, notes_on, pair_measures, sample, won
-from model import fingerprint
+from reference import start_model
 from reward import load_rewards
 from support import cli, rundir
 from support.checkpoint import write_json
@@ -84,10 +84,7 @@ def load_policy(run, device):
     want = facts.get("reference_fingerprint", facts.get("init_fingerprint") if about else None)
     if about and want in (None, about["base_fingerprint"]):
         return facts, policy, policy
-    reference = adapters.load_model(source)[0].to(device).eval() if source else None
-    if reference is not None and want and fingerprint(reference) != want:
-        raise ValueError(f"{source}, the reference of {run}, has changed since: its fingerprint is "
-                         f"{fingerprint(reference)}, not {want}")
+    reference = start_model(source, want, device, f" of {run}") if source else None
     return facts, policy, reference
 
 def check_same_texts(runs, first):

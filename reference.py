@@ -46,11 +46,11 @@ def add_reference(model, batches, autocast, off=nullcontext):
     for row, numbers in parallel.shared_out(batches.groups(), len(names), compute):
         row.update(zip(names, numbers))
 
-def start_model(init_from, want, device):
-    """The model that training started from, loaded again. Raises ValueError if its fingerprint is not `want`."""
+def start_model(init_from, want, device, of=""):
+    """The model that training started from. Raises ValueError if its fingerprint is not `want`; None: any will do."""
     model = load_model(init_from)[0].to(device).eval()
-    if fingerprint(model) != want:
-        raise ValueError(f"{init_from}, the reference, has changed since: its fingerprint is not {want}")
+    if want and (found := fingerprint(model)) != want:
+        raise ValueError(f"{init_from}, the reference{of}, has changed since: its fingerprint is {found}, not {want}")
     return model
 
 @torch.no_grad()

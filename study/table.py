@@ -459,8 +459,7 @@ TABLES = {
     "trl": trl_table, "parts": parts_table, "generation": generation_table, "growth": growth_table,
     "robust": robust_table, "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table,
     "judge": judge_table, "grpo": grpo_table, "rounds": rounds_table, "models": models_table, "real": real_table,
-    "samples": real_samples,
-    "claims": claims_table, "credit": credit_table, "words": words_table, "beta": beta_table,
+    "samples": real_samples, "claims": claims_table, "credit": credit_table, "words": words_table, "beta": beta_table,
     "estimators": estimators_table, "displacement": displacement_table, "ches": ches_table}
 
 def filled(text):

@@ -37,8 +37,8 @@ FAULTS = {
         'label_noise, seed) for part in [rows["train"]])', f"{VALIDATION}[file]"),
     # which model
     "the reference is the run itself": ("eval.py",
-        "reference = adapters.load_model(source)[0].to(device).eval() if source else None\n    if reference is not None and want and",
-        "reference = adapters.load_model(run)[0].to(device).eval()\n    if False and",
+        'reference = start_model(source, want, device, f" of {run}") if source else None',
+        "reference = start_model(run, None, device)",
         FILE + "measures]"),
     "the last weights measured": ("eval.py", "policy, about = adapters.load_model(run)",
         'policy, about = adapters.load_model(max(Path(run).glob("step-*"), default=run))', TOY + "measures]"),
