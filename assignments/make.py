@@ -18,7 +18,8 @@ from assignments import graft
 from assignments.exercise import HOMEWORKS, ROOT, exercises
 
 FILES = ("requirements.txt", "pyproject.toml", "LICENSE")
-ROOMS = {"hw3": ("support", "study")}    # hw3 works on the exact world of study/bandit.py
+# hw3 works on the exact world of study/bandit.py, hw4 and hw5 also on that of study/online.py
+ROOMS = {"hw3": ("support", "study"), "hw4": ("support", "study", "rlhf"), "hw5": ("support", "study", "rlhf")}
 LEFT_OUT = ("__pycache__", "results", "figures")
 
 def without(text, hidden):
