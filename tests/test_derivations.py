@@ -91,7 +91,7 @@ def test_a_reward_model_learns_differences_and_nothing_else():
 def test_the_normalizer_cancels_in_dpo(beta):
     """
     The implicit reward beta * log-ratio is not the reward: it lacks beta log Z, another number for each prompt. Only
-    the margin of a pair is right. A plus sign in the margin would double log Z instead of cancelling it.
+    the margin of a pair is right. A plus sign in the margin would double log Z instead of canceling it.
     """
     best, log_z = rlhf_optimum(REF, REWARD, beta), (REF + REWARD / beta).logsumexp(1)
     columns = [x.reshape(-1) for x in (best[:, I], best[:, J], REF[:, I], REF[:, J])]
@@ -266,11 +266,11 @@ def test_beta_scales_the_target_and_the_gradient(beta):
 TIME = 6.0    # of gradient descent: steps times learning rate
 
 def gap_after(beta, steps=120):
-    """The gap of one pair of two equally likely answers after gradient descent on dpo, where one label is seen."""
-    ref = torch.full((1, 2), 0.5, dtype=torch.float64).log()
+    """The gap of a prompt with two answers after gradient descent on dpo, where the first always wins."""
+    ref = torch.tensor([[0.3, 0.7]], dtype=torch.float64).log()
     label = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]], dtype=torch.float64)
     policy = bandit.descend(ref, label, torch.ones_like(label), "dpo", steps, TIME / steps, beta=beta)
-    return (policy[0, 0] - policy[0, 1]).item()
+    return between(policy - ref)[0, 0, 1].item()
 
 def test_after_a_finite_time_the_gap_is_largest_for_the_beta_that_has_reached_h_2():
     """
@@ -289,17 +289,17 @@ def test_early_stopping_keeps_the_gap_that_the_validation_labels_ask_for(share):
     the resting point of dpo on such labels. Where all validation labels agree, it falls to the end of training.
     """
     beta, stopper, gap, gaps = 0.5, EarlyStopping(patience=5), torch.zeros(1, dtype=torch.float64), []
-    for step in range(400):
+    for step in range(200):
         value = share * loss_at(gap, "dpo", beta=beta) + (1 - share) * loss_at(-gap, "dpo", beta=beta)
         stopper.update(value.item(), step)
         gaps.append(gap.item())
         if stopper.stop:
             break
-        gap = gap - 0.2 * gradient(lambda gap: loss_at(gap, "dpo", beta=beta).sum(), gap)
+        gap = gap - 0.4 * gradient(lambda gap: loss_at(gap, "dpo", beta=beta).sum(), gap)
     if share == 1:
-        assert stopper.best_step == 399 and not stopper.stop
+        assert stopper.best_step == 199 and not stopper.stop
     else:
-        assert stopper.stop and beta * gaps[stopper.best_step] == pytest.approx(RESTS["dpo"](share), abs=0.03)
+        assert stopper.stop and beta * gaps[stopper.best_step] == pytest.approx(RESTS["dpo"](share), abs=0.05)
         assert gaps[-1] > gaps[stopper.best_step]
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -312,8 +312,8 @@ def grad_logps(logits):
 
 def test_a_baseline_changes_no_expected_gradient():
     """
-    A baseline of the prompt is free. One that depends on the answer is not: with the answer's own reward as baseline,
-    nothing is left of the gradient.
+    A baseline of the prompt is free. One that depends on the answer is not: half of the answer's own reward as its
+    baseline halves the gradient.
     """
     p, jacobian = POLICY.exp(), grad_logps(POLICY)
     mean = lambda scores: torch.einsum("xi,xi,xij->xj", p, scores, jacobian)    # E[score * grad log policy]
@@ -322,7 +322,7 @@ def test_a_baseline_changes_no_expected_gradient():
     for scores in (REWARD, REWARD - baseline):
         assert torch.allclose(mean(scores), exact, atol=1e-12)
         assert torch.allclose(online.policy_gradient(POLICY, scores), exact, atol=1e-12)
-    assert exact.abs().max() > 0.05 and not torch.allclose(mean(REWARD - 0.5 * REWARD), exact, atol=0.02)
+    assert torch.allclose(mean(REWARD - 0.5 * REWARD), exact / 2, atol=1e-12) and exact.abs().max() > 0.05
 
 @pytest.mark.parametrize("beta", [0.3, 2.0])
 def test_with_the_kl_in_the_reward_the_optimum_is_where_all_scores_are_equal(beta):
@@ -466,4 +466,8 @@ def test_the_page_names_what_exists_and_each_test_of_this_file():
     here = {name for name in defined(Path(__file__)) if name.startswith("test_")}
     assert set(re.findall(r"`test_derivations\.py::(\w+)`", PAGE)) == here
     assert here - named == {"test_the_page_names_what_exists_and_each_test_of_this_file"}
-    assert len(PAGE.split()) <= 2650 and "$" not in PAGE and "\\" not in PAGE
+    for file, place in re.findall(r"\]\((\w+\.md)#([\w-]+)\)", PAGE):
+        headings = re.findall(r"^#+ (.*)$", (ROOT / "docs" / file).read_text(), flags=re.M)
+        places = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings]
+        assert place in places, f"{file}#{place}"
+    assert len(PAGE.split()) <= 2600 and "$" not in PAGE and "\\" not in PAGE

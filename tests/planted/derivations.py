@@ -75,4 +75,10 @@ FAULTS = {
     # the page
     "a function that the page does not know": ("study/online.py", "policy_gradient", "exact_gradient",
         HERE + "test_the_page_names_what_exists_and_each_test_of_this_file"),
+    "a test that the page makes up": ("docs/derivations.md", "::test_a_baseline_changes_no_expected_gradient", "::test_a_baseline_is_free",
+        HERE + "test_the_page_names_what_exists_and_each_test_of_this_file"),
+    "a step without a test": ("docs/derivations.md", "Checked by `test_derivations.py::test_a_finite_slope_at_0_leaves_answers_out`.", "",
+        HERE + "test_the_page_names_what_exists_and_each_test_of_this_file"),
+    "a heading that is gone": ("docs/rlhf.md", "### Without sampling", "### Exactly",
+        HERE + "test_the_page_names_what_exists_and_each_test_of_this_file"),
 }
