@@ -255,7 +255,8 @@ def test_a_policy_rests_under_kto_where_completions_compete():
     """
     ref = torch.zeros(1, 2, dtype=torch.float64).log_softmax(1)
     preference = torch.tensor([[[0.5, 0.7], [0.3, 0.5]]], dtype=torch.float64)
-    weights, how = torch.ones(1, 2, 2, dtype=torch.float64), dict(beta=1.0, desirable_weight=4.0, undesirable_weight=1.0)
+    weights = torch.ones(1, 2, 2, dtype=torch.float64)
+    how = dict(beta=1.0, desirable_weight=4.0, undesirable_weight=1.0)
     policy = bandit.train(ref, preference, weights, "kto", **how)
     slope = gradient(lambda z: bandit.expected_loss(z, ref, preference, weights, "kto", **how), policy)
     x = (policy - ref)[0]
