@@ -70,7 +70,7 @@ def beta_of_dpo(fig):
     """
     gap = "margin w - l (nats)"
     left, middle, right = panels(fig, ("DPO's loss", gap, "loss (nats)"), ("Its gradient", gap, "d loss / d(w - l)"),
-                                 ("Where DPO ends: exact world", "beta, log scale", "KL at the end (nats), log scale"))
+                                 ("DPO's end: exact world", "beta, log scale", "KL to the reference (nats), log scale"))
     for value, color, line in ((0.1, BLUE, "-"), (0.3, ORANGE, "--"), (1.0, GREEN, "-.")):
         x, y, slope = with_slope(loss_over_margin("dpo", beta=value), -10, 20)
         left.plot(x, y, line, color=color, label=f"beta {value:g}")
@@ -175,7 +175,7 @@ def kl_estimators(fig):
         ax.set(xscale="log", yscale="log")
         plain(ax.xaxis, ax.yaxis)
     middle.set(ylim=(0.6, 6), yticks=[0.7, 1, 1.5, 2, 3, 5])
-    middle.text(4e-4, 0.88, "k1 and k3: 1, right")
+    middle.text(4e-4, 0.88, "k1 and k3")
     fig.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     bold(fig)
 
