@@ -111,7 +111,7 @@ def test_a_painted_figure_is_the_same_each_time(name, tmp_path):
     svg, png = ((tmp_path / f"{name}.{form}").read_bytes() for form in ("svg", "png"))
     assert svg == (tmp_path / "again.svg").read_bytes() and b"<dc:date>" not in svg
     assert 2_000 < len(svg) < 200_000 and b'width="921.6pt" height="518.4pt"' in svg
-    assert png[16:24] == (1920).to_bytes(4) + (1080).to_bytes(4)    # width and height in a PNG's head
+    assert png[16:24] == (1920).to_bytes(4, "big") + (1080).to_bytes(4, "big")    # width and height in a PNG's head
 
 @pytest.mark.usefixtures("painted")
 def test_two_files_of_one_figure_are_equal(tmp_path):
