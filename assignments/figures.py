@@ -289,9 +289,8 @@ def judge_bias(fig):
                 ax.plot(true, [judged_rate(p, 0.3, kind, orders) for p in true], line, color=color,
                         label=label if kind == "position" else label.split(",")[0])
         ax.legend(loc="upper left")
-    for ax, text in zip(axes, ("30% of the verdicts name the first\nanswer, whichever is better",
-                               "30% of the verdicts name the\nlonger answer, which is the\nrun's in 80% of the pairs")):
-        ax.text(1, 0.02, text, ha="right")
+    axes[0].text(1, 0.02, "30% of the verdicts name the first\nanswer, whichever is better", ha="right")
+    axes[1].text(1, 0.02, "30% name the longer answer, which\nis the run's in 80% of the pairs", ha="right")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # script
