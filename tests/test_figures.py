@@ -74,6 +74,7 @@ def test_a_figure_can_be_read_from_the_back_row(name, drawn):
     """Small print, thin lines and more than six of them cannot be read there."""
     fig = drawn[name]
     assert fig.get_figwidth() / fig.get_figheight() == pytest.approx(16 / 9)
+    assert fig.axes[0].get_gridspec().nrows == (2 if name == "clip" else 1)    # panels stand side by side
     assert all(text.get_fontsize() >= 14 for text in fig.findobj(Text) if text.get_text())
     for ax in fig.axes:
         assert ax.get_xlabel() and ax.get_ylabel() and ax.get_title()
