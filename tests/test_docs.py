@@ -14,7 +14,7 @@ import page
 import robust
 import train_pref
 import train_sft
-from assignments import check, grade, hunt, make, platforms
+from assignments import check, figures, grade, hunt, make, platforms
 from losses import LOSSES
 from rlhf import train_ppo, train_reward
 from test_losses import PUBLISHED
@@ -26,7 +26,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 PARSERS = {f"{m.__name__}.py": m.get_args for m in (data, judge, train_sft, train_pref, eval, page)}
 PARSERS |= {m.__name__: m.get_args for m in (table, sweep, bandit, bench, beta, credit, displacement, estimators, real)}
 PARSERS |= {m.__name__: m.get_args for m in (bag, train_reward, train_ppo)}
-PARSERS |= {m.__name__: m.get_args for m in (check, grade, hunt, make, platforms)}
+PARSERS |= {m.__name__: m.get_args for m in (check, figures, grade, hunt, make, platforms)}
 PARSERS["tests.robust"] = robust.get_args
 PARSERS["tests.mutate"] = mutate.get_args
 CEILINGS = {    # file -> the most lines that it may have

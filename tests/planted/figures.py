@@ -1,0 +1,42 @@
+"""Faults in the figures for lectures: assignments/figures.py and assignments/drawing.py."""
+FIGURES, DRAWING, TESTS = "assignments/figures.py", "assignments/drawing.py", "test_figures.py::"
+JUDGE, BEST = f"{TESTS}test_rates_of_a_biased_judge_by_hand[0.3]", f"{TESTS}test_best_of_n_against_all_choices_and_all_draws"
+CLIP = f"{TESTS}test_the_clipped_objective_is_flat_beyond_its_bound_on_one_side_only"
+
+FAULTS = {
+    "the margin of the rejected": (DRAWING, "Pairs(gap, zero, zero, zero", "Pairs(zero, gap, zero, zero",
+                                   f"{TESTS}test_losses_and_their_gradients_by_hand"),
+    "a loss for its gradient": (FIGURES, "right.plot(h, slope, line", "right.plot(h, loss, line",
+                                f"{TESTS}test_losses_and_their_gradients_by_hand"),
+    "one alpha for all": (FIGURES, "link(x, d, a)", "link(x, d, 0.5)", f"{TESTS}test_links_by_hand"),
+    "a gradient in h": (FIGURES, "middle.plot(x, slope, line", "middle.plot(x, slope / value, line",
+                        f"{TESTS}test_beta_scales_the_margin_and_its_gradient"),
+    "the optimum of one world": (FIGURES, "bandit.world(seed=seed) for seed in range(5)", "bandit.world(seed=seed) for seed in [0]",
+                                 f"{TESTS}test_the_policies_of_beta_end_where_the_file_and_the_formula_say"),
+    "rows of other labels": (DRAWING, "if all(row.get(key) == text", "if any(row.get(key) == text",
+                             f"{TESTS}test_the_policies_of_beta_end_where_the_file_and_the_formula_say"),
+    "log-probs for their change": (FIGURES, "(logps - logps[:, :1])", "logps", f"{TESTS}test_displacement_shows_changes_of_log_probs"),
+    "lengths of the first sweep": (FIGURES, ', folder="second")', ', folder=".")', f"{TESTS}test_length_is_that_of_the_second_sweep_and_of_long_runs"),
+    "the loss for its objective": (FIGURES, "-clipped_policy_loss(r, a", "clipped_policy_loss(r, a", CLIP),
+    "clip-higher in both lines": (FIGURES, "for high, color, line, label in ((None, BLUE", "for high, color, line, label in ((0.28, BLUE", CLIP),
+    "gamma and lambda swapped": (FIGURES, "values > 0, gamma=1.0, lam=lam)", "values > 0, gamma=lam, lam=1.0)",
+                                 f"{TESTS}test_advantages_of_the_example_by_a_slow_sum"),
+    "weights of past TD errors": (FIGURES, "gamma=1.0, lam=lam)[:, 0]", "gamma=1.0, lam=lam)[-1]",
+                                  f"{TESTS}test_weights_of_gae_are_powers_of_lambda"),
+    "the second order asked as the first": (DRAWING, '("A", p_a["B"]), ("B", 1 - p_a["B"])', '("A", p_a["A"]), ("B", 1 - p_a["A"])', JUDGE),
+    "the verdict of one order": (DRAWING, 'points[outcome(first, second)]', 'float(first == "A")', JUDGE),
+    "the longer answer is always the run's": (DRAWING, 'is_longer == (place == "A")', 'place == "A"', JUDGE),
+    "the KL's bound without its last term": (DRAWING, "math.log(n) - (n - 1) / n\n", "math.log(n)\n", BEST),
+    "the worst of n": (DRAWING, "reward.argsort(1)", "reward.argsort(1, descending=True)", BEST),
+    "ties of draws left out": (DRAWING, "up_to ** n - (up_to - p).clamp(min=0) ** n", "n * p * (up_to - p).clamp(min=0) ** (n - 1)", BEST),
+    "thin lines": (DRAWING, "line.set(linewidth=2.5", "line.set(linewidth=1.2", f"{TESTS}test_a_figure_can_be_read_from_the_back_row[frontier]"),
+    "small notes": (DRAWING, "text.set_fontsize(14)", "pass", f"{TESTS}test_a_figure_can_be_read_from_the_back_row[frontier]"),
+    "a legend over a line": (FIGURES, "bbox_to_anchor=(1, 0.94), ncols=2", "ncols=1", f"{TESTS}test_nothing_is_cut_off_or_hidden[gae]"),
+    "random names in an SVG": (DRAWING, ',\n         "svg.hashsalt": "nanoPref"', "", f"{TESTS}test_two_files_of_one_figure_are_equal"),
+    "a date in an SVG": (DRAWING, 'metadata={"Date": None}', "metadata={}", f"{TESTS}test_two_files_of_one_figure_are_equal"),
+    "overwritten in silence": (FIGURES, " if any(path.exists() for path in paths)", " if False",
+                               f"{TESTS}test_the_command_writes_the_files_and_says_what_they_show"),
+    "a missing file not looked for": (DRAWING, "if not path.is_file():", "if False:", f"{TESTS}test_a_missing_file_is_named_in_one_line[beta]"),
+    "an empty panel": (DRAWING, '        if np.isnan(s(recipe, "reward")).all():\n', "        if False:\n",
+                       f"{TESTS}test_a_damaged_file_is_named_in_one_line"),
+}
