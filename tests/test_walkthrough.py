@@ -279,7 +279,6 @@ def ran(tmp_path_factory):
     done = subprocess.run([sys.executable, "-c", RUNNER, BOOK.name, root / "found.json"], cwd=root / "assignments",
                           env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "Warning" not in done.stderr
     return json.loads((root / "found.json").read_text()), folder
 
 @pytest.mark.slow
