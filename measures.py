@@ -205,7 +205,8 @@ def k1(logratios):
 
     k1, k2 and k3 estimate KL(p || q) from samples y of p: Schulman, joschu.net/blog/kl-approx.html, in its names.
 
-        l  = log p(y) - log q(y)        (logratios; the page has r = q(y) / p(y) = exp(-l))
+        l = log p(y) - log q(y)         logratios
+        r = q(y) / p(y) = exp(-l)       the ratio of that page
         k1 = l,   k2 = l^2 / 2,   k3 = exp(-l) - 1 + l
 
     The mean estimates the value of the KL. Its gradient is another question, since p draws the samples. What each of
@@ -219,15 +220,19 @@ def k1(logratios):
     return logratios
 
 def k2(logratios):
-    """Half the squared log-ratio: biased, never negative, low variance where p and q are close. See k1."""
+    """
+    Biased and never negative, with a low variance where p and q are close. See k1.
+
+    It is half the squared log-ratio.
+    """
     return logratios ** 2 / 2
 
 def k3(logratios):
     """
-    exp(-l) - 1 + l: unbiased and never negative. See k1.
+    Unbiased and never negative. See k1.
 
-    exp(-l) is q / p. With the ratio inverted, exp(l) - 1 - l is still never negative, but its mean is not the KL. The
-    mean of exp(-l) - 1 is 0 on samples of p only.
+    It is exp(-l) - 1 + l, where exp(-l) is q / p. With the ratio inverted, exp(l) - 1 - l is never negative either, but
+    its mean is not the KL. The mean of exp(-l) - 1 is 0 on samples of p only.
     """
     return torch.expm1(-logratios) + logratios    # expm1(x) is exp(x) - 1 without its rounding at small x
 
