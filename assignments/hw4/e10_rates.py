@@ -3,8 +3,6 @@ mean_words and judged: win rates from a judge's answers
 
 Shares with intervals, what is in their denominators, and the words of winners and losers.
 """
-import numpy as np
-
 from assignments.exercise import Mistake
 
 TARGETS = ["judge.py:mean_words", "judge.py:judged"]
@@ -75,7 +73,8 @@ def totals(**changed):
 
 SHARES, QUESTIONS, LENGTH = "Shares of what", "Two questions for each pair", "Words of winners and losers"
 COUNTED = "test_judge_modes.py::test_a_flip_is_a_tie_and_an_invalid_pair_leaves_the_others"
-FAIR, KNOWN = "test_judge_modes.py::test_a_fair_judge_by_hand", "test_frontier.py::test_open_questions_are_counted_by_hand"
+FAIR = "test_judge_modes.py::test_a_fair_judge_by_hand"
+KNOWN = "test_frontier.py::test_open_questions_are_counted_by_hand"
 DENOMINATOR = "Add up your rates of win, tie and lose. Should they be 1?"
 INVALID = "Add a pair that the judge does not understand. Which of your rates change, and which may?"
 A_FLIP = "Let a judge always say A. What are its rates of ties and of flips in your result?"

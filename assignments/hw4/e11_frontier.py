@@ -12,10 +12,10 @@ POINTS, MINUTES = 5, 90
 
 def probes(rng):
     """Better, worse, not to be told apart, crossing, failed runs, a method without a common range, one setting each."""
-    def method(kls, height, seeds, slope=0.2, noise=0.003, curve=0.0):
+    def method(kls, height, seeds, slope=0.2, noise=0.003, curve=0.0, shifts=0.0):
         kl = np.sort(np.array(kls))[:, None] * rng.uniform(0.97, 1.03, (len(kls), seeds))
         root = kl ** 0.5
-        reward = height + slope * root + curve * root ** 2 + rng.normal(0, noise, kl.shape)
+        reward = height + slope * root + curve * root ** 2 + rng.normal(0, noise, kl.shape) + shifts
         order = rng.permutation(len(kls))
         return dict(kl=kl[order], reward=reward[order])
     def probe(title, first, other, n=9):
@@ -42,13 +42,13 @@ def probes(rng):
             probe("worse, with the highest reward", method(far, 0.37, 3), method(wide, 0.42, 3), n=5),
             probe("near to each other", method(wide, 0.4, 3, noise=0.02), method(far, 0.402, 3, noise=0.02)),
             probe("crossing", method(far, 0.5, 4, slope=0.05), method(wide, 0.25, 4, slope=0.25)),
-            probe("a hint of a crossing", method(far, 0.45, 3, slope=0.1, noise=0.02),
-                  method(wide, 0.35, 3, slope=0.16, noise=0.02)),
+            probe("sure at large KLs only", method(far, 0.26, 3, slope=0.4, shifts=np.array([0.03, -0.03, 0.0])),
+                  method(wide, 0.41, 3, slope=0.2)),
             probe("settings that others dominate", dominated, method(wide, 0.37, 4, curve=-0.01)),
             probe("failed runs", lost, method(wide, 0.39, 5)),
             probe("no common range", method([4.0, 6.0], 0.5, 3), method([0.5, 1.0], 0.4, 3)),
             probe("one setting with one KL", single, method(wide, 0.4, 3), n=3),
-            probe("one seed", method(far, 0.45, 1), method(wide, 0.4, 1)),
+            probe("one seed", method(far, 0.5, 1, slope=0.05), method(wide, 0.25, 1, slope=0.25)),
             probe("a method without runs", failed(method([1.0, 2.0], 0.4, 2), [(0, 0), (1, 0), (0, 1), (1, 1)]),
                   method(wide, 0.4, 2))]
 
@@ -89,7 +89,8 @@ def run(module, probe):
     return found
 
 SEEDS = "seeds = ~np.isnan(a_low + b_low)"
-LOW, HIGH = "low = np.maximum(a_low, b_low)[seeds].max(initial=0)", "high = np.minimum(a_high, b_high)[seeds].min(initial=math.inf)"
+LOW = "low = np.maximum(a_low, b_low)[seeds].max(initial=0)"
+HIGH = "high = np.minimum(a_high, b_high)[seeds].min(initial=math.inf)"
 DROP = "pairs = [pair for pair in pairs if not np.isnan(pair).any()]    # a failed run has no point"
 CORNERS = "x, y = np.array(pictures.envelope(pairs)).T if pairs else (np.zeros(1), np.full(1, math.nan))"
 READ = "found.append(np.interp(nats ** 0.5, x ** 0.5, y))    # reward over the root of the KL is nearly a straight line"
@@ -101,6 +102,20 @@ ENDS = 'for end, values in (("", found.mean(0)), ("near_", found[0]), ("far_", f
 ROW = 'row |= zip((f"{end}mean", f"{end}low", f"{end}high"), claims.interval(values))'
 CROSSING = 'crossing = side(row, "near_") * side(row, "far_") < 0'
 VERDICT = 'row["verdict"] = "depends on the KL" if crossing else VERDICTS[side(row)]'
+# Wrong texts of several lines
+OWN_RANGE = """ends = reach(s, other)
+    own = np.linspace(np.nanmax(ends[0]) ** 0.5, np.nanmin(ends[1]) ** 0.5, n) ** 2
+    return nats, (frontier(s, first, nats) - frontier(s, other, own))[seeds].T"""
+HIGHEST = """tables = [np.array([s(r, "reward") for r in s.points(m)])[:, seeds] for m in (first, other)]
+    best = np.fmax.reduce(tables[0]) - np.fmax.reduce(tables[1])
+    return nats, np.repeat(best[None], n, 0)"""
+TWO_INTERVALS = """at = {"": slice(None), "near_": slice(0, 1), "far_": slice(-1, None)}[end]
+        two = [claims.interval(frontier(s, m, nats)[seeds].T[at].mean(0)) for m in (first, other)]
+        gap, half = two[0][0] - two[1][0], sum((high - mean) ** 2 for mean, _, high in two) ** 0.5
+        row |= zip((f"{end}mean", f"{end}low", f"{end}high"), (gap, gap - half, gap + half))"""
+NORMAL = """half = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else math.inf
+        mean = values.mean()
+        row |= zip((f"{end}mean", f"{end}low", f"{end}high"), (mean, mean - half, mean + half))"""
 RANGE, LINES, EQUAL, UNIT, SAID = ("The common range", "The envelope of a seed", "Differences at equal KL",
                                    "Seeds are the unit", "The verdict")
 tests = {name: f"test_compare.py::test_{text}" for name, text in {
@@ -170,34 +185,27 @@ MISTAKES = {
         tests["better"], "study.sweep says that the first loss is worse where its line is above the other one."),
     "all seeds in the differences": Mistake(((MINUS, MINUS.replace("[seeds]", "")),), RUNS, EQUAL, tests["lost"]),
     "seeds in rows": Mistake(((MINUS, MINUS.replace("[seeds].T", "[seeds]")),), SHAPE, EQUAL, tests["range"]),
-    "each at its own KL": Mistake(
-        ((MINUS, "ends = reach(s, other)\n    own = np.linspace(np.nanmax(ends[0]) ** 0.5, np.nanmin(ends[1]) ** 0.5, n) "
-          "** 2\n    return nats, (frontier(s, first, nats) - frontier(s, other, own))[seeds].T"),), SAME_KL, EQUAL,
+    "each at its own KL": Mistake(((MINUS, OWN_RANGE),), SAME_KL, EQUAL,
         tests["worse"], "Of two losses on the same line the one with the larger KLs gets the verdict 'better'."),
-    "the highest rewards": Mistake(
-        ((MINUS, "best = [np.array([np.nanmax(c) if c.size and not np.isnan(c).all() else math.nan for c in "
-          "np.array([s(r, 'reward') for r in s.points(m)]).T]) for m in (first, other)]\n    "
-          "return nats, np.repeat((best[0] - best[1])[None], n, 0)[:, seeds]"),), SAME_KL, EQUAL, tests["worse"],
+    "the highest rewards": Mistake(((MINUS, HIGHEST),), SAME_KL, EQUAL, tests["worse"],
         "A loss is better than itself with another grid, one that goes to larger KLs."),
-    "two intervals": Mistake(
-        ((ROW, "side_of = [frontier(s, m, nats)[seeds].T for m in (first, other)]\n        at = {'': slice(None), "
-          "'near_': slice(0, 1), 'far_': slice(-1, None)}[end]\n        ends = [claims.interval(f[at].mean(0)) for f in "
-          "side_of]\n        half = sum((e[2] - e[0]) ** 2 for e in ends) ** 0.5\n        gap = ends[0][0] - ends[1][0]"
-          "\n        row |= zip((f\"{end}mean\", f\"{end}low\", f\"{end}high\"), (gap, gap - half, gap + half))"),), PAIRED,
-        UNIT, tests["better"],
+    "two intervals": Mistake(((ROW, TWO_INTERVALS),), PAIRED, UNIT, tests["better"],
         "Two losses differ by 0.02 in each of three seeds, and study.sweep cannot tell them apart."),
     "KLs are the unit": Mistake(((ENDS, ENDS.replace("found.mean(0)", "found.mean(1)")),), N, UNIT, tests["apart"],
         "The interval of a difference gets narrower with the number of KLs at which it is read off, not with seeds."),
     "every number is a unit": Mistake(((ENDS, ENDS.replace("found.mean(0)", "found.ravel()")),), N, UNIT,
         tests["apart"], "With three seeds, the interval of a difference is as narrow as with thirty."),
-    "the normal distribution": Mistake(
-        ((ROW, 'm, half = values.mean(), 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else math.inf'
-          '\n        row |= zip((f"{end}mean", f"{end}low", f"{end}high"), (m, m - half, m + half))'),),
+    "the normal distribution": Mistake(((ROW, NORMAL),),
         "How wide is the interval of three seeds? The file imports a module that knows Student's t.", UNIT,
         tests["apart"]),
     "the mean alone": Mistake(
         ((CROSSING, "crossing = False"), (VERDICT, 'row["verdict"] = "better" if row["mean"] > 0 else "worse"')), ALONE,
-        SAID, tests["apart"], "Two seeds' noise is enough for a verdict: no comparison ever says 'cannot be told apart'."),
+        SAID, tests["apart"],
+        "Two seeds' noise is enough for a verdict: no comparison ever says 'cannot be told apart'."),
+    "better at both ends": Mistake(
+        ((VERDICT, 'row["verdict"] = "depends on the KL" if crossing else VERDICTS[side(row) if side(row, "near_") == '
+          'side(row, "far_") else 0]'),),
+        "Which interval does the docstring ask for: that of an end, or that of the mean difference?", SAID),
     "no crossing": Mistake(((CROSSING, "crossing = False"),), ENDS_HINT, SAID, tests["crossing"],
         "One loss is far better at small KLs and far worse at large ones. study.sweep cannot tell them apart."),
     "a crossing of the means": Mistake(((CROSSING, 'crossing = row["near_mean"] * row["far_mean"] < 0'),), SURE, SAID,
@@ -292,8 +300,8 @@ VARIANTS = {
         ("(KLs (n,), reward", "(KLs (n,), evenly spaced in nats and not in their roots, reward"),
         (GRID, "nats = np.linspace(low, high, n)")),
     "sure at both ends": (
-        ("of the mean difference is above or below 0. It is", "of the mean difference is above or below 0, and those at "
-         "both ends of the\n    range too. It is"),
+        ("of the mean difference is above or below 0. It is",
+         "of the mean difference is above or below 0, and those at both ends of the\n    range too. It is"),
         (VERDICT, 'one = side(row) if side(row) == side(row, "near_") == side(row, "far_") else 0\n    '
          'row["verdict"] = "depends on the KL" if crossing else VERDICTS[one]')),
 }

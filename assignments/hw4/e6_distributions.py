@@ -75,7 +75,8 @@ MISTAKES = {
         ((ENTROPY, f"return -({P} * log_p).sum(-1).mean()"), (KL, f"return ({P} * (log_p - log_q)).sum(-1).mean()")),
         AXIS, SUMS, BY_HAND),
     "the sum of everything": Mistake(
-        ((ENTROPY, f"return -({P} * log_p).sum()"), (KL, f"return ({P} * (log_p - log_q)).sum()")), AXIS, SUMS, BY_HAND),
+        ((ENTROPY, f"return -({P} * log_p).sum()"), (KL, f"return ({P} * (log_p - log_q)).sum()")), AXIS, SUMS,
+        BY_HAND),
     "the entropy in bits": Mistake(((ENTROPY, f"{ENTROPY} / 0.6931471805599453"),), BASE, LOGS, BY_HAND,
         "Uniform next-token probabilities over 50,257 tokens have an entropy of 15.6."),
     "the KL in bits": Mistake(((KL, f"{KL} / 0.6931471805599453"),), BASE, LOGS, BY_HAND),

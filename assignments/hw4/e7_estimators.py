@@ -87,7 +87,8 @@ MISTAKES = {
     "half of k3": Mistake(((K3, "return (torch.expm1(-logratios) + logratios) / 2"),), HALF, RATIO, EXACT),
     "k3 times the ratio": Mistake(((K3, "return logratios.exp() * logratios - torch.expm1(logratios)"),),
         "Who draws the samples, p or q? Does your estimate weigh them a second time?", RATIO, EXACT),
-    "a difference of exponentials": Mistake(((K3, "return (-logratios).exp() - 1 + logratios"),), ROUNDED, SMALL, CLOSE),
+    "a difference of exponentials": Mistake(((K3, "return (-logratios).exp() - 1 + logratios"),), ROUNDED, SMALL,
+        CLOSE),
     "the 1 at the end": Mistake(((K3, "return (-logratios).exp() + logratios - 1"),), ROUNDED, SMALL, CLOSE),
     "the log-ratio less 1": Mistake(((K3, "return (-logratios).exp() + (logratios - 1)"),), ROUNDED, SMALL, CLOSE),
     "r - 1 - log r": Mistake(((K3, "r = (-logratios).exp()\n    return r - 1 - r.log()"),),
@@ -96,9 +97,11 @@ MISTAKES = {
     "k3 is clamped": Mistake(((K3, "return (torch.expm1(-logratios) + logratios).clamp(max=10)"),), CLAMPED, SMALL,
         EXACT),
     "the log-ratio is clamped": Mistake(
-        ((K3, "logratios = logratios.clamp(-10, 10)\n    return torch.expm1(-logratios) + logratios"),), CLAMPED, SMALL),
+        ((K3, "logratios = logratios.clamp(-10, 10)\n    return torch.expm1(-logratios) + logratios"),), CLAMPED,
+        SMALL),
     "the log-ratio is clamped at 20": Mistake(
-        ((K3, "logratios = logratios.clamp(-20, 20)\n    return torch.expm1(-logratios) + logratios"),), CLAMPED, SMALL),
+        ((K3, "logratios = logratios.clamp(-20, 20)\n    return torch.expm1(-logratios) + logratios"),), CLAMPED,
+        SMALL),
     "the ratio is detached": Mistake(((K3, "return torch.expm1(-logratios).detach() + logratios"),), DETACHED, SHAPES,
         GRADIENT, "With k3 in the loss, the expected gradient of the KL is 0, as with k1."),
     "k3 is detached": Mistake(((K3, "return (torch.expm1(-logratios) + logratios).detach()"),), DETACHED, SHAPES,

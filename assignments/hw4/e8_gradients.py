@@ -45,14 +45,14 @@ def exact(sum_of, by="logits", after=""):
     """An edit of kl_gradient."""
     return KL, f"return torch.autograd.grad({sum_of}, {by})[0]{after}"
 
-SCORE, SAMPLES, LOGITS, PROMPTS = ("From a score to the logits", "Samples carry no gradient", "Logits are the parameters",
-                                   "Each prompt by itself")
+SCORE, SAMPLES = "From a score to the logits", "Samples carry no gradient"
+LOGITS, PROMPTS = "Logits are the parameters", "Each prompt by itself"
 UNBIASED = "test_grpo.py::test_the_mean_of_the_others_as_baseline_does_not_bias_the_gradient"
 IN_LOSS = "test_grpo.py::test_which_gradient_an_estimator_has_in_the_loss"
 IN_REWARD = "test_grpo.py::test_which_gradient_an_estimator_has_in_the_reward"
 OF_KL = "test_estimators.py::test_the_exact_numbers_against_a_slow_loop"
 BASE = "Give all answers of a prompt the same score. May that change the policy? What does your gradient sum to?"
-OTHER_LOGITS = "Raise one logit: the probabilities of all other answers change too. Where do they stand in your gradient?"
+OTHER_LOGITS = "Raise one logit: the probabilities of all other answers change too. Where are they in your gradient?"
 LIFTED = "Add 3 to all logits of a prompt: the policy is the same. Is your gradient?"
 DIRECTION = "Let one answer have the highest score. Which sign should the gradient of its logit have?"
 DRAWN = "The samples are drawn before the loss is differentiated. Which factor of your sum is then a number?"
@@ -71,7 +71,8 @@ MISTAKES = {
     "the baseline is a sum over prompts": Mistake(((POLICY, "return p * (scores - (p * scores).sum())"),), BASE, SCORE,
         UNBIASED),
     "the score is not weighted": Mistake(((POLICY, "return scores - (p * scores).sum(1, keepdim=True)"),), WEIGHTS,
-        SCORE, UNBIASED, "On the exact world, gradient ascent on the reward raises rare answers as fast as common ones."),
+        SCORE, UNBIASED,
+        "On the exact world, gradient ascent on the reward raises rare answers as fast as common ones."),
     "the policy twice": Mistake(((POLICY, "return p * (p * scores - (p * p * scores).sum(1, keepdim=True))"),), WEIGHTS,
         SCORE, UNBIASED),
     "descent": Mistake(((POLICY, "return p * ((p * scores).sum(1, keepdim=True) - scores)"),), DIRECTION, SCORE,
