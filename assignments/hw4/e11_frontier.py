@@ -202,6 +202,9 @@ MISTAKES = {
         ((CROSSING, "crossing = False"), (VERDICT, 'row["verdict"] = "better" if row["mean"] > 0 else "worse"')), ALONE,
         SAID, tests["apart"],
         "Two seeds' noise is enough for a verdict: no comparison ever says 'cannot be told apart'."),
+    "the means, with a crossing": Mistake(
+        ((VERDICT, 'row["verdict"] = "depends on the KL" if crossing else "better" if row["mean"] > 0 else "worse"'),),
+        ALONE, SAID, tests["apart"]),
     "better at both ends": Mistake(
         ((VERDICT, 'row["verdict"] = "depends on the KL" if crossing else VERDICTS[side(row) if side(row, "near_") == '
           'side(row, "far_") else 0]'),),

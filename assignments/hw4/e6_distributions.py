@@ -74,6 +74,7 @@ MISTAKES = {
     "one number": Mistake(
         ((ENTROPY, f"return -({P} * log_p).sum(-1).mean()"), (KL, f"return ({P} * (log_p - log_q)).sum(-1).mean()")),
         AXIS, SUMS, BY_HAND),
+    "one number for the KL": Mistake(((KL, f"return ({P} * (log_p - log_q)).sum(-1).mean()"),), AXIS, SUMS, BY_HAND),
     "the sum of everything": Mistake(
         ((ENTROPY, f"return -({P} * log_p).sum()"), (KL, f"return ({P} * (log_p - log_q)).sum()")), AXIS, SUMS,
         BY_HAND),

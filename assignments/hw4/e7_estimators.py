@@ -76,6 +76,12 @@ MISTAKES = {
     "k3 of the other ratio": Mistake(((K3, "return torch.expm1(logratios) - logratios"),), INVERTED, RATIO, EXACT,
         "With k3 in the loss, answers that are likelier than in the reference are punished exponentially. The logged "
         "estimate far from the reference is many times the KL."),
+    "k3 of the other ratio, from exponentials": Mistake(((K3, "return logratios.exp() - 1 - logratios"),), INVERTED,
+        RATIO, EXACT),
+    "k3 of the other ratio, with its logarithm": Mistake(
+        ((K3, "r = logratios.exp()\n    return (r - 1) - r.log()"),), INVERTED, RATIO, EXACT),
+    "all of the other ratio": Mistake((first("return -logratios"), (K3, "return torch.expm1(logratios) - logratios")),
+        INVERTED, RATIO, EXACT),
     "one exponential of the other ratio": Mistake(((K3, "return torch.expm1(logratios) + logratios"),), INVERTED, RATIO,
         EXACT),
     "the sign of the logarithm": Mistake(((K3, "return torch.expm1(-logratios) - logratios"),),
@@ -96,6 +102,8 @@ MISTAKES = {
     "1 divided by the ratio": Mistake(((K3, "return 1 / logratios.exp() - 1 + logratios"),), ROUNDED, SMALL, CLOSE),
     "k3 is clamped": Mistake(((K3, "return (torch.expm1(-logratios) + logratios).clamp(max=10)"),), CLAMPED, SMALL,
         EXACT),
+    "both are clamped": Mistake(((K3, "x = (-logratios).clamp(-20, 20)\n    return (x.exp() - x - 1).clamp(-10, 10)"),),
+        CLAMPED, SMALL, EXACT),
     "the log-ratio is clamped": Mistake(
         ((K3, "logratios = logratios.clamp(-10, 10)\n    return torch.expm1(-logratios) + logratios"),), CLAMPED,
         SMALL),

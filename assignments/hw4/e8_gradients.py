@@ -64,6 +64,8 @@ WHICH = "Of the two directions of the KL, which has its mean under the policy?"
 MISTAKES = {
     "no baseline": Mistake(((POLICY, "return p * scores"),), BASE, SCORE, UNBIASED,
         "A score of 5 for every answer moves the policy towards the answers that are likely already."),
+    "no baseline in the score and the KL": Mistake(((POLICY, "return p * scores"), exact(
+        "(logps.detach().exp() * (logps - ref).detach() * logps).sum()", "logps")), BASE, SCORE, UNBIASED),
     "a plain mean as the baseline": Mistake(((POLICY, "return p * (scores - scores.mean(1, keepdim=True))"),), BASE,
         SCORE, UNBIASED),
     "the baseline of all prompts": Mistake(((POLICY, "return p * (scores - (p * scores).sum() / len(p))"),), BASE,
