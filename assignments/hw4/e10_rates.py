@@ -96,8 +96,8 @@ MISTAKES = {
     "ties leave the denominator": Mistake(
         (totals(win='(counts["win"] + counts["lose"])', lose='(counts["win"] + counts["lose"])'),), DENOMINATOR, SHARES,
         COUNTED, "Win rate and loss rate add up to 1, also if half of the pairs are ties."),
-    "ties leave the denominator of wins": Mistake((totals(win='(counts["win"] + counts["lose"])'),), DENOMINATOR, SHARES,
-        COUNTED),
+    "ties leave the denominator of wins": Mistake(
+        (totals(win='(counts["win"] + counts["lose"])'),), DENOMINATOR, SHARES, COUNTED),
     "unanswered pairs in the denominator": Mistake((totals(win="len(samples)", tie="len(samples)", lose="len(samples)",
         flip="len(samples)", invalid="len(samples)"),), UNSEEN, SHARES, KNOWN,
         "The win rate of an unfinished judging is too low. It rises while answers arrive."),
