@@ -139,7 +139,7 @@ MISTAKES = {
         "After the same run was judged at two temperatures, `unanswered` is negative."),
     "questions less verdicts": Mistake(((OPEN, "len(keys) - len(verdicts)"),), COUNT, QUESTIONS),
     "unreadable is unanswered": Mistake(((OPEN, "sum(verdicts.get(key) is None for key in keys)"),),
-        "Is an answer without a verdict an answer? Which rate tells how many there are?", QUESTIONS, COUNTED),
+        "Is an answer without a verdict an answer? Which rate tells how many there are?", QUESTIONS, KNOWN),
     "all samples as pairs": Mistake((('"pairs": len(pairs)', '"pairs": len(samples)'),), UNSEEN, QUESTIONS, KNOWN),
     "readable pairs as pairs": Mistake((('"pairs": len(pairs)', '"pairs": readable'),), INVALID, QUESTIONS,
         "test_judge.py::test_unreadable_verdicts_are_counted_and_not_dropped"),

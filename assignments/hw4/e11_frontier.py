@@ -125,7 +125,10 @@ tests = {name: f"test_compare.py::test_{text}" for name, text in {
     "envelope": "a_setting_that_another_one_dominates_does_not_count", "better": "a_better_loss_by_hand",
     "apart": "two_losses_that_cannot_be_told_apart", "crossing": "a_loss_that_is_better_near_and_worse_far_away",
     "none": "frontiers_without_a_common_kl_cannot_be_compared", "lost": "a_seed_without_runs_of_one_loss_is_left_out",
-    "worse": "a_worse_loss_that_is_only_farther", "one": "one_setting_each_is_no_frontier"}.items()}
+    "worse": "a_worse_loss_that_is_only_farther"}.items()}
+tests |= {name: f"test_frontier.py::test_{text}" for name, text in {
+    "failed": "a_failed_run_takes_no_other_seed_along", "crossed": "lines_of_one_seed_that_cross_are_no_verdict",
+    "single": "one_setting_can_be_compared_at_its_own_kl"}.items()}
 MEASURED = "Was every KL of your range measured for both methods in every seed? Print the ranges of each seed."
 RUNS = "A seed has runs of one method only. What can it tell about a difference?"
 HULL = "Take the settings of the worked example. Which of them does no reasonable user choose?"
@@ -171,10 +174,10 @@ MISTAKES = {
         "their settings have other KLs."),
     "one frontier of all seeds": Mistake(
         ((DROP, f"pairs = [pair for pair in zip(kl.ravel(), reward.ravel())]\n        {DROP}"),), OWN, LINES,
-        tests["better"],
+        tests["failed"],
         "The differences of two losses are the same number in every seed, and their interval has no width."),
     "failed runs are zeros": Mistake(((DROP, "pairs = [tuple(np.nan_to_num(pair)) for pair in pairs]"),), LOST, LINES,
-        tests["lost"], "A run that failed is drawn as a point at 0 nats and reward 0."),
+        tests["failed"]),
     "evenly over the KL": Mistake(((GRID, "nats = np.linspace(low, high, n)"),), EVEN, EQUAL, tests["range"],
         "The verdict on two losses counts the far half of the compared range for more than half."),
     "the roots themselves": Mistake(((GRID, "nats = np.linspace(low ** 0.5, high ** 0.5, n)"),), EVEN, EQUAL,
@@ -184,7 +187,7 @@ MISTAKES = {
     "the other minus the first": Mistake(
         ((MINUS, "return nats, (frontier(s, other, nats) - frontier(s, first, nats))[seeds].T"),), SIGN, EQUAL,
         tests["better"], "study.sweep says that the first loss is worse where its line is above the other one."),
-    "all seeds in the differences": Mistake(((MINUS, MINUS.replace("[seeds]", "")),), RUNS, EQUAL, tests["lost"]),
+    "all seeds in the differences": Mistake(((MINUS, MINUS.replace("[seeds]", "")),), RUNS, EQUAL, tests["failed"]),
     "seeds in rows": Mistake(((MINUS, MINUS.replace("[seeds].T", "[seeds]")),), SHAPE, EQUAL, tests["range"]),
     "each at its own KL": Mistake(((MINUS, OWN_RANGE),), SAME_KL, EQUAL,
         tests["worse"], "Of two losses on the same line the one with the larger KLs gets the verdict 'better'."),
@@ -213,7 +216,7 @@ MISTAKES = {
     "no crossing": Mistake(((CROSSING, "crossing = False"),), ENDS_HINT, SAID, tests["crossing"],
         "One loss is far better at small KLs and far worse at large ones. study.sweep cannot tell them apart."),
     "a crossing of the means": Mistake(((CROSSING, 'crossing = row["near_mean"] * row["far_mean"] < 0'),), SURE, SAID,
-        tests["apart"]),
+        tests["crossed"]),
     "either end": Mistake(((CROSSING, 'crossing = side(row, "near_") != side(row, "far_")'),), SURE, SAID),
     "near and far are exchanged": Mistake(((ENDS, 'for end, values in (("", found.mean(0)), ("near_", found[-1]), '
         '("far_", found[0])):'),), FAR, SAID, tests["crossing"],
@@ -221,7 +224,7 @@ MISTAKES = {
     "a verdict without a common range": Mistake(((NONE, "if not seeds.any():"),),
         "Two methods have no KL in common. What can be said of them at equal KL?", SAID, tests["none"]),
     "one KL is no range": Mistake(((NONE, "if not seeds.any() or low >= high:"),),
-        "One method has one setting. Can it be compared at the KL of that setting?", SAID),
+        "One method has one setting. Can it be compared at the KL of that setting?", SAID, tests["single"]),
     "all seeds are counted": Mistake((('"seeds": int(seeds.sum())', '"seeds": len(seeds)'),), RUNS, SAID,
         tests["lost"]),
 }
