@@ -91,7 +91,7 @@ MISTAKES = {
         flip="len(pairs)"),), INVALID, SHARES, COUNTED,
         "A judge that is hard to read lowers the win rate of every run, and the loss rate too."),
     "invalid as a share of the readable": Mistake((totals(invalid="readable"),), INVALID, SHARES, COUNTED,
-        "The rate of invalid pairs can be above 1."),
+        "One of four pairs cannot be read, and the rate of invalid pairs is 1/3."),
     "flips leave the denominator": Mistake(((READABLE, f'{READABLE} - counts["flip"]'),), DENOMINATOR, SHARES, COUNTED),
     "ties leave the denominator": Mistake(
         (totals(win='(counts["win"] + counts["lose"])', lose='(counts["win"] + counts["lose"])'),), DENOMINATOR, SHARES,
@@ -118,14 +118,14 @@ MISTAKES = {
         TURNED, QUESTIONS, FAIR, "A run that is better than its reference loses nearly all of its decided pairs."),
     "all first questions, then all second": Mistake(
         ((BOTH, "for s, first, second in zip(samples, keys[:len(samples)], keys[len(samples):]):"),), TURNED, QUESTIONS,
-        FAIR, "With a judge that never contradicts itself, half of the decided pairs are flips."),
+        FAIR, "A judge that never contradicts itself is reported to flip on many pairs."),
     "the questions of the other answers": Mistake(
         ((KEYS, KEYS.replace("against=against", 'against="before"')),),
         "Judge against the chosen answers. Which questions does your function ask for?", QUESTIONS, FAIR,
         "With --against chosen, every question counts as unanswered, after all were asked."),
     "an unanswered question is unreadable": Mistake(((ANSWERED, "if True:"),
         (APPENDED, "pairs.append((s, outcome(verdicts.get(first), verdicts.get(second))))")), UNSEEN, QUESTIONS, KNOWN,
-        "While answers still arrive, the rate of invalid pairs is high. It falls to 0 at the end."),
+        "While answers still arrive, the rate of invalid pairs is high. It falls when they are there."),
     "one answer is enough": Mistake(((ANSWERED, "if first in verdicts or second in verdicts:"),
         (APPENDED, "pairs.append((s, outcome(verdicts.get(first), verdicts.get(second))))")), UNSEEN, QUESTIONS, KNOWN),
     "unreadable answers are left out": Mistake(

@@ -168,7 +168,7 @@ MISTAKES = {
     "the nearest setting": Mistake(
         ((READ, "found.append(y[np.abs(x[None] - nats[:, None]).argmin(1)])"),),
         "Does the reward of your frontier jump? Is a KL between two settings out of reach?", LINES, tests["root"],
-        "A setting is added to the grid of a loss, on the line between two others, and the verdict changes."),
+        "A setting is added to the grid of a loss, on the line between two others, and the mean difference changes."),
     "straight over the KL": Mistake(((READ, "found.append(np.interp(nats, x, y))"),), ROOT, LINES, tests["root"],
         "Two losses with all settings on one line, reward over the root of the KL, get a difference that is not 0 if "
         "their settings have other KLs."),
@@ -196,7 +196,7 @@ MISTAKES = {
     "two intervals": Mistake(((ROW, TWO_INTERVALS),), PAIRED, UNIT, tests["better"],
         "Two losses differ by 0.02 in each of three seeds, and study.sweep cannot tell them apart."),
     "KLs are the unit": Mistake(((ENDS, ENDS.replace("found.mean(0)", "found.mean(1)")),), N, UNIT, tests["apart"],
-        "The interval of a difference gets narrower with the number of KLs at which it is read off, not with seeds."),
+        "The interval of a difference does not get narrower when seeds are added."),
     "every number is a unit": Mistake(((ENDS, ENDS.replace("found.mean(0)", "found.ravel()")),), N, UNIT,
         tests["apart"], "With three seeds, the interval of a difference is as narrow as with thirty."),
     "the normal distribution": Mistake(((ROW, NORMAL),),

@@ -42,7 +42,7 @@ TINY = "A token may have a probability of e^-900. What is that in floating point
 TERMS = "Is each term of the sum never negative, or only the sum? Look at the terms of your worked example."
 MISTAKES = {
     "KL(q || p)": Mistake(((KL, "return (log_q.exp() * (log_q - log_p)).sum(-1)"),), DIRECTION, WAYS, BY_HAND,
-        "At a temperature near 0 eval.py reports a KL to the reference of millions of nats, though the log-ratios of "
+        "At temperature 0 eval.py reports a KL to the reference of millions of nats, though the log-ratios of "
         "the same file are a few nats."),
     "q weighs": Mistake(((KL, "return (log_q.exp() * (log_p - log_q)).sum(-1)"),), DIRECTION, WAYS, BY_HAND),
     "the sign of the KL": Mistake(((KL, "return (log_p.exp() * (log_q - log_p)).sum(-1)"),), SIGN, WAYS, BY_HAND,

@@ -63,10 +63,10 @@ MISTAKES = {
     "the ratio as k1": Mistake((first("return logratios.exp()"),),
         "What is k1 where p and q agree? What is a KL there?", RATIO, EXACT),
     "the size of k1": Mistake((first("return logratios.abs()"),), PLACE, RATIO, EXACT,
-        "With k1, the mean of the estimates is far above the KL. The samples close to the reference are the worst."),
+        "Close to the reference the mean of k1 is many times the KL."),
     "k1 without negative values": Mistake((first("return logratios.clamp(min=0)"),), PLACE, RATIO, EXACT),
     "k2 without its half": Mistake(((K2, "return logratios ** 2"),), HALF, RATIO, EXACT,
-        "With k2 in the loss, a run ends where one with half of its beta should."),
+        "With k2 in the loss, a run ends where one with twice its beta should."),
     "half of the log-ratio": Mistake(((K2, "return logratios / 2"),),
         "May k2 be negative? What is squared?", RATIO, EXACT),
     "k2 of the ratio": Mistake(((K2, "return (logratios.exp() - 1) ** 2 / 2"),),
@@ -75,7 +75,7 @@ MISTAKES = {
         "Is it the ratio or its logarithm that is squared in k2?", RATIO, EXACT),
     "k3 of the other ratio": Mistake(((K3, "return torch.expm1(logratios) - logratios"),), INVERTED, RATIO, EXACT,
         "With k3 in the loss, answers that are likelier than in the reference are punished exponentially. The logged "
-        "estimate far from the reference is many times the KL."),
+        "estimate far from the reference is several times the KL."),
     "k3 of the other ratio, from exponentials": Mistake(((K3, "return logratios.exp() - 1 - logratios"),), INVERTED,
         RATIO, EXACT),
     "k3 of the other ratio, with its logarithm": Mistake(
