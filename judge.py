@@ -117,12 +117,7 @@ def ask(todo, known, path, **endpoint):
 # Results
 
 def mean_words(pairs, against):
-    """
-    {"winners": mean words of the answers that won, "losers": of those that lost}, or {} without a decided pair.
-
-    pairs    [(sample, outcome)]. A pair is decided if its outcome is win or lose.
-    against  the key of the other answer in a sample; that of the run's answer is "after"
-    """
+    """{"winners", "losers": mean words} of the decided pairs, {} without any. pairs: [(sample, outcome)]."""
     words = {"winners": [], "losers": []}
     for s, result in pairs:
         if result in ("win", "lose"):

@@ -206,8 +206,7 @@ def k1(logratios):
     k1, k2 and k3 estimate KL(p || q) from samples y of p: Schulman, joschu.net/blog/kl-approx.html, in its names.
 
         l = log p(y) - log q(y)         logratios
-        r = q(y) / p(y) = exp(-l)       the ratio of that page
-        k1 = l,   k2 = l^2 / 2,   k3 = exp(-l) - 1 + l
+        k1 = l,   k2 = l^2 / 2,   k3 = exp(-l) - 1 + l        (the page has r = q(y) / p(y) = exp(-l))
 
     The mean estimates the value of the KL. Its gradient is another question, since p draws the samples. What each of
     them gives where it is subtracted from the reward, or is differentiated in the loss:
@@ -220,11 +219,7 @@ def k1(logratios):
     return logratios
 
 def k2(logratios):
-    """
-    Biased and never negative, with a low variance where p and q are close. See k1.
-
-    It is half the squared log-ratio.
-    """
+    """Half the squared log-ratio: biased, never negative, low variance where p and q are close. See k1."""
     return logratios ** 2 / 2
 
 def k3(logratios):

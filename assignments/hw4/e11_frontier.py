@@ -308,7 +308,7 @@ VARIANTS = {
         (GRID, "nats = np.linspace(low, high, n)")),
     "sure at both ends": (
         ("of the mean difference is above or below 0. It is",
-         "of the mean difference is above or below 0, and those at both ends of the\n    range too. It is"),
+         "of the mean difference is above or below\n    0, and those at both ends of the range too. It is"),
         (VERDICT, 'one = side(row) if side(row) == side(row, "near_") == side(row, "far_") else 0\n    '
          'row["verdict"] = "depends on the KL" if crossing else VERDICTS[one]')),
 }

@@ -159,8 +159,8 @@ def k3(logratios):
     return torch.where(near, series, torch.exp(-l) - 1 + l)
 ''',
 }
-HIDDEN = ("r = q(y) / p(y) = exp(-l)", "k1 = l,   k2 = l^2 / 2,   k3 = exp(-l) - 1 + l", "half the squared log-ratio.",
-          "It is exp(-l) - 1 + l, where exp(-l)", "its mean is not the KL. The mean of exp(-l)",
+HIDDEN = ("k1 = l,   k2 = l^2 / 2,   k3 = exp(-l) - 1 + l", "It is exp(-l) - 1 + l, where exp(-l)",
+          "its mean is not the KL. The mean of exp(-l)",
           "The mean estimates the value of the KL. Its gradient", "them gives where it is subtracted from",
           "value           in the reward, score", "k1 unbiased     grad KL", "k2 biased       another one",
           "k3 unbiased     grad KL")

@@ -126,7 +126,8 @@ def outcome(first, second):
 HIDDEN = ()
 VARIANTS = {
     "one vote and neither decides": (
-        ('tie: one of them or both are "neither"', 'tie: both are "neither". With one "neither" the other one decides'),
+        ('tie: one of them or both are "neither". invalid',
+         'tie: both are "neither"; with one "neither" the\n    other verdict decides. invalid'),
         (SUM, ONE)),
     "the run is B first": (
         ("first   the verdict with the run's answer as A", "first   the verdict with the run's answer as B"),
