@@ -167,8 +167,7 @@ MISTAKES = {
         "Does the reward of your frontier jump? Is a KL between two settings out of reach?", LINES, tests["root"]),
     "the nearest setting": Mistake(
         ((READ, "found.append(y[np.abs(x[None] - nats[:, None]).argmin(1)])"),),
-        "Does the reward of your frontier jump? Is a KL between two settings out of reach?", LINES, tests["root"],
-        "A setting is added to the grid of a loss, on the line between two others, and the mean difference changes."),
+        "Does the reward of your frontier jump? Is a KL between two settings out of reach?", LINES, tests["root"]),
     "straight over the KL": Mistake(((READ, "found.append(np.interp(nats, x, y))"),), ROOT, LINES, tests["root"],
         "Two losses with all settings on one line, reward over the root of the KL, get a difference that is not 0 if "
         "their settings have other KLs."),
