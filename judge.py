@@ -128,8 +128,11 @@ def mean_words(pairs, against):
 
 def judged(samples, known, *, against, task, model):
     """
-    The results for samples: rates with Wilson's intervals, words of winners and losers, and counts.
-    known: {key: answer}. A pair with an unanswered question is left out.
+    The results for samples: rates with Wilson's intervals, words of winners and losers, and counts, as a dict.
+
+    known  {key: answer}. A pair with an unanswered question is left out. "unanswered" is the number of such questions.
+    rates  win, tie, lose and flip are shares of the pairs whose verdicts can be read, invalid of all answered pairs. A
+           flip counts as a tie too. The share of no pairs is None.
     """
     keys = [q["key"] for q in questions(samples, against=against, task=task, model=model)]
     verdicts = {key: read_verdict(known[key]) for key in keys if key in known}

@@ -205,8 +205,8 @@ def k1(logratios):
 
     k1, k2 and k3 estimate KL(p || q) from samples y of p: Schulman, joschu.net/blog/kl-approx.html, in its names.
 
-        l  = log p(y) - log q(y)        (logratios; the page has r = q(y) / p(y) = exp(-l))
-        k1 = l,   k2 = l^2 / 2,   k3 = exp(-l) - 1 + l
+        l = log p(y) - log q(y)         logratios
+        k1 = l,   k2 = l^2 / 2,   k3 = exp(-l) - 1 + l        (the page has r = q(y) / p(y) = exp(-l))
 
     The mean estimates the value of the KL. Its gradient is another question, since p draws the samples. What each of
     them gives where it is subtracted from the reward, or is differentiated in the loss:
@@ -224,10 +224,10 @@ def k2(logratios):
 
 def k3(logratios):
     """
-    exp(-l) - 1 + l: unbiased and never negative. See k1.
+    Unbiased and never negative. See k1.
 
-    exp(-l) is q / p. With the ratio inverted, exp(l) - 1 - l is still never negative, but its mean is not the KL. The
-    mean of exp(-l) - 1 is 0 on samples of p only.
+    It is exp(-l) - 1 + l, where exp(-l) is q / p. With the ratio inverted, exp(l) - 1 - l is never negative either, but
+    its mean is not the KL. The mean of exp(-l) - 1 is 0 on samples of p only.
     """
     return torch.expm1(-logratios) + logratios    # expm1(x) is exp(x) - 1 without its rounding at small x
 

@@ -33,8 +33,11 @@ def read_verdict(answer):
 
 def outcome(first, second):
     """
-    win, tie, lose, flip or invalid for the run, from two verdicts: first with the run's answer as A, second as B.
-    flip: the verdicts contradict each other. It counts as a tie too.
+    win, tie, lose, flip or invalid for the run, from two verdicts: A, B, neither or None (unreadable) each.
+
+    first   the verdict with the run's answer as A
+    second  the verdict with the run's answer as B
+    flip: the verdicts contradict each other. tie: one of them or both are "neither". invalid: one or both are None.
     """
     if first is None or second is None:
         return "invalid"
