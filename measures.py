@@ -43,7 +43,9 @@ def bootstrap(values, n=2000, seed=0):
     """
     [mean, low, high] of values (prompts,): the mean, and its 95% percentile bootstrap interval.
 
-    Draws n times as many prompts as there are, with replacement, and takes the 2.5% and 97.5% percentiles of the means.
+    Each of n resamples has as many prompts as there are, drawn with replacement: row i of
+    default_rng(seed).integers(0, prompts, (n, prompts)) are the numbers of the prompts of resample i. low and high are
+    the 2.5% and 97.5% percentiles of the resamples' means.
     """
     values = np.asarray(values, dtype=np.float64)
     picks = np.random.default_rng(seed).integers(0, len(values), (n, len(values)))    # (n, prompts)
@@ -51,7 +53,7 @@ def bootstrap(values, n=2000, seed=0):
     return [float(values.mean()), float(low), float(high)]
 
 def wilson(k, n, z=1.96):
-    """[share, low, high]: the share k / n and its 95% interval (Wilson 1927). [NaN, 0, 1] if n is 0."""
+    """[share, low, high]: the share k / n and its interval (Wilson 1927), 95% for z = 1.96. [NaN, 0, 1] if n is 0."""
     if not n:
         return [float("nan"), 0.0, 1.0]
     p, d = k / n, 1 + z * z / n
@@ -59,7 +61,7 @@ def wilson(k, n, z=1.96):
     return [p, (p + z * z / (2 * n) - half) / d, (p + z * z / (2 * n) + half) / d]
 
 def ties_half(gap):
-    """1 where a gap is positive, 0.5 where it is 0, 0 where it is negative. gap: an array or tensor of any shape."""
+    """1 where a gap is positive, 0.5 where it is 0, 0 where it is negative. Arrays give arrays, tensors tensors."""
     return (gap > 0) + 0.5 * (gap == 0)
 
 def ranks(values):
