@@ -66,6 +66,13 @@ MISTAKES = {
     "1.96 standard deviations of the means": Mistake(
         ((PERCENTILE, "values.mean() + np.array([-1.96, 1.96]) * values[picks].mean(1).std()"),), FORMULA, PERCENTILES,
         SLOW),
+    "1.96 standard deviations of the means, n - 1": Mistake(
+        ((PERCENTILE, "values.mean() + np.array([-1.96, 1.96]) * values[picks].mean(1).std(ddof=1)"),), FORMULA,
+        PERCENTILES, SLOW),
+    "the next mean in their order": Mistake(
+        ((PERCENTILE, "np.sort(values[picks].mean(1))[[int(0.025 * n), int(0.975 * n)]]"),),
+        "Of 41 means in their order, the 2.5% percentile is at place 1 of 0 to 40. Where is it among n means?",
+        PERCENTILES, SLOW),
     "5% and 95%": Mistake(((PERCENTILE, "np.percentile(values[picks].mean(1), [5, 95])"),),
         "Which share of the means lies between your ends? Count them.", PERCENTILES, SLOW,
         "Of 100 evaluations of one policy on other prompts, about ten have an interval without the true mean."),
@@ -117,7 +124,7 @@ def bootstrap(values, n=2000, seed=0):
     drawn = torch.from_numpy(np.random.default_rng(seed).integers(0, len(values), (n, len(values))))
     counts = torch.zeros(n, len(values), dtype=torch.float64).scatter_add_(1, drawn, torch.ones(drawn.shape).double())
     means = counts @ values / len(values)
-    ends = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64))
+    ends = torch.quantile(means, torch.tensor([0.025, 0.975]).double())
     return [values.mean().item(), *ends.tolist()]
 ''',
 }

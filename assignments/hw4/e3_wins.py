@@ -69,6 +69,8 @@ MISTAKES = {
         "The logged accuracy of training starts at 0, and may be negative."),
     "the probability of a preference": Mistake(((HALF, "return 1 / (1 + 2.718281828459045 ** -gap)"),),
         "Does the size of a gap matter, or only its sign? Multiply all rewards by 10.", TIE, BY_HAND),
+    "arrays for tensors": Mistake(((HALF, "return np.asarray(gap > 0) + 0.5 * np.asarray(gap == 0)"),),
+        "Which type has your result for a tensor? Training runs on GPUs too.", TIE, TIES),
     "small gaps are ties": Mistake(((HALF, "return (gap > 1e-6) + 0.5 * (abs(gap) <= 1e-6)"),),
         "Is a gap of 1e-9 positive? What does the docstring say?", TIE, TIES),
     "losses are counted": Mistake(((HALF, "return (gap < 0) + 0.5 * (gap == 0)"),),
