@@ -199,6 +199,7 @@ def distinct(completions, n, budget=500):
 }
 HIDDEN = ()
 REMOVED = ()
+SHARED = ("return np.array(shares)",)    # of `whole`, too
 VARIANTS = {
     "bits": (
         (ENTROPY, "return -(p * np.log2(p)).sum()"),
