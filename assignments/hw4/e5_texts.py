@@ -129,6 +129,11 @@ MISTAKES = {
         "How many tokens has each of your pieces? All must have the budget.", PIECE, DISTINCT),
     "the rest begins the next piece": Mistake(((LOOP, QUEUE), (CUT, "tokens = tokens[:room] ")), DOCSTRING, PIECE,
         DISTINCT),
+    "one long text": Mistake(
+        ((LOOP, "flat = [t for tokens in completions for t in tokens]\n    "
+          "for tokens in [flat[i:i + budget] for i in range(0, len(flat), budget)]:"),),
+        "Completions 1 2 and 3 4 5, n = 2, budget 4: which pairs has the first piece, and where is the 5?", GRAM,
+        DISTINCT),
     "a completion that exceeds the budget is left out": Mistake(
         ((CUT, "tokens = tokens if len(tokens) <= room else []"),), DOCSTRING, PIECE, DISTINCT),
     "the last piece is not full": Mistake(
