@@ -14,7 +14,8 @@ def probes(rng):
     return [dict(title="forty prompts, 2,000 resamples", values=rng.exponential(2.0, 40), more={}),
             dict(title="another seed", values=rng.exponential(1.0, 23), more=dict(seed=seed())),
             dict(title="300 resamples", values=rng.normal(-3, 1, 31) ** 3, more=dict(n=300, seed=seed())),
-            dict(title="three prompts", values=rng.exponential(1.0, 3), more=dict(n=501, seed=seed())),
+            dict(title="20 resamples", values=rng.exponential(1.0, 15), more=dict(n=20, seed=seed())),
+            dict(title="three prompts", values=rng.exponential(1.0, 3), more=dict(n=101, seed=seed())),
             dict(title="one prompt", values=rng.normal(2, 1, 1), more=dict(n=50, seed=seed())),
             dict(title="a list of truth values", values=(rng.random(60) < 0.2).tolist(), more=dict(seed=seed())),
             dict(title="equal values", values=0 * rng.normal(0, 1, 6) + 0.7, more=dict(n=40, seed=seed()))]
