@@ -130,7 +130,7 @@ def bootstrap(values, n=2000, seed=0):
 ''',
 }
 HIDDEN = ()
-REMOVED = ()
+REMOVED = ("measures.py:cluster_correlation", "displacement.py:interval")
 VARIANTS = {
     "90%": (
         (PERCENTILE, "np.percentile(values[picks].mean(1), [5, 95])"),
