@@ -79,7 +79,7 @@ MISTAKES = {
         "Of 100 evaluations of one policy on other prompts, about ten have an interval without the true mean."),
     "percentiles as shares": Mistake(((PERCENTILE, "np.percentile(values[picks].mean(1), [0.025, 0.975])"),),
         "Which share of the means lies between your ends? Count them. np.percentile and np.quantile count differently.",
-        PERCENTILES, SLOW, "The upper ends of all intervals lie below the mean."),
+        PERCENTILES, SLOW, "In the tables of evaluations, the upper end of every interval lies below the mean."),
     "the least and the largest mean": Mistake(((PERCENTILE, "np.percentile(values[picks].mean(1), [0, 100])"),),
         "Which share of the means lies between your ends? Does your interval grow with n?", PERCENTILES, SLOW),
     "the basic bootstrap": Mistake(
