@@ -43,9 +43,8 @@ def bootstrap(values, n=2000, seed=0):
     """
     [mean, low, high] of values (prompts,): the mean, and its 95% percentile bootstrap interval.
 
-    Each of n resamples has as many prompts as there are, drawn with replacement: row i of
-    default_rng(seed).integers(0, prompts, (n, prompts)) are the numbers of the prompts of resample i. low and high are
-    the 2.5% and 97.5% percentiles of the resamples' means.
+    Row i of default_rng(seed).integers(0, prompts, (n, prompts)) are the prompts of resample i, drawn with replacement.
+    low and high are the 2.5% and 97.5% percentiles of the resamples' means.
     """
     values = np.asarray(values, dtype=np.float64)
     picks = np.random.default_rng(seed).integers(0, len(values), (n, len(values)))    # (n, prompts)
@@ -79,8 +78,7 @@ def rank_correlation(x, y):
 def cluster_correlation(xs, ys, n=1000, seed=0):
     """
     [r, low, high]: Pearson's correlation of two lists of arrays that belong together, over all numbers, and its 95%
-    bootstrap interval. The arrays are resampled whole, since numbers of one array depend on each other. None if x or y
-    is constant.
+    bootstrap interval over arrays, whose numbers depend on each other. None if x or y is constant.
     """
     parts = np.array([[len(x), x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()] for x, y in zip(xs, ys)])
     picks = np.random.default_rng(seed).integers(0, len(parts), (n, len(parts)))

@@ -139,6 +139,7 @@ VARIANTS = {
     "the basic bootstrap": (
         (RETURN, "return [float(values.mean()), float(2 * values.mean() - high), float(2 * values.mean() - low)]"),
         ("its 95% percentile bootstrap interval", "its 95% basic bootstrap interval"),
-        ("low and high are\n    the 2.5% and 97.5% percentiles of the resamples' means.",
-         "low and high are\n    2 mean - q and 2 mean - p; p and q: the 2.5% and 97.5% percentiles of their means.")),
+        ("low and high are the 2.5% and 97.5% percentiles of the resamples' means.",
+         "low and high are 2 mean - q and 2 mean - p, for the 2.5% and 97.5% percentiles p and q of the resamples'\n"
+         "    means.")),
 }
