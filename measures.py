@@ -145,8 +145,7 @@ def whole_share(prompt, completion):
     """
     The share of a completion's sentences that the toy grammar can make, 0 to 1. prompt, completion: texts.
 
-    A prompt may end within a sentence, which the completion ends. Earlier sentences are not the policy's, so they do
-    not count.
+    A prompt may end within a sentence, which the completion ends. Its earlier sentences do not count.
     """
     begun = prompt.rpartition(".")[2]
     return toy.whole_sentences(begun + completion)
