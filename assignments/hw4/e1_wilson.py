@@ -99,12 +99,12 @@ def wilson(k, n, z=1.96):
     "a mean of the share and of one half": '''
 def wilson(k, n, z=1.96):
     if not n:
-        return float("nan"), 0.0, 1.0
+        return [float("nan"), 0.0, 1.0]
     weight = n / (n + z * z)
     center = weight * (k / n) + (1 - weight) * 0.5
     square = weight * (k / n) * (1 - k / n) + (1 - weight) * 0.25
-    half = z * np.sqrt(square / (n + z * z))
-    return k / n, center - half, center + half
+    half = z * math.sqrt(square / (n + z * z))
+    return [k / n, center - half, center + half]
 ''',
     "bisection": '''
 def wilson(k, n, z=1.96):

@@ -117,7 +117,7 @@ def bootstrap(values, n=2000, seed=0):
 def bootstrap(values, n=2000, seed=0):
     values = np.array(values, dtype=float)
     resamples = np.random.default_rng(seed).choice(values, size=(n, len(values)), replace=True)
-    return [values.mean(), *np.quantile(resamples.mean(axis=1), (0.025, 0.975))]
+    return [values.mean().item(), *np.quantile(resamples.mean(axis=1), (0.025, 0.975)).tolist()]
 ''',
     "counts of each prompt, torch": '''
 def bootstrap(values, n=2000, seed=0):

@@ -182,13 +182,13 @@ def distinct(completions, n, budget=500):
             if number:
                 out.append(len(different) / number)
             different, number, used = set(), 0, 0
-    return out
+    return np.array(out)
 ''',
     "numpy and torch": '''
 def pooled_entropy(samples):
     tokens = np.concatenate([np.asarray(s, dtype=int) for s in samples])
     _, counts = np.unique(tokens, return_counts=True)
-    return torch.special.entr(torch.tensor(counts / len(tokens))).sum() if len(tokens) else 0
+    return torch.special.entr(torch.tensor(counts / len(tokens))).sum().item() if len(tokens) else 0.0
 
 def distinct(completions, n, budget=500):
     pieces, piece = [], []
