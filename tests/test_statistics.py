@@ -15,7 +15,8 @@ def test_wilsons_interval_solves_its_equation(k, n, z):
     center. No trials leave everything open.
     """
     share, low, high = measures.wilson(k, n, z)
-    assert share == k / n and -1e-12 < low <= share <= high < 1 + 1e-12 and high - low > 0.01
+    assert share == k / n and 0 <= low + 1e-12 and low < share + 1e-12 and share < high + 1e-12 and high < 1 + 1e-12
+    assert high - low > 0.01
     for end in (low, high):
         assert (share - end) ** 2 == pytest.approx(z * z * end * (1 - end) / n, abs=1e-12)
     assert measures.wilson(k, n) == measures.wilson(k, n, 1.96)
