@@ -43,7 +43,8 @@ def bootstrap(values, n=2000, seed=0):
     """
     [mean, low, high] of values (prompts,): the mean, and its 95% percentile bootstrap interval.
 
-    Draws n times as many prompts as there are, with replacement, and takes the 2.5% and 97.5% percentiles of the means.
+    Row i of default_rng(seed).integers(0, prompts, (n, prompts)) are the prompts of resample i, drawn with replacement.
+    low and high are the 2.5% and 97.5% percentiles of the resamples' means.
     """
     values = np.asarray(values, dtype=np.float64)
     picks = np.random.default_rng(seed).integers(0, len(values), (n, len(values)))    # (n, prompts)
@@ -51,7 +52,7 @@ def bootstrap(values, n=2000, seed=0):
     return [float(values.mean()), float(low), float(high)]
 
 def wilson(k, n, z=1.96):
-    """[share, low, high]: the share k / n and its 95% interval (Wilson 1927). [NaN, 0, 1] if n is 0."""
+    """[share, low, high]: the share k / n and its interval (Wilson 1927), 95% for z = 1.96. [NaN, 0, 1] if n is 0."""
     if not n:
         return [float("nan"), 0.0, 1.0]
     p, d = k / n, 1 + z * z / n
@@ -59,7 +60,7 @@ def wilson(k, n, z=1.96):
     return [p, (p + z * z / (2 * n) - half) / d, (p + z * z / (2 * n) + half) / d]
 
 def ties_half(gap):
-    """1 where a gap is positive, 0.5 where it is 0, 0 where it is negative. gap: an array or tensor of any shape."""
+    """1 where a gap is positive, 0.5 where it is 0, 0 where it is negative. Arrays give arrays, tensors tensors."""
     return (gap > 0) + 0.5 * (gap == 0)
 
 def ranks(values):
@@ -77,8 +78,7 @@ def rank_correlation(x, y):
 def cluster_correlation(xs, ys, n=1000, seed=0):
     """
     [r, low, high]: Pearson's correlation of two lists of arrays that belong together, over all numbers, and its 95%
-    bootstrap interval. The arrays are resampled whole, since numbers of one array depend on each other. None if x or y
-    is constant.
+    bootstrap interval over arrays, whose numbers depend on each other. None if x or y is constant.
     """
     parts = np.array([[len(x), x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()] for x, y in zip(xs, ys)])
     picks = np.random.default_rng(seed).integers(0, len(parts), (n, len(parts)))
@@ -145,8 +145,7 @@ def whole_share(prompt, completion):
     """
     The share of a completion's sentences that the toy grammar can make, 0 to 1. prompt, completion: texts.
 
-    A prompt may end within a sentence, which the completion ends. Earlier sentences are not the policy's, so they do
-    not count.
+    A prompt may end within a sentence, which the completion ends. Its earlier sentences do not count.
     """
     begun = prompt.rpartition(".")[2]
     return toy.whole_sentences(begun + completion)
