@@ -291,6 +291,7 @@ def compute_loss(agent, batch, *, algo, clip, clip_high, vf_coef, kl, kl_estimat
 }
 HIDDEN = ()
 REMOVED = ()
+SHARED = (WHITEN,)    # the head of its def
 VARIANTS = {
     "whitened by minibatch": (
         (WHITEN, BY_MINIBATCH),

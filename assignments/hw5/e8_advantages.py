@@ -77,6 +77,10 @@ MISTAKES = {
         "With --algo grpo a prompt whose completions differ little in reward has smaller advantages than the others."),
     "the std of the batch's advantages": Mistake(
         ((DIVIDE, "advantages = advantages / (advantages.std(correction=0) + 1e-4)"),), BATCH_HINT, DEVIATION, GROUP),
+    "the std of the batch, by n - 1": Mistake(((DIVIDE, "advantages = advantages / (returns.std() + 1e-4)"),),
+        BATCH_HINT, DEVIATION, GROUP),
+    "the std of the batch's advantages, by n - 1": Mistake(
+        ((DIVIDE, "advantages = advantages / (advantages.std() + 1e-4)"),), BATCH_HINT, DEVIATION, GROUP),
     "the mean of the batch": Mistake(((CENTER, "advantages = grouped - grouped.mean()"),), BATCH_HINT, ROWS, GROUP),
     "grpo: every n-th completion": Mistake(
         ((GROUPED + CENTER, "grouped = returns.view(k, -1).T\n    " + CENTER),

@@ -87,6 +87,10 @@ LENGTHS = "Take two completions of 3 tokens and 1. What does each token count, a
 MISTAKES = {
     "no mask": Mistake(((LOSS, "loss = losses.mean()"),), NO_MASK, MEANS, SLOW,
         "The loss of --algo grpo changes when a batch gets more padding."),
+    "no mask, and none in the logged numbers": Mistake(((LOSS, "loss = losses.mean()"),
+        ("masked_mean(clipfrac(ratio, clip, clip_high), mask)", "clipfrac(ratio, clip, clip_high).mean()"),
+        ("masked_mean(ratio, mask).detach()", "ratio.detach().mean()"), (KL, "(logratios.detach() ** 2).mean() / 2")),
+        NO_MASK, MEANS, SLOW),
     "no mask in the weights": Mistake(
         ((TOKENS, 'if mean == "tokens":\n        return torch.ones_like(mask) / mask.numel()'),
          (COMPLETIONS, "return torch.ones_like(mask) / mask.numel()"),
