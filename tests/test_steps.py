@@ -300,7 +300,7 @@ def graded(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_step_has_no_points_and_is_recognized(graded, name):
-    """A faulty step often trains: a student sees a reward that rises, and has nothing but the grader to learn it from."""
+    """A faulty step often trains: the reward rises, and nothing but the grader tells the student."""
     number, mistake, text = WRONG[name]
     one = graded(number, text)
     assert one.points == 0 and one.mistake == mistake, one.says
@@ -334,3 +334,25 @@ def test_advantages_are_constants(loss):
     constant = torch.tensor([2.0, -1.0], dtype=torch.float64)
     assert torch.equal(gradient(constant), gradient(constant + (logps - logps.detach()).sum(1)))
     assert gradient(constant).abs().max() > 0.1
+
+@pytest.mark.parametrize("advantage, log_ratio, want, slope", [
+    (1.0, 0.5, -1.3, 0.0), (1.0, -0.5, -np.exp(-0.5), -np.exp(-0.5)), (-1.0, -0.5, 0.8, 0.0),
+    (-1.0, 0.5, np.exp(0.5), np.exp(0.5))])
+def test_rloo_clips_completions_by_hand(advantage, log_ratio, want, slope):
+    """
+    Two tokens with half of the log-ratio each, clip 0.2 and clip_high 0.3. A good completion stops above, a bad one
+    below, and neither on the way back.
+    """
+    logps = torch.full((1, 2), log_ratio / 2, dtype=torch.float64, requires_grad=True)
+    loss, _ = formulas.rloo_loss(logps, old_logps=torch.zeros(1, 2), advantages=torch.tensor([advantage]),
+                                 mask=torch.ones(1, 2, dtype=torch.bool), clip=0.2, clip_high=0.3)
+    grad, = torch.autograd.grad(loss, logps)
+    assert loss.item() == pytest.approx(want) and grad.tolist() == [pytest.approx([slope, slope])]
+
+def test_the_kl_in_the_loss_pulls_back_to_the_reference():
+    """A constant in the loss would be logged as a penalty and hold nothing back."""
+    ref = torch.tensor([[-1.0, -2.0]], dtype=torch.float64)
+    logps, mask = (ref + torch.tensor([[0.4, -0.4]])).requires_grad_(), torch.ones(1, 2, dtype=torch.bool)
+    for estimator in ("k2", "k3"):
+        grad, = torch.autograd.grad(formulas.kl_loss(logps, ref, mask, "sums", estimator), logps)
+        assert grad[0, 0] > 0 > grad[0, 1], estimator

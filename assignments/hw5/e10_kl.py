@@ -53,6 +53,7 @@ KL = "(token_weights(mask, mean) * KL_ESTIMATORS[estimator](logps - ref_logps)).
 ERROR, NEXT = "error = max(-0.2, min(0.2, kl / target_kl - 1))", "return beta * (1 + error * samples / horizon)"
 PENALTY, SIGN, RULE = "The mean of the penalty", "From the policy to the reference", "The rule of beta"
 LOOP, BETA = "test_grpo.py::test_the_kl_in_the_loss_against_a_slow_loop", "test_ppo.py::test_the_adapted_coefficient"
+BACK = "test_steps.py::test_the_kl_in_the_loss_pulls_back_to_the_reference"
 DIRECTION = "The KL is too large. Should beta rise or fall?"
 MISTAKES = {
     "from the reference to the policy": Mistake(((KL, KL.replace("logps - ref_logps", "ref_logps - logps")),),
@@ -71,7 +72,7 @@ MISTAKES = {
         ((KL, KL.replace("[estimator]", '[{"k2": "k3", "k3": "k2"}.get(estimator, estimator)]')),),
         "Which of k2 and k3 is the square? Is yours?", SIGN, LOOP),
     "no gradient": Mistake(((KL, f"{KL}.detach()"),),
-        "Print `requires_grad` of your penalty. What does a constant in a loss change?", SIGN, LOOP,
+        "Print `requires_grad` of your penalty. What does a constant in a loss change?", SIGN, BACK,
         "With --algo grpo beta has no effect at all on the policy, though `loss/kl` is logged."),
     "the mean over all places": Mistake(((KL, "KL_ESTIMATORS[estimator](logps - ref_logps).mean()"),),
         "Change the width of the batch by a column of padding. Does your penalty change?", PENALTY, LOOP),

@@ -54,6 +54,7 @@ WHOLE, MEAN, CLIPPED, CONSTANT = "The ratio of a completion", "The mean over com
     "Advantages are constants"
 BY_HAND = "test_ppo.py::test_the_rloo_loss_by_hand"
 CONSTANTS = "test_steps.py::test_advantages_are_constants"
+CLIPS = "test_steps.py::test_rloo_clips_completions_by_hand"
 DRAWN = "Draw the loss of a completion against its ratio, for advantages 1 and -1. Where is it flat?"
 
 def by_token(mean):
@@ -93,16 +94,16 @@ MISTAKES = {
         "Training minimizes the loss. Is yours smaller when the ratio of a good completion rises?", MEAN, BY_HAND),
     "max for min": Mistake(
         ((LOSS, f"loss = -torch.maximum(ratio * {A}, ratio.clamp(1 - clip, 1 + {HIGH}) * {A}).mean()"),), DRAWN,
-        CLIPPED, BY_HAND),
+        CLIPPED, CLIPS),
     "clamped without the min": Mistake(((LOSS, f"loss = -(ratio.clamp(1 - clip, 1 + {HIGH}) * {A}).mean()"),),
         "A bad completion has become likelier, with a ratio of 1.5. Has it a gradient, so that it can go back?",
-        CLIPPED, BY_HAND),
+        CLIPPED, CLIPS),
     "no clip": Mistake(((LOSS, f"loss = -(ratio * {A}).mean()"),),
-        "Try clip = 0.01. Does your loss change?", CLIPPED, BY_HAND),
+        "Try clip = 0.01. Does your loss change?", CLIPPED, CLIPS),
     "clipped above only": Mistake(
-        ((LOSS, f"loss = -torch.minimum(ratio * {A}, ratio.clamp(max=1 + {HIGH}) * {A}).mean()"),), DRAWN, CLIPPED, ""),
+        ((LOSS, f"loss = -torch.minimum(ratio * {A}, ratio.clamp(max=1 + {HIGH}) * {A}).mean()"),), DRAWN, CLIPPED, CLIPS),
     "clip_high is ignored": Mistake(((LOSS, LOSS.replace(", clip_high)", ")")),),
-        "Try clip_high = 0.5. Does your loss change?", CLIPPED, ""),
+        "Try clip_high = 0.5. Does your loss change?", CLIPPED, CLIPS),
     "advantages with a gradient": Mistake(((LOSS, LOSS.replace("advantages.detach()", "advantages")),),
         "Which inputs may get a gradient from the loss? Try advantages that were computed from logps.", CONSTANT,
         CONSTANTS),

@@ -178,7 +178,7 @@ MISTAKES = {
         "Print `returns/mean` of each minibatch. All minibatches of a rollout share the dict batch[\"logged\"].", LOG,
         UPDATES, "returns/mean in the log is the same number at all updates of a rollout."),
     "the mean return of all places": Mistake((("mean = masked_mean(returns, mask)", "mean = returns.mean()"),),
-        "Does the logged mean of the returns change with the padding?", LOG, BY_HAND),
+        "Does the logged mean of the returns change with the padding?", LOG, UPDATES),
     "the entropy of all places": Mistake((("masked_mean(entropies, mask)", "entropies.mean()"),),
         "Does the logged entropy change with the padding?", LOG, UPDATES,
         "The logged entropy is far below that of the same policy in eval.py."),
