@@ -101,7 +101,8 @@ MISTAKES = {
     "no clip": Mistake(((LOSS, f"loss = -(ratio * {A}).mean()"),),
         "Try clip = 0.01. Does your loss change?", CLIPPED, CLIPS),
     "clipped above only": Mistake(
-        ((LOSS, f"loss = -torch.minimum(ratio * {A}, ratio.clamp(max=1 + {HIGH}) * {A}).mean()"),), DRAWN, CLIPPED, CLIPS),
+        ((LOSS, f"loss = -torch.minimum(ratio * {A}, ratio.clamp(max=1 + {HIGH}) * {A}).mean()"),), DRAWN, CLIPPED,
+        CLIPS),
     "clip_high is ignored": Mistake(((LOSS, LOSS.replace(", clip_high)", ")")),),
         "Try clip_high = 0.5. Does your loss change?", CLIPPED, CLIPS),
     "advantages with a gradient": Mistake(((LOSS, LOSS.replace("advantages.detach()", "advantages")),),

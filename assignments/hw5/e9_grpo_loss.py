@@ -158,7 +158,7 @@ MISTAKES = {
         "Which inputs may get a gradient from the loss? Try advantages that were computed from logps.", ADVANTAGE,
         CONSTANT),
     "approxkl without its half": Mistake(((KL, KL.removesuffix(" / 2")),),
-        "The loss is right. Compare `policy/approxkl` with the table of the handout.", "What is logged", ""),
+        "The loss is right. Compare `policy/approxkl` with the table of the handout.", "What grpo_loss logs", ""),
 }
 ALTERNATIVES = {
     "a double loop": '''
