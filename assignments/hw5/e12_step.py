@@ -92,6 +92,8 @@ BY_HAND, WHOLE_BATCH = "test_ppo.py::test_advantages_and_returns_by_hand", \
 UPDATES = "test_online.py::test_the_updates_of_a_run_by_hand"
 NOISE = "Join the advantages of all minibatches. Are mean and variance over the tokens of completions 0 and 1? And " \
     "those of one minibatch?"
+UNIT = "What should the value head predict, and in which unit? Multiply all rewards and values by 10 and look at the " \
+    "returns."
 BY_MINIBATCH = 'for batch in minibatches:\n            batch["advantages"] = whiten(batch["advantages"], batch["mask"])'
 MISTAKES = {
     "whitened by minibatch": Mistake(((WHITEN, BY_MINIBATCH),), NOISE, ROLLOUT, WHOLE_BATCH,
@@ -104,9 +106,11 @@ MISTAKES = {
         '            batch["returns"] = batch["advantages"] + batch["old_values"]\n'
         '            mean = masked_mean(batch["returns"], batch["mask"])\n'
         '            batch["logged"] = batch["logged"] | {"returns/mean": mean}'),),
-        "What should the value head predict, and in which unit? Multiply all rewards and values by 10 and look at the "
-        "returns.", RETURN, UPDATES,
+        UNIT, RETURN, UPDATES,
         "With --algo ppo and a reward near 5 the value head learns values near the old ones, and never comes to 5."),
+    "a minibatch is whitened before its returns": Mistake((
+        (TARGET, "advantages = whiten(advantages, mask)\n            returns = advantages + values"), (WHITEN, "pass")),
+        UNIT, RETURN, UPDATES),
     "the return is the advantage": Mistake(((TARGET, "returns = advantages"),),
         "With lam = 1 and gamma = 1, which number is advantage plus value?", RETURN, BY_HAND,
         "With --algo ppo val/error falls, but the values of the value head stay near 0 whatever the reward is."),
@@ -132,6 +136,10 @@ MISTAKES = {
     "the mean of grpo for all": Mistake(((MEAN, 'grpo_loss(logps, mean="completions", **shared)'),),
         "Print METHODS. In what do grpo, dr_grpo and dapo differ, and where does your loss differ?", METHOD, UPDATES,
         "--algo dapo has the policy loss of grpo, though its rollouts are right."),
+    "the mean of grpo for dapo": Mistake(
+        (('mask, method = batch["mask"], METHODS[algo]',
+          'mask, method = batch["mask"], METHODS["grpo" if algo == "dapo" else algo]'),),
+        "Print METHODS. In what do grpo, dr_grpo and dapo differ, and where does your loss differ?", METHOD, UPDATES),
     "rloo's loss for dr_grpo": Mistake(((WHOLE, 'elif method.mean == "sums":'),),
         "Print METHODS. Which methods have a ratio for each completion?", METHOD, UPDATES,
         "--algo dr_grpo has a ratio for each completion: policy/ratio is far from 1 on long ones."),

@@ -81,6 +81,8 @@ MISTAKES = {
         BATCH_HINT, DEVIATION, GROUP),
     "the std of the batch's advantages, by n - 1": Mistake(
         ((DIVIDE, "advantages = advantages / (advantages.std() + 1e-4)"),), BATCH_HINT, DEVIATION, GROUP),
+    "mean and std of the batch": Mistake(((CENTER, "advantages = grouped - grouped.mean()"),
+        (DIVIDE, "advantages = advantages / (returns.std() + 1e-4)")), BATCH_HINT, ROWS, GROUP),
     "the mean of the batch": Mistake(((CENTER, "advantages = grouped - grouped.mean()"),), BATCH_HINT, ROWS, GROUP),
     "grpo: every n-th completion": Mistake(
         ((GROUPED + CENTER, "grouped = returns.view(k, -1).T\n    " + CENTER),
