@@ -59,7 +59,7 @@ MISTAKES = {
     "from the reference to the policy": Mistake(((KL, KL.replace("logps - ref_logps", "ref_logps - logps")),),
         "Which of the two has drawn the samples? k1's mean over them must not be negative.", SIGN, LOOP,
         "With --algo grpo --kl_estimator k3 a token that the policy likes far more than the reference does has a "
-        "penalty of e to its log-ratio."),
+        "penalty of about e to its log-ratio."),
     "the sign of the penalty": Mistake(((KL, f"-{KL}"),),
         "Training minimizes the loss. Does a policy far from its reference have a larger loss?", SIGN, LOOP,
         "With --algo grpo a larger beta leads to a larger KL."),
@@ -84,7 +84,7 @@ MISTAKES = {
         "change?", PENALTY, LOOP),
     "the error is not clipped": Mistake(((ERROR, "error = kl / target_kl - 1"),),
         "What is your next beta if the KL is a hundred times its target?", RULE, BETA,
-        "With --target_kl one rollout with a KL far above the target makes beta several times as large."),
+        "With --target_kl and a rollout of 256, one KL of 30 times the target makes beta almost 5 times as large."),
     "clipped above only": Mistake(((ERROR, "error = min(0.2, kl / target_kl - 1)"),),
         "What is your next beta if the KL is 0?", RULE, BETA),
     "clipped after the product": Mistake(
@@ -92,7 +92,7 @@ MISTAKES = {
          (NEXT, "return beta * (1 + max(-0.2, min(0.2, error * samples / horizon)))")),
         "Which number lies between -0.2 and 0.2: the error, or the change of beta?", RULE, BETA),
     "beta falls where it should rise": Mistake(((NEXT, "return beta * (1 - error * samples / horizon)"),),
-        DIRECTION, RULE, BETA, "With --target_kl the KL ends at 0 or grows without end, depending on its start."),
+        DIRECTION, RULE, BETA, "With --target_kl beta falls after each rollout whose KL is above the target."),
     "target / kl": Mistake(((ERROR, "error = max(-0.2, min(0.2, target_kl / max(kl, 1e-9) - 1))"),),
         "For which KL is your error positive, and what does beta do then?", RULE, BETA),
     "the difference in nats": Mistake(((ERROR, "error = max(-0.2, min(0.2, kl - target_kl))"),),

@@ -81,7 +81,7 @@ MISTAKES = {
         BY_HAND, "With --algo rloo the reward falls from the first rollout on. PPO and GRPO learn."),
     "the log-prob for the ratio": Mistake(((LOSS, f"loss = -({A} * logps.sum(1)).mean()"),),
         "The paper has this loss, and one update per rollout. Does yours use old_logps and clip?", WHOLE, BY_HAND,
-        "--clip has no effect on --algo rloo."),
+        "--clip has no effect on the loss of --algo rloo."),
     "the ratio has no gradient": Mistake(((RATIO, "ratio = logratios.sum(1).exp().detach()"),),
         "Print `loss.requires_grad`, and the gradient in `logps`.", WHOLE, BY_HAND),
     "the sum over completions": Mistake(((LOSS, LOSS.replace(".mean()", ".sum()")),),
