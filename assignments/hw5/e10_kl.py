@@ -65,7 +65,8 @@ MISTAKES = {
         "With --algo grpo a larger beta leads to a larger KL."),
     "always k1": Mistake(((KL, KL.replace("KL_ESTIMATORS[estimator](logps - ref_logps)", "(logps - ref_logps)")),),
         "Is your penalty different for the three estimators?", SIGN, LOOP,
-        "With --algo grpo beta has hardly an effect: `loss/kl` is logged, but it does not hold the policy back."),
+        "With --algo grpo --kl_estimator k3 the KL ends far above its usual value, and farther with --beta 1 than with "
+        "0.2."),
     "always k3": Mistake(((KL, KL.replace("[estimator]", '["k3"]')),),
         "Is your penalty different for the three estimators?", SIGN, LOOP),
     "k2 and k3 exchanged": Mistake(
