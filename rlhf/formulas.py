@@ -209,8 +209,12 @@ def token_weights(mask, mean):
 
 def kl_loss(logps, ref_logps, mask, mean, estimator):
     """
-    A KL to the reference for the loss: sum over tokens of token_weights * k(logps_t - ref_logps_t). (B, T) -> ().
-    GRPO has it with k3: Shao et al. 2024, arXiv:2402.03300. estimator: k, one of measures.KL_ESTIMATORS.
+    A KL to the reference for the loss. It has the same mean over tokens as the policy loss. (B, T) -> ().
+    GRPO has it with k3: Shao et al. 2024, arXiv:2402.03300.
+
+        L = sum over i, t of token_weights_{i,t} * k(logps_{i,t} - ref_logps_{i,t})
+
+    mean: as token_weights. estimator: k, one of measures.KL_ESTIMATORS, of each token.
 
     Its gradient is that of the next token's distribution alone: a token is not charged for the KL of the tokens after
     it, as it is with the KL in the rewards. Dr. GRPO and DAPO have no KL, which is --beta 0.
@@ -259,14 +263,15 @@ def rloo_loss(logps, *, old_logps, advantages, mask, clip, clip_high=None):
         ratio_i = exp(sum over t of (logps_{i,t} - old_logps_{i,t}))
         L       = mean over completions of clipped_policy_loss(ratio_i, advantage_i, clip, clip_high)
 
-    logps, old_logps, mask (B, T); advantages (B,). Only logps has a gradient. Returns (loss (), metrics to log).
+    logps, old_logps, mask (B, T); advantages (B,). Only logps gets a gradient: advantages are constants, also if they
+    have a graph. Returns (loss (), metrics to log).
 
     The paper has -advantage_i * log policy(y_i | x) and one update per rollout. Here a rollout is used for several
     updates, so the ratio of the completion corrects for the older policy. At ratio 1 both have the same gradient.
     """
     logratios = logps - old_logps                                                                        # (B, T)
     ratio = logratios.sum(1).exp()                                                                       # (B,)
-    loss = clipped_policy_loss(ratio, advantages, clip, clip_high).mean()
+    loss = clipped_policy_loss(ratio, advantages.detach(), clip, clip_high).mean()
     return loss, {"policy/clipfrac": clipfrac(ratio, clip, clip_high).mean(),
                   "policy/ratio": ratio.detach().mean(),
                   "policy/approxkl": masked_mean(logratios.detach() ** 2, mask) / 2}
@@ -279,14 +284,14 @@ def grpo_loss(logps, *, old_logps, advantages, mask, clip, mean, clip_high=None)
         L           = sum over i, t of token_weights_{i,t} * clipped_policy_loss(ratio_{i,t}, advantage_i, ...)
 
     logps, old_logps, mask (B, T); advantages (B,), the same for all tokens of a completion. mean: as token_weights.
-    Only logps has a gradient. Returns (loss (), metrics to log).
+    Only logps gets a gradient: advantages are constants, also if they have a graph. Returns (loss (), metrics to log).
 
     DAPO also samples prompts again whose completions all have one reward, and penalizes overlong completions. This
     is not done here: rewards of the toy world are real numbers, and --eos_penalty is for completions without an end.
     """
     logratios = logps - old_logps                                                                        # (B, T)
     ratio = logratios.exp()                                                                              # (B, T)
-    losses = clipped_policy_loss(ratio, advantages[:, None], clip, clip_high)                            # (B, T)
+    losses = clipped_policy_loss(ratio, advantages[:, None].detach(), clip, clip_high)                   # (B, T)
     loss = (token_weights(mask, mean) * losses).sum()
     return loss, {"policy/clipfrac": masked_mean(clipfrac(ratio, clip, clip_high), mask),
                   "policy/ratio": masked_mean(ratio, mask).detach(),

@@ -282,7 +282,15 @@ class Rollouts:
         return minibatch, (logps - ref_logps).sum(1)    # both are 0 outside the mask
 
 def add_advantages(minibatches, *, algo, k, gamma, lam):
-    """Adds "advantages" and "returns" to each minibatch of a rollout, and the mean return to what is logged."""
+    """
+    Adds "advantages" and "returns" to each minibatch of a rollout, and the mean return to what is logged.
+
+    ppo     a number for each token, (B, T): GAE. The returns are the targets of the value head
+    others  a number for each completion, (B,). Its return is the sum of its rewards
+
+    Returns keep the unit of the rewards. Advantages are centered and divided as METHODS says. All minibatches share one
+    dict of logged numbers; "returns/mean" is each minibatch's own.
+    """
     method = METHODS[algo]
     for batch in minibatches:
         rewards, values, mask = batch["rewards"], batch["old_values"], batch["mask"]           # (B, T) each
@@ -328,7 +336,16 @@ class HeldOut:
 # training
 
 def compute_loss(agent, batch, *, algo, clip, clip_high, vf_coef, kl, kl_estimator):
-    """(loss (), metrics) of a minibatch of Rollouts. The loss of HeldOut's batch is minus the objective."""
+    """
+    (loss (), metrics) of a minibatch of Rollouts. The loss of HeldOut's batch, without "idx", is minus the objective.
+
+    agent   function of (idx, mask) -> log-probs, values and entropies of the current policy, (B, T) each
+    batch   of make_minibatch and add_advantages. batch["logged"]["objective/beta"] is the beta of its rollout
+    kl      "loss": the KL to the reference is added to the loss. "reward": it is in the rewards already
+
+    METHODS says which loss a method has. The metrics are those logged for the rollout, those of the loss, "loss/kl" if
+    the KL is in the loss, and the mean entropy of a token.
+    """
     if "idx" not in batch:    # from HeldOut, which has computed the objective already
         return torch.tensor(-batch["logged"]["objective/total"]), batch["logged"]
 

@@ -76,6 +76,10 @@ MISTAKES = {
         (BACK, 'whole = whole + loss * (batch["weight"] / total)'),
         ("return parts", "backward(whole)\n    return parts")),
         "When is the graph of the first batch freed? How many graphs are in memory before your last line?", MEMORY, ""),
+    "the last batch alone": Mistake(((BACK, 'last = loss * (batch["weight"] / total)'),
+        ("return parts", "backward(last)\n    return parts")),
+        "How often is `backward` called, and how many batches have a part in your gradient? Change a pair of the first "
+        "batch.", MEAN, BY_HAND, "With --grad_accum 4 only every fourth batch changes the weights."),
     "the loss with its graph": Mistake(((PART, PART.replace("loss.detach()", "loss")),),
         "What does a returned loss hold on to, if it still has a gradient?", RESULT, BY_HAND),
     "the weighted loss is returned": Mistake(((f"{BACK}\n        {PART}",    # a variant asks for it
