@@ -79,6 +79,12 @@ def test_inputs_are_not_changed():
     formulas.whiten(given[0], mask)
     assert all(torch.equal(x, old) for x, old in zip(given, kept))
 
+def test_gae_without_padding_by_hand():
+    """Behind the last column there is nothing: not the first one, as after torch.roll."""
+    rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.25]])
+    found = formulas.gae(rewards, values, torch.ones(1, 2, dtype=torch.bool), 1.0, 0.5)
+    assert found.tolist() == [[0.25 - 0.5 + 0.5 * 0.75, 0.75]]
+
 def test_the_masked_mean_by_hand():
     """The mean of three tokens: not of six places, and not of the two rows' means, 3 and 7."""
     x, mask = torch.tensor([[2.0, 4.0, 99.0], [7.0, 99.0, 99.0]]), torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()

@@ -171,7 +171,7 @@ VARIANTS = {
         ("Expected calibration error of predicted probabilities:",
          "Root mean squared calibration error of predictions:")),
     "equal counts": (
-        (PLACE, "place = p.argsort(kind=\"stable\").argsort() * bins // len(p)"), (TOP, ""),
+        (PLACE + TOP, "place = p.argsort(kind=\"stable\").argsort() * bins // len(p)"),
         (EDGES, "Bins have equal counts: in the order\n    of rising p, prediction i = 0, 1, ... is in the bin "
                 "i * bins // n. Equal p stay in their order.")),
 }

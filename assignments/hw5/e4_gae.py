@@ -41,7 +41,7 @@ START, LOOP = "advantage, next_value = 0.0, 0.0", "for t in reversed(range(rewar
 ZEROS, DELTA = "advantages = torch.zeros_like(rewards)", "delta = rewards[:, t] + gamma * next_value - values[:, t]"
 NEXT = "next_value = values[:, t] * mask[:, t]"
 STEP, STORE = "advantage = (delta + gamma * lam * advantage) * mask[:, t]", "advantages[:, t] = advantage"
-END = "return advantages"
+END = f"{STORE}\n    return advantages"
 BACK, NEIGHBOR, BEHIND, LIMITS = ("From the last token to the first", "The next value", "Behind the last token",
                                   "Gamma and lambda")
 SUM, ONE = "test_ppo.py::test_gae_against_its_sum", "test_ppo.py::test_gae_with_lambda_1_is_the_return_less_the_value"
@@ -81,7 +81,8 @@ MISTAKES = {
         (NEXT, "next_value = values[:, t]"), (STORE, "advantages[:, t] = advantage * mask[:, t]")), PADDING, BEHIND,
         SUM),
     "the next value, rolled around": Mistake(((START, "advantage, next_value = 0.0, values[:, 0] * mask[:, 0]"),),
-        "Take a row without prompt and padding. What stands behind its last column?", BEHIND, SUM),
+        "Take a row without prompt and padding. What stands behind its last column?", BEHIND,
+        "test_advantages.py::test_gae_without_padding_by_hand"),
     "no mask at all": Mistake(((STEP, "advantage = delta + gamma * lam * advantage"),
                                (NEXT, "next_value = values[:, t]")),
         "Which entries of your result should be 0?", BEHIND, SUM),
@@ -109,7 +110,7 @@ MISTAKES = {
         "Rewards are 0, and the value rises from one token to the next. Was the token good or bad?", NEIGHBOR, SUM,
         "With --lam 0 and --beta 0, a token behind which the value rises has a negative advantage."),
     "no next value": Mistake(((DELTA, "delta = rewards[:, t] - values[:, t]"),), ZERO, NEIGHBOR, ONE),
-    "returns instead of advantages": Mistake(((END, "return (advantages + values) * mask"),),
+    "returns instead of advantages": Mistake(((END, f"{STORE}\n    return (advantages + values) * mask"),),
         "What does the docstring call the sum of advantage and value? Which of the two do you return?", NEIGHBOR, SUM,
         "With --lam 1, the advantages of a rollout do not depend on the value head."),
     "no gamma in delta": Mistake(((DELTA, "delta = rewards[:, t] + next_value - values[:, t]"),), ZERO, LIMITS, SUM),
@@ -169,7 +170,7 @@ VARIANTS = {
          "After the last token of a completion, the\n    value counts as that of its last token, because the "
          "completion was cut off, and advantages count as 0.")),
     "the targets of the values": (
-        (END, "return (advantages + values) * mask"),
+        (END, f"{STORE}\n    return (advantages + values) * mask"),
         (CALLED, "The targets of the value head, advantage plus value, with the advantage of generalized\n    "
                  "advantage estimation:"),
         ("rewards, values, mask (B, T) -> advantages (B, T), 0 outside the mask.",
