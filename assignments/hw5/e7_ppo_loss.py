@@ -55,7 +55,7 @@ PARTS = '"loss/policy": policy_loss.detach(), "loss/value": value_loss.detach()'
 ERROR = '"val/error": masked_mean((values.detach() - returns) ** 2, mask)'
 LOGGED = '"policy/ratio": masked_mean(ratio, mask).detach()'
 KL = '"policy/approxkl": masked_mean(logratios.detach() ** 2, mask) / 2'
-OF_TOKEN, MEANS, BOTH, METRICS = ("The ratio of a token", "Means over tokens", "The two losses",
+OF_TOKEN, MEANS, BOTH, METRICS = ("The ratio of policy and old policy", "Means over tokens", "The two losses",
                                   "The metrics of ppo_loss")
 BY_HAND = "test_ppo.py::test_the_ppo_loss_by_hand"
 PADDING = "Add a column of padding to the batch. Does the loss change?"
