@@ -153,8 +153,8 @@ def token_rewards(scores, logps, ref_logps, mask, beta, estimator="k1"):
 HIDDEN = ("rewards_t = -beta * k(logps_t - ref_logps_t),",)
 AT_EVERY = "a KL penalty at every token, and the score of the completion at its last token."
 SUM_OF_ALL = ("With k1, the rewards of a completion sum to score - beta * log(policy(y | x) / reference(y | x)). "
-              "The mean of this\n    sum is the objective, E[score] - beta * KL(policy || reference). With k2 or k3 its "
-              "gradient is another one.")
+              "The mean of this\n    sum is the objective, E[score] - beta * KL(policy || reference). With k2 or k3 "
+              "its gradient is another one.")
 VARIANTS = {
     "no penalty at the last token": (
         (KL, f"{KL}\n    rewards = rewards.scatter(1, last_place(mask), 0.0)"),
