@@ -160,9 +160,10 @@ def group_advantages(returns, k, std):
     of k. std: whether to divide.
 
     The mean has the completion's own return in it. So the undivided advantage is (k - 1) / k times leave_one_out's:
-    the same direction, not a bias. The division makes the advantages of every prompt equally large, however much or
-    little its completions differ. TRL divides by the root of sum / (k - 1) instead. Like TRL, and unlike the paper,
-    1e-4 is added to the std: in a group of equal returns it is 0, or rounding noise.
+    the same direction, not a bias.
+    The division makes the advantages of every prompt equally large, however much or little its completions differ.
+    TRL divides by the root of sum / (k - 1) instead. Like TRL, and unlike the paper, 1e-4 is added to the std: in a
+    group of equal returns it is 0, or rounding noise.
     """
     grouped = returns.view(-1, k)                                             # (B / k, k)
     advantages = grouped - grouped.mean(1, keepdim=True)                      # (B / k, k)
