@@ -174,8 +174,7 @@ def clipped_value_loss(values, old_values, returns, clip):
     return torch.stack([a, b]).amax(0)
 ''',
 }
-HIDDEN = ("L = -min(ratio * A, clip(", "L = max((V - R)^2", "V = values,   R = returns,   eps = clip",
-          "ratio = policy / old policy,   A = advantages")
+HIDDEN = ("L = -min(ratio * A, clip(", "L = max((V - R)^2", "V = values,   R = returns,   eps = clip")
 MINUS = ("Minus PPO's clipped objective, elementwise: Schulman et al. 2017, arXiv:1707.06347, where clip_high is clip "
          "(None).")
 VARIANTS = {
