@@ -13,10 +13,10 @@ POINTS, MINUTES = 3, 40
 def probes(rng):
     """Ratios on all sides of the bounds with advantages of both signs, one clip and two, shapes that broadcast."""
     def made(B, T, clip, clip_high, wide=True, **more):
-        side = np.arange(B * T).reshape(B, T)    # below, inside and above the bounds in turn
-        edges = np.array([(0.3, 0.6), (0.93, 1.07), (1.4, 4.2)])[side % 3]
+        side = np.arange(B * T).reshape(B, T)    # far and just outside and inside of each bound in turn
+        edges = np.array([(0.3, 0.6), (0.72, 0.78), (0.93, 0.98), (1.03, 1.07), (1.22, 1.28), (1.4, 4.2)])[side % 6]
         ratio = rng.uniform(edges[..., 0], edges[..., 1])
-        advantages = rng.uniform(0.2, 2, (B, T)) * np.where(side // 3 % 2, -1, 1)
+        advantages = rng.uniform(0.2, 2, (B, T)) * np.where(side // 6 % 2, -1, 1)
         old, step = rng.normal(0, 1, (B, T)), rng.uniform(0.01, 0.09, (B, T)) * (-1.0) ** side
         values = old + np.where(side % 3 == 1, step, step * rng.uniform(10, 20, (B, T)))
         returns = old + rng.uniform(0.15, 2, (B, T)) * np.where(side // 2 % 2, -1, 1)

@@ -17,8 +17,10 @@ def probes(rng):
         for i, (start, end) in enumerate(spans):
             mask[i, start:end] = True
         old = -rng.uniform(0.2, 4, mask.shape)
-        step = np.array([-0.9, 0.05, 0.7, -0.08])[np.arange(mask.size).reshape(mask.shape) % 4]
+        number = np.arange(mask.size).reshape(mask.shape)
+        step = np.array([-0.9, 0.05, 0.7, -0.08])[number % 4]
         advantages, old_values, returns = rng.normal(0, 1, (3, *mask.shape))
+        advantages = (np.abs(advantages) + 0.2) * np.where(number // 4 % 2, -1, 1)    # both signs at each step
         values = old_values + step * rng.uniform(0.8, 1.2, mask.shape)
         return dict(logps=old + step * rng.uniform(0.9, 1.1, mask.shape), values=values, old_logps=old,
                     old_values=old_values, advantages=advantages, returns=returns, mask=mask, clip=clip,
