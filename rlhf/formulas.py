@@ -53,7 +53,11 @@ METHODS = {
 # small parts
 
 def masked_mean(x, mask):
-    """Mean of x over the places where mask is True: sum(x * mask) / sum(mask). x, mask (B, T) -> ()."""
+    """
+    Mean of x over the places where mask is True. x, mask: any shape, the same -> ().
+
+        mean = sum(x * mask) / sum(mask)
+    """
     return (x * mask).sum() / mask.sum()
 
 def last_place(mask):
@@ -156,9 +160,10 @@ def group_advantages(returns, k, std):
     of k. std: whether to divide.
 
     The mean has the completion's own return in it. So the undivided advantage is (k - 1) / k times leave_one_out's:
-    the same direction, not a bias. The division makes the advantages of every prompt equally large, however much or
-    little its completions differ. TRL divides by the root of sum / (k - 1) instead. Like TRL, and unlike the paper,
-    1e-4 is added to the std: in a group of equal returns it is 0, or rounding noise.
+    the same direction, not a bias.
+    The division makes the advantages of every prompt equally large, however much or little its completions differ.
+    TRL divides by the root of sum / (k - 1) instead. Like TRL, and unlike the paper, 1e-4 is added to the std: in a
+    group of equal returns it is 0, or rounding noise.
     """
     grouped = returns.view(-1, k)                                             # (B / k, k)
     advantages = grouped - grouped.mean(1, keepdim=True)                      # (B / k, k)
@@ -184,7 +189,7 @@ def clipped_policy_loss(ratio, advantages, clip, clip_high=None):
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip_high) * advantages)
 
 def clipfrac(ratio, clip, clip_high=None):
-    """1 where a ratio is outside its bounds, else 0. Its mean is logged. Any shape."""
+    """1 where a ratio is outside the bounds of clipped_policy_loss, else 0. Its mean is logged. Any shape."""
     clip_high = clip if clip_high is None else clip_high
     return ((ratio < 1 - clip) | (ratio > 1 + clip_high)).float()
 
@@ -242,8 +247,15 @@ def ppo_loss(logps, values, *, old_logps, old_values, advantages, returns, mask,
         value_loss  = mean over tokens of clipped_value_loss(values_t, old_values_t, returns_t, clip)
         L           = policy_loss + vf_coef * value_loss
 
-    All tensors (B, T). Only logps and values have a gradient. Returns (loss (), metrics to log).
-    policy/approxkl is mean((logps - old_logps)^2) / 2, an estimate of KL(old policy || policy) in nats per token.
+    All tensors (B, T). Only logps and values have a gradient. Returns (loss (), metrics to log), metrics without a
+    gradient. Means are over the tokens of the batch:
+
+        loss/policy, loss/value   the two losses, before vf_coef
+        val/error                 mean squared error of the values, not clipped
+        policy/ratio              mean ratio
+        policy/clipfrac           share of ratios outside the bounds of the clip
+        policy/approxkl           mean((logps - old_logps)^2) / 2: an estimate of KL(old policy || policy) in nats per
+                                  token
     """
     logratios = logps - old_logps                                                                        # (B, T)
     ratio = logratios.exp()                                                                              # (B, T)

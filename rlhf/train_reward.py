@@ -62,7 +62,11 @@ def at_last_token(values, mask):
 def pair_loss(model, batch):
     """
     (loss (), metrics) of B pairs: the Bradley-Terry loss -log sigmoid(r(x, chosen) - r(x, rejected)), in nats.
-    A batch has the B chosen completions on top of the B rejected ones: idx, completion_mask (2B, T).
+    A batch has the B chosen completions on top of the B rejected ones: idx, completion_mask (2B, T). The score r of a
+    completion is the model's scalar at its last token: model(idx) -> (2B, T). Its precision here is float32.
+
+    The metrics have no gradient. accuracy: the share of pairs whose chosen completion has the higher score, a tie
+    counts half. margin: the mean of the differences, in nats.
     """
     scores = model(batch["idx"]).float()                                           # (2B, T)
     chosen, rejected = at_last_token(scores, batch["completion_mask"]).chunk(2)    # (B,) each
@@ -142,8 +146,10 @@ def calibration(p, correct, bins=10):
 
         error = sum over bins of n_bin / n * |mean p in the bin - share of correct in the bin|
 
-    p (n,), correct (n,) bool: whether the predicted event happened. Bins have equal width on [0, 1].
-    Returns (error, table), table a list of (mean p, share correct, count), without the empty bins.
+    p (n,), correct (n,) bool: whether the predicted event happened. Bins have equal width on [0, 1]. A p on the edge
+    of two bins belongs to the upper one, and p = 1 to the last one.
+    Returns (error, table), table a list of (mean p, share correct, count), one for each bin that is not empty, from
+    low p to high p.
     """
     place = np.minimum((p * bins).astype(int), bins - 1)    # p = 1 belongs to the last bin
     table = []
