@@ -125,10 +125,10 @@ def pooled_entropy(samples):
 
 def distinct(completions, n, budget=500):
     """
-    The share of different n-grams in each run of `budget` tokens: (pieces,), empty if there are fewer tokens.
+    The share of different n-grams in each piece of `budget` tokens: (pieces,), empty if there are fewer tokens.
 
     Longer texts repeat more, so policies are compared at an equal number of tokens. An n-gram does not span two
-    completions. A completion that exceeds the budget is cut, and its rest is dropped.
+    completions. A completion that does not fit into the rest of the piece is cut, and its rest is dropped.
     """
     shares, grams, room = [], [], budget
     for tokens in completions:

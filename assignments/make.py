@@ -23,14 +23,25 @@ ROOMS = {"hw3": ("support", "study"), "hw4": ("support", "study", "rlhf"), "hw5"
 LEFT_OUT = ("__pycache__", "results", "figures")
 
 def without(text, hidden):
-    """The text without the comment and docstring lines that contain one of the hidden texts."""
+    """
+    The text without the comment and docstring lines that contain one of the hidden texts.
+
+    A blank line above them goes too if a blank line or the end of the docstring follows.
+    """
     prose = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type in (tokenize.STRING, tokenize.COMMENT):
             alone = token.line.strip().startswith(("#", '"', "'"))
             prose |= set(range(token.start[0], token.end[0] + 1)) if alone else set()
-    lines = text.splitlines()
-    keep = [line for number, line in enumerate(lines, 1) if number not in prose or not any(h in line for h in hidden)]
+    keep, cut = [], False    # cut: the line above was left out
+    for number, line in enumerate(text.splitlines(), 1):
+        if number in prose and any(h in line for h in hidden):
+            cut = True
+            continue
+        if cut and number in prose and line.strip() in ("", '"""') and keep and not keep[-1].strip():
+            keep.pop()
+        cut = cut and number in prose and not line.strip()
+        keep.append(line)
     return "\n".join(keep) + "\n"
 
 def taken_out(homework):
@@ -50,7 +61,7 @@ def taken_out(homework):
     hidden = tuple(text for exercise in homework for text in exercise.hidden)
     for target, number in targets.items():
         file, name = target.split(":")
-        texts[file] = graft.blank(texts[file], name, number, hidden)
+        texts[file] = graft.blank(texts[file], name, number)
     return {file: without(text, hidden) for file, text in texts.items()}
 
 def make(homework, out, variant=None):

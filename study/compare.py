@@ -8,7 +8,7 @@ docs/new-loss.md walks through an example.
 
 A method's frontier is the upper envelope of its settings, for each seed by itself (pictures.py): a setting that has a
 lower reward at a larger KL than another one of the same method does not count against the method. Two frontiers are
-compared between the smallest and the largest KL that both have in every seed. The difference is the mean over that
+compared over the range of KLs inside every seed's range of both methods. The difference is the mean over that
 range, evenly over the root of the KL. Both runs of a seed share the SFT policy and the pairs.
 """
 import hashlib
@@ -163,7 +163,11 @@ def reach(s, method):
     return (np.fmin.reduce(kl), np.fmax.reduce(kl)) if len(kl) else (none, none)    # fmin and fmax leave out NaN
 
 def overlap(s, first, other):
-    """(low, high, seeds): the KLs in nats that both have in each seed with runs of both; and which seeds these are."""
+    """
+    (low, high, seeds): the range of KLs in nats inside every seed's range of both methods, and the seeds that count.
+
+    seeds  (seeds,) bools: those with a run of both methods. Other seeds do not count.
+    """
     (a_low, a_high), (b_low, b_high) = reach(s, first), reach(s, other)
     seeds = ~np.isnan(a_low + b_low)
     low = np.maximum(a_low, b_low)[seeds].max(initial=0)
@@ -191,10 +195,11 @@ VERDICTS = {1: "better", -1: "worse", 0: "cannot be told apart"}
 
 def compare(s, first, other):
     """
-    The row of verdicts.csv for two methods, as a dict.
+    The row of verdicts.csv for two methods, as a dict. `seeds` is the number of seeds that count.
 
-    The verdict is "better" or "worse" if the whole interval of the mean difference is above or below 0. It is "depends
-    on the KL" if the intervals at both ends of the range are on different sides of 0.
+    Every row has the keys `first` to `kl_high` of HEAD. A row with intervals has all of HEAD. The verdict is "better"
+    or "worse" if the whole interval of the mean difference is above or below 0. It is "depends on the KL", whatever the
+    mean is, if the interval at one end of the range is above 0 and that at the other end is below 0.
     """
     low, high, seeds = overlap(s, first, other)
     row = {"first": first, "other": other, "verdict": "no overlap", "seeds": int(seeds.sum()),

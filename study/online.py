@@ -40,7 +40,8 @@ def group_loss(logits, ref, reward, algo, *, k, beta=0.0, estimator="k3", lens=N
 def policy_gradient(logits, scores):
     """
     The gradient (X, A) of REINFORCE in logits: sum over answers i of policy(i) * scores_i * grad log policy(i).
-    logits, scores (X, A). A score that depends on the policy, as a KL penalty in the reward does, is a constant.
+    logits (X, A): any numbers, policy = softmax(logits). scores (X, A): constants, also where they depend on the
+    policy, as a KL penalty in the reward does.
     """
     p = logits.softmax(1)
     return p * (scores - (p * scores).sum(1, keepdim=True))
@@ -48,6 +49,7 @@ def policy_gradient(logits, scores):
 def loss_gradient(logits, ref, estimate):
     """
     The gradient (X, A) in logits of a KL estimate in the loss: sum over i of policy(i) * grad k(log-ratio of i).
+    logits (X, A): any numbers, policy = softmax(logits). ref (X, A): log-probs.
     estimate: k, a function of log-ratios, such as those of measures.KL_ESTIMATORS.
     """
     logits = logits.detach().requires_grad_()
@@ -55,7 +57,10 @@ def loss_gradient(logits, ref, estimate):
     return torch.autograd.grad((logps.detach().exp() * estimate(logps - ref)).sum(), logits)[0]
 
 def kl_gradient(logits, ref):
-    """The exact gradient (X, A) in logits of KL(policy || ref), summed over prompts, by differentiation."""
+    """
+    The exact gradient (X, A) in logits of KL(policy || ref), summed over prompts, by differentiation.
+    logits (X, A): any numbers, policy = softmax(logits). ref (X, A): log-probs.
+    """
     logits = logits.detach().requires_grad_()
     logps = logits.log_softmax(1)
     return torch.autograd.grad((logps.exp() * (logps - ref)).sum(), logits)[0]

@@ -74,6 +74,53 @@ def test_a_body_is_taken_out_and_the_rest_stays():
     assert "return 3" not in method and "return y" in method
     exec(compile(graft.blank(SOURCE, "A.g", "x").replace("@cached", ""), "", "exec"), {})
 
+def test_a_hidden_line_leaves_no_blank_lines_behind():
+    """Two blank lines, or one before the quotes, tell a student that something was taken out. Code stays as it is."""
+    doc = '''def f(x):
+    """
+    One.
+
+    the answer is 2x
+
+    the answer is 2x too
+
+    Two.
+
+        the answer, as a table
+
+    """
+    text = 1    # the answer is code here
+
+    return text
+
+# the answer
+
+def g(x):
+    """
+    Three.
+
+    the answer at the end
+    """
+'''
+    kept = make.without(doc, ("the answer",))
+    assert kept == '''def f(x):
+    """
+    One.
+
+    Two.
+    """
+    text = 1    # the answer is code here
+
+    return text
+
+
+def g(x):
+    """
+    Three.
+    """
+'''
+    assert make.without(doc.replace("answer", "rest"), ("the answer",)) == doc.replace("answer", "rest")
+
 def test_a_function_is_grafted_with_its_helpers_and_imports_only():
     """A helper that stays behind is a NameError; an edit elsewhere would give points for another exercise."""
     student = SOURCE.replace("2 * x", "twice(x)").replace("return 3", "return 4")

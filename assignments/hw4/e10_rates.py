@@ -45,7 +45,7 @@ def run(module, probe):
     found = module.judged(probe["samples"], known, **how)
     rates = {f"rate: {name}": [-1.0 if x is None else x for x in rate] for name, rate in found["rates"].items()}
     counts = {name: found[name] for name in ("pairs", "unanswered")}
-    same = dict(judge_and_against=[found["judge"] == "a judge", found["against"] == probe["against"]])
+    same = {"judge and against": [found["judge"] == "a judge", found["against"] == probe["against"]]}
     outcomes = ["win", "lose", "tie", "flip", "invalid"]
     pairs = [(s, outcomes[i % 5]) for i, s in enumerate(probe["samples"])]
     words = {"words": found["words"], "mean_words": module.mean_words(pairs, probe["against"]),

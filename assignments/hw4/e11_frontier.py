@@ -77,12 +77,12 @@ def run(module, probe):
     row = module.compare(s, "first", "other")
     verdicts = ["better", "worse", "cannot be told apart", "depends on the KL", "no overlap"]
     found = {"seeds": seeds, "verdict": [int(row["verdict"] == verdict) for verdict in verdicts],
-             "row: seeds": int(row["seeds"]), "row: names": [row["first"] == "first", row["other"] == "other"]}
+             "compare: seeds": int(row["seeds"]), "compare: names": [row["first"] == "first", row["other"] == "other"]}
     if not np.any(np.asarray(seeds)):
         return found
-    found |= {"range": [float(low), float(high)], "row: range": [float(row["kl_low"]), float(row["kl_high"])]}
+    found |= {"range": [float(low), float(high)], "compare: range": [float(row["kl_low"]), float(row["kl_high"])]}
     keys = [f"{end}{of}" for end in ("", "near_", "far_") for of in ("mean", "low", "high")]
-    found |= {f"row: {key}": float(row[key]) for key in keys if key in row}
+    found |= {f"compare: {key}": float(row[key]) for key in keys if key in row}
     if len(nats):
         for method in ("first", "other"):
             found[f"frontier of {method}"] = module.frontier(s, method, nats)

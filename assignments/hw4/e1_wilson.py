@@ -34,7 +34,7 @@ NONE = 'return [float("nan"), 0.0, 1.0]'
 D, HALF = "p, d = k / n, 1 + z * z / n", "half = z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5"
 RETURN = "return [p, (p + z * z / (2 * n) - half) / d, (p + z * z / (2 * n) + half) / d]"
 RETURN_CENTER = RETURN.replace("[p, ", "[(p + z * z / (2 * n)) / d, ")
-SCORE, CENTER, NO_TRIALS = "Which shares are compatible with the data", "The center is not the share", "No trials"
+SCORE, RETURNED = "Which shares are compatible with the data", "What is returned"
 BY_HAND = "test_statistics.py::test_wilsons_interval_solves_its_equation"
 QUADRATIC = "Put each of your ends p into the equation of the handout, |k/n - p| = z sqrt(p (1 - p) / n). Does it hold?"
 MISTAKES = {
@@ -65,27 +65,27 @@ MISTAKES = {
         "What is your upper end for 10 of 10? The equation is quadratic in p: which number stands before p^2?", SCORE,
         BY_HAND),
     "around the share": Mistake(((RETURN, "return [p, p - half / d, p + half / d]"),),
-        "The interval of 0 of 10 cannot go below 0. Where is the middle of yours?", CENTER, BY_HAND,
+        "The interval of 0 of 10 cannot go below 0. Where is the middle of yours?", RETURNED, BY_HAND,
         "A side that wins none of ten comparisons has a win rate whose interval reaches below 0."),
     "n - 1": Mistake(((HALF, "half = z * ((p * (1 - p) + z * z / (4 * n)) / max(1, n - 1)) ** 0.5"),),
         "Nothing is estimated before the test: the variance of a share p of n trials is known. What is it?", SCORE,
         BY_HAND),
     "the center for the share": Mistake(((RETURN, RETURN_CENTER),),
-        "Which number does the docstring put first? Try 10 of 10.", CENTER, BY_HAND,
+        "Which number does the docstring put first? Try 10 of 10.", RETURNED, BY_HAND,
         "A side that wins all of ten comparisons is reported with a win rate of 0.86."),
     "half-widths": Mistake(
         ((RETURN, "return [p, p - (p + z * z / (2 * n) - half) / d, (p + z * z / (2 * n) + half) / d - p]"),),
-        "Do you return the ends of the interval, or their distances from the share?", CENTER, BY_HAND),
+        "Do you return the ends of the interval, or their distances from the share?", RETURNED, BY_HAND),
     "z without effect": Mistake(((D, "z = 1.96\n    " + D),),
         "Compare two values of z. Which interval should be wider: that of 90% or that of 95%?", SCORE, BY_HAND),
     "division by zero": Mistake(((NONE, "return [0 / n, 0.0, 1.0]"),),
-        "Call it with n = 0. The docstring has a line on it.", NO_TRIALS, BY_HAND,
+        "Call it with n = 0. The docstring has a line on it.", RETURNED, BY_HAND,
         "Evaluation ends with an error where every verdict of the judge was invalid."),
     "a share of 0 of no trials": Mistake(((NONE, "return [0.0, 0.0, 1.0]"),),
-        "No trials say nothing of a share. Which number says that, by the docstring?", NO_TRIALS, BY_HAND,
+        "No trials say nothing of a share. Which number says that, by the docstring?", RETURNED, BY_HAND,
         "Where every verdict of the judge was invalid, the win rate is reported as 0."),
     "no interval of no trials": Mistake(((NONE, 'return [float("nan")] * 3'),),
-        "Which shares are compatible with no data at all?", NO_TRIALS, BY_HAND),
+        "Which shares are compatible with no data at all?", RETURNED, BY_HAND),
 }
 ALTERNATIVES = {
     "the roots of the quadratic": '''

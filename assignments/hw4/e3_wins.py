@@ -11,11 +11,12 @@ TARGETS = ["measures.py:ties_half", "measures.py:wins"]
 POINTS, MINUTES = 4, 25
 
 def probes(rng):
-    """Many ties, other numbers of samples on each side, skewed rewards, one sample, one prompt, a very small gap."""
+    """Many ties, other numbers of samples on each side, skewed rewards, one sample, one prompt, very small gaps."""
     few = lambda *shape: rng.integers(0, 4, shape) / 4
     def of(title, rewards, others, *gaps):
         return dict(title=title, rewards=rewards, others=others, gaps=rng.permutation([*gaps, 0.0, 1.5, -0.3]))
     shift = rng.uniform(-0.5, 0.5)
+    tied = few(3, 1).repeat(4, 1)
     skewed = np.array([[0.0, 0.0, 3.0], [0.0, 2.0, 2.0]]) + rng.uniform(0, 0.2, (2, 3))    # mean and best differ
     return [of("three prompts, four samples each, many ties", few(3, 4), few(3, 4), 0.0, -2.0),
             of("four samples against three", few(2, 4), few(2, 3), 1e-9),
@@ -23,6 +24,7 @@ def probes(rng):
             of("one very good sample, one very bad sample", skewed, skewed[::-1].copy(), 0.2),
             of("one sample each", few(5, 1), few(5, 1), 3.0),
             of("one prompt", few(1, 6), few(1, 6), -40.0, 0.0),
+            of("rewards that differ by 1e-9", tied + 1e-9 * rng.permuted([[1, 1, -1, 0]] * 3, axis=1), tied, 1e-9),
             of("nothing but ties", few(2, 1).repeat(3, 1), 0 * few(2, 3) + 0.5, 0.0, 0.0)]
 
 def run(module, probe):
@@ -33,9 +35,10 @@ def run(module, probe):
     try:
         square = gaps.numpy()[:, None] - gaps.numpy()
         of_tensor = module.ties_half(gaps)
-        found.update(of_array=np.asarray(module.ties_half(gaps.numpy()), dtype="float64"),
-                     of_square=np.asarray(module.ties_half(square), dtype="float64"),
-                     of_tensor=np.asarray(of_tensor, dtype="float64"), is_tensor=isinstance(of_tensor, torch.Tensor))
+        found |= {"ties_half of an array": np.asarray(module.ties_half(gaps.numpy()), dtype="float64"),
+                  "ties_half of a square of gaps": np.asarray(module.ties_half(square), dtype="float64"),
+                  "ties_half of a tensor": np.asarray(of_tensor, dtype="float64"),
+                  "a tensor gives a tensor": isinstance(of_tensor, torch.Tensor)}
     except NotImplementedError:
         pass
     try:
@@ -52,6 +55,7 @@ TIE, PAIRS, PROMPT = "A tie", "Every sample meets every sample", "A number for e
 BY_HAND = "test_measures.py::test_wins_by_hand"
 TIES = "test_statistics.py::test_ties_count_half_in_arrays_and_tensors"
 TIED = "Compare a policy with itself: each prompt's win rate must be 1/2. What do you get where all rewards are equal?"
+SMALL = "Is a gap of 1e-9 a tie?"
 MEET = "With 4 samples against 3, how many pairs does a prompt have? Which pairs does yours have?"
 MISTAKES = {
     "a tie is a loss": Mistake(((HALF, "return (gap > 0) + 0.0 * (gap == 0)"),), TIED, TIE, BY_HAND,
@@ -71,8 +75,11 @@ MISTAKES = {
         "Does the size of a gap matter, or only its sign? Multiply all rewards by 10.", TIE, BY_HAND),
     "arrays for tensors": Mistake(((HALF, "return np.asarray(gap > 0) + 0.5 * np.asarray(gap == 0)"),),
         "Which type has your result for a tensor? Training runs on GPUs too.", TIE, TIES),
-    "small gaps are ties": Mistake(((HALF, "return (gap > 1e-6) + 0.5 * (abs(gap) <= 1e-6)"),),
-        "Is a gap of 1e-9 positive? What does the docstring say?", TIE, TIES),
+    "small gaps are ties": Mistake(((HALF, "return (gap > 1e-6) + 0.5 * (abs(gap) <= 1e-6)"),), SMALL, TIE, TIES),
+    "small gaps are ties, in arrays": Mistake(
+        ((HALF, "return np.where(np.isclose(gap, 0), 0.5, np.asarray(gap) > 0)"),), SMALL, TIE, TIES),
+    "small gaps are ties in the win rate": Mistake(
+        ((MEAN, "return np.where(np.isclose(gap, 0), 0.5, gap > 0).mean((1, 2))"),), SMALL, TIE),
     "losses are counted": Mistake(((HALF, "return (gap < 0) + 0.5 * (gap == 0)"),),
         "Give the first policy higher rewards on every prompt. Is its win rate 1?", TIE, BY_HAND),
     "losses are counted in the win rate": Mistake(((GAP, "gap = others[:, None, :] - rewards[:, :, None]"),),

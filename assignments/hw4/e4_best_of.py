@@ -31,7 +31,7 @@ def run(module, probe):
 
 SORT, SHARES = "np.sort(rewards, 1)", "math.comb(i, n - 1) / math.comb(total, n)"
 WHILE, EXPECT, GROW, ONE = "while n <= total:", "found[n] = ordered @ shares", "n *= 2", "found, n = {}, 1"
-LARGEST, WHICH, PROMPT = "How often a sample is the best of a choice", "Which n", "One row a prompt"
+LARGEST, RETURNED = "How often a sample is the best of a choice", "What is returned"
 SLOW = "test_measures.py::test_best_of_n_against_all_choices"
 SUM = "Sum your weights of the samples for one n. Is the sum 1? Take rewards that are all 0.7."
 NOT_ALL = "Shuffle the samples of a prompt. Does your result change? How many choices of n out of N did you look at?"
@@ -62,22 +62,24 @@ MISTAKES = {
     "the mean of the n best": Mistake(((EXPECT, "found[n] = ordered[:, -n:].mean(1)"),),
         "Test n = 1 and n = N: which simple numbers of the samples must come out?", LARGEST, SLOW),
     "without n = N": Mistake(((WHILE, "while n < total:"),),
-        "Which n do you have for 8 samples, and for one?", WHICH, SLOW,
+        "Which n do you have for 8 samples, and for one?", RETURNED, SLOW,
         "With 64 samples a prompt, the curve of best-of-n ends at 32."),
     "beyond N": Mistake(((WHILE, "while n < 2 * total:"),),
-        "Which n do you have for 6 samples? Can 8 be chosen from 6?", WHICH, SLOW),
+        "Which n do you have for 6 samples? Can 8 be chosen from 6?", RETURNED, SLOW),
+    "N at the end": Mistake(((GROW, "n = 2 * n if 2 * n <= total or n == total else total"),),
+        "Which n do you have for 6 samples? Which of them does the docstring list?", RETURNED, SLOW),
     "every n": Mistake(((GROW, "n += 1"),),
-        "Which n does the docstring list?", WHICH, SLOW),
+        "Which n does the docstring list?", RETURNED, SLOW),
     "from 2 on": Mistake(((ONE, "found, n = {}, 2"),),
-        "Which n does the docstring list? What is the best of one sample?", WHICH, SLOW),
+        "Which n does the docstring list? What is the best of one sample?", RETURNED, SLOW),
     "the mean over prompts": Mistake(((EXPECT, "found[n] = (ordered @ shares).mean()"),),
-        "Of what are intervals computed later? The docstring gives a shape.", PROMPT, SLOW),
+        "Of what are intervals computed later? The docstring gives a shape.", RETURNED, SLOW),
     "samples of all prompts together": Mistake(((SORT, "np.sort(rewards.ravel()).reshape(rewards.shape)"),),
-        "Change the rewards of the first prompt only. Do the results of other prompts change?", PROMPT, SLOW),
+        "Change the rewards of the first prompt only. Do the results of other prompts change?", RETURNED, SLOW),
     "sorted over prompts": Mistake(((SORT, "np.sort(rewards, 0)"),),
-        "Along which axis of (prompts, N) do the samples of a prompt lie?", PROMPT, SLOW),
+        "Along which axis of (prompts, N) do the samples of a prompt lie?", RETURNED, SLOW),
     "the input is sorted": Mistake(((SORT, "(rewards.sort(1), rewards)[1]"),),
-        "Print `rewards` before and after the call. The same array is used afterwards, for the wins.", PROMPT, "test_"
+        "Print `rewards` before and after the call. The same array is used afterwards, for the wins.", RETURNED, "test_"
         "statistics.py::test_best_of_n_leaves_its_rewards_as_they_are_and_knows_its_ends"),
 }
 ALTERNATIVES = {

@@ -52,9 +52,9 @@ SHARE, FORGET, SOME = "shares.append(len(set(grams)) / len(grams))", "grams, roo
 LOOP, RETURN, BEGIN = "for tokens in completions:", "return np.array(shares)", "shares, grams, room = [], [], budget"
 QUEUE = ("queue = list(completions)\n    while queue:\n        tokens = queue.pop(0)\n"
          "        queue[:0] = [tokens[room:]] if len(tokens) > room else []")
-POOL, NATS, GRAM, PIECE = "Pooled tokens", "Entropy in nats", "An n-gram", "An equal budget"
+POOL, GRAM, PIECE = "Pooled tokens", "An n-gram", "An equal budget"
 POOLED, DISTINCT = "test_measures.py::test_pooled_entropy_by_hand", "test_measures.py::test_distinct_by_hand"
-DOCSTRING = "A completion that exceeds the budget: what does the docstring say of its rest?"
+DOCSTRING = "A completion does not fit into the rest of a piece: what does the docstring say of its rest?"
 UNIFORM = "Two samples, 7 7 7 8 and 7: which probability does token 7 have in your sum?"
 MISTAKES = {
     "the mean of the samples' entropies": Mistake(
@@ -75,20 +75,20 @@ MISTAKES = {
     "divided by the number of samples": Mistake(((P, "p = counts / len(samples)"),),
         "Do your probabilities sum to 1?", POOL, POOLED),
     "bits": Mistake(((ENTROPY, "return -(p * np.log2(p)).sum()"),),
-        "Two tokens that are equally frequent: what is the entropy in nats?", NATS, POOLED,
+        "Two tokens that are equally frequent: what is the entropy in nats?", POOL, POOLED,
         "A policy that writes two words equally often has a pooled entropy of 1 nat."),
     "the sign": Mistake(((ENTROPY, "return (p * np.log(p)).sum()"),),
-        "May an entropy be negative?", NATS, POOLED),
+        "May an entropy be negative?", POOL, POOLED),
     "perplexity": Mistake(((ENTROPY, "return np.exp(-(p * np.log(p)).sum())"),),
-        "Which number do you get for a single token: 0 or 1?", NATS, POOLED),
+        "Which number do you get for a single token: 0 or 1?", POOL, POOLED),
     "divided by its maximum": Mistake(
         ((ENTROPY, "return -(p * np.log(p)).sum() / max(np.log(max(len(p), 1)), 1e-12)"),),
-        "Four different tokens: is the entropy 1, or more?", NATS, POOLED),
+        "Four different tokens: is the entropy 1, or more?", POOL, POOLED),
     "log of counts": Mistake(((ENTROPY, "return -(p * np.log(counts)).sum()"),),
-        "May an entropy be negative? Of which numbers do you take the logarithm?", NATS, POOLED),
+        "May an entropy be negative? Of which numbers do you take the logarithm?", POOL, POOLED),
     "Miller and Madow": Mistake(
         ((ENTROPY, "return -(p * np.log(p)).sum() + (len(p) - 1) / (2 * max(counts.sum(), 1))"),),
-        "Is yours the entropy of the frequencies, or an estimate of another distribution's entropy?", NATS, POOLED),
+        "Is yours the entropy of the frequencies, or an estimate of another distribution's entropy?", POOL, POOLED),
     "not a number of no tokens": Mistake(((ENTROPY, "return -(p * np.log(p)).sum() if len(p) else math.nan"),),
         "What does the docstring say of samples without tokens?", POOL, POOLED,
         "A prompt whose samples are all empty makes the pooled entropy of the whole evaluation nan."),
@@ -134,7 +134,7 @@ MISTAKES = {
           "for tokens in [flat[i:i + budget] for i in range(0, len(flat), budget)]:"),),
         "Completions 1 2 and 3 4 5, n = 2, budget 4: which pairs has the first piece, and where is the 5?", GRAM,
         DISTINCT),
-    "a completion that exceeds the budget is left out": Mistake(
+    "a completion that does not fit is left out": Mistake(
         ((CUT, "tokens = tokens if len(tokens) <= room else []"),), DOCSTRING, PIECE, DISTINCT),
     "the last piece is not full": Mistake(
         ((RETURN, "if grams:\n        shares.append(len(set(grams)) / len(grams))\n    return np.array(shares)"),),
@@ -211,6 +211,5 @@ VARIANTS = {
         ("Entropy in nats of the pooled tokens", "Entropy in bits of the pooled tokens")),
     "the rest begins the next piece": (
         (LOOP, QUEUE), (CUT, "tokens = tokens[:room] "),
-        ("A completion that exceeds the budget is cut, and its rest is dropped.",
-         "A completion that exceeds the budget is cut, and its rest begins the next run.")),
+        ("of the piece is cut, and its rest is dropped.", "of the piece is cut, and its rest begins the next one.")),
 }

@@ -40,6 +40,8 @@ BASE = "What is the entropy of a fair coin in nats? What is yours?"
 INPUT = "Are log_p probabilities or their logarithms? May a probability be negative?"
 TINY = "A token may have a probability of e^-900. What is that in floating point, and what is its logarithm?"
 TERMS = "Is each term of the sum never negative, or only the sum? Look at the terms of your worked example."
+CUT = "Do you cut off small probabilities?"
+FINITE = "test_frontier.py::test_a_probability_that_is_0_in_floating_point_has_no_nan"
 MISTAKES = {
     "KL(q || p)": Mistake(((KL, "return (log_q.exp() * (log_q - log_p)).sum(-1)"),), DIRECTION, WAYS, BY_HAND,
         "At temperature 0 eval.py reports a KL to the reference of millions of nats, though the log-ratios of "
@@ -92,18 +94,25 @@ MISTAKES = {
     "the logarithm of the probabilities": Mistake(
         ((ENTROPY, "p = log_p.exp()\n    return -(p * p.log()).sum(-1)"),
          (KL, "p, q = log_p.exp(), log_q.exp()\n    return (p * (p / q).log()).sum(-1)")), TINY, LOGS,
-        "test_frontier.py::test_a_probability_that_is_0_in_floating_point_has_no_nan"),
+        FINITE),
     "the difference of two logarithms": Mistake(
         ((ENTROPY, "p = log_p.exp()\n    return -(p * p.log()).sum(-1)"),
          (KL, "p, q = log_p.exp(), log_q.exp()\n    return (p * (p.log() - q.log())).sum(-1)")), TINY, LOGS,
-        "test_frontier.py::test_a_probability_that_is_0_in_floating_point_has_no_nan"),
+        FINITE),
     "a small number in the logarithm": Mistake(
         ((ENTROPY, "p = log_p.exp()\n    return -(p * (p + 1e-8).log()).sum(-1)"),
          (KL, "p, q = log_p.exp(), log_q.exp()\n    return (p * ((p + 1e-8) / (q + 1e-8)).log()).sum(-1)")),
         "How large is your KL at most, however small q is? What did you add to a probability?", LOGS,
-        "test_frontier.py::test_a_probability_that_is_0_in_floating_point_has_no_nan",
+        FINITE,
         "The KL of a next-token distribution is never above 18.5 nats, also where log-ratios are in the hundreds."),
 }
+for cut in (-20, -30, -50, -100):
+    MISTAKES[f"log q is at least {cut}"] = Mistake(((KL, f"return ({P} * (log_p - log_q.clamp(min={cut}))).sum(-1)"),),
+        CUT, LOGS, FINITE)
+for cut in ("1e-8", "1e-10", "1e-12", "1e-30"):
+    MISTAKES[f"probabilities are at least {cut}"] = Mistake(
+        ((KL, f"p, q = log_p.exp().clamp(min={cut}), log_q.exp().clamp(min={cut})\n"
+          "    return (p * (p / q).log()).sum(-1)"),), CUT, LOGS, FINITE)
 ALTERNATIVES = {
     "a double loop": '''
 def entropy(log_p):

@@ -34,7 +34,7 @@ def run(module, probe):
         found[name] = value
         total = (value * weight).sum()
         slope = torch.autograd.grad(total, l, allow_unused=True)[0] if total.requires_grad else None
-        found[f"slope_of_{name}"] = torch.zeros_like(l) if slope is None else slope
+        found[f"gradient of {name}"] = torch.zeros_like(l) if slope is None else slope
     return found
 
 K1, K2 = 'the other direction\n    """\n    return logratios', "return logratios ** 2 / 2"
@@ -56,6 +56,7 @@ ROUNDED = "Try l = 1e-12. Near zero k3 is nearly l^2 / 2. Is yours? How many dig
 DETACHED = "An estimate may stand in a loss. Has each of yours the slope of its formula?"
 CLAMPED = "Is the mean of your estimate still the KL far from the reference? What have you cut off?"
 REDUCED = "How many numbers do you return for a matrix of log-ratios?"
+SHAPE = "What shape does an estimate have?"
 PLACE = "Only the sum over samples of a right estimate is positive. Which of the three may be negative?"
 MISTAKES = {
     "k1 of the other ratio": Mistake((first("return -logratios"),), SIGN, RATIO, EXACT,
@@ -119,6 +120,9 @@ MISTAKES = {
         (K3, "return (torch.expm1(-logratios) + logratios).detach()")), DETACHED, SHAPES, GRADIENT),
     "means": Mistake((first("return logratios.mean()"), (K2, "return (logratios ** 2 / 2).mean()"),
         (K3, "return (torch.expm1(-logratios) + logratios).mean()")), REDUCED, SHAPES, EXACT),
+    "k1 is averaged": Mistake((first("return logratios.mean()"),), SHAPE, SHAPES, EXACT),
+    "k2 is averaged": Mistake(((K2, "return (logratios ** 2 / 2).mean()"),), SHAPE, SHAPES, EXACT),
+    "k3 is averaged": Mistake(((K3, "return (torch.expm1(-logratios) + logratios).mean()"),), SHAPE, SHAPES, EXACT),
     "sums over the last dimension": Mistake((first("return logratios.sum(-1)"),
         (K2, "return (logratios ** 2 / 2).sum(-1)"), (K3, "return (torch.expm1(-logratios) + logratios).sum(-1)")),
         REDUCED, SHAPES, EXACT),

@@ -20,7 +20,7 @@ def probes(rng):
     equal = table("equal scores", 3, 2)
     equal["scores"] = np.repeat(rng.normal(1, 0.5, (3, 1)), 2, 1)
     sure = table("logits of hundreds", 2, 4)
-    sure["logits"][:, 0] += 700
+    sure["logits"][:, 0] += 300
     return [table("three prompts, four answers", 3, 4), table("as many prompts as answers", 3, 3),
             table("one prompt, two answers", 1, 2), table("two prompts, seven answers", 2, 7, 1.5), equal, sure]
 
@@ -28,10 +28,12 @@ def run(module, probe):
     """All three gradients, the second one of four estimates that the probe brings."""
     import torch
     logits, ref = probe["logits"], probe["ref"]
-    estimates = {"the log-ratio": lambda l: l, "half its square": lambda l: l * l / 2,
-                 "one with an exponential": lambda l: torch.expm1(-0.1 * l) + 0.1 * l, "a sine": lambda l: l.sin() + 1}
-    found = {f"in the loss: {name}": module.loss_gradient(logits, ref, k) for name, k in estimates.items()}
-    return found | dict(score=module.policy_gradient(logits, probe["scores"]), kl=module.kl_gradient(logits, ref))
+    estimates = {"l": lambda l: l, "l^2 / 2": lambda l: l * l / 2,
+                 "exp(-0.1 l) - 1 + 0.1 l": lambda l: torch.expm1(-0.1 * l) + 0.1 * l,
+                 "sin(l) + 1": lambda l: l.sin() + 1}
+    found = {f"loss_gradient for k(l) = {name}": module.loss_gradient(logits, ref, k) for name, k in estimates.items()}
+    found["policy_gradient"] = module.policy_gradient(logits, probe["scores"])
+    return found | {"kl_gradient": module.kl_gradient(logits, ref)}
 
 P, POLICY = "p = logits.softmax(1)", "return p * (scores - (p * scores).sum(1, keepdim=True))"
 LOSS = "return torch.autograd.grad((logps.detach().exp() * estimate(logps - ref)).sum(), logits)[0]"
@@ -120,6 +122,11 @@ MISTAKES = {
         "Does the gradient of your KL sum to 0 over the answers of a prompt? Why must it?", SAMPLES, OF_KL),
     "k2 in the place of the KL": Mistake((exact("(logps.exp() * (logps - ref) ** 2 / 2).sum()"),),
         "Is your objective the KL itself? What is it where the policy is far from the reference?", SAMPLES, OF_KL),
+    "the loss without a softmax": Mistake((loss("(logits.detach().exp() * estimate(logits - ref)).sum()"),), LIFTED,
+        LOGITS, IN_LOSS),
+    "the KL without a softmax": Mistake((exact("(logits.exp() * (logits - ref)).sum()"),), LIFTED, LOGITS, OF_KL),
+    "no softmax": Mistake((loss("(logits.detach().exp() * estimate(logits - ref)).sum()"),
+        exact("(logits.exp() * (logits - ref)).sum()")), LIFTED, LOGITS, IN_LOSS),
     "logits in the KL": Mistake((exact("(logps.exp() * (logits - ref)).sum()"),), LIFTED, LOGITS, OF_KL),
     "the gradient of the KL in the log-probs": Mistake((exact("(logps.exp() * (logps - ref)).sum()", "logps"),),
         OTHER_LOGITS, LOGITS, OF_KL),

@@ -23,7 +23,7 @@ def run(module, probe):
     found = [module.outcome(probe["first"], second) for second in probe["seconds"]]
     names = ["win", "lose", "tie", "flip", "invalid"]
     counted = {name: [int(one == name) for one in found] for name in names}
-    return counted | {"any other": [int(one not in names) for one in found]}
+    return counted | {"a word that is no outcome": [int(one not in names) for one in found]}
 
 UNREAD = 'if first is None or second is None:\n        return "invalid"\n'
 VOTES = 'votes = {"A": 1, "B": -1, "neither": 0}[first], {"A": -1, "B": 1, "neither": 0}[second]    # 1: for the run'
@@ -38,6 +38,7 @@ FOR_RUN = "Whose win is meant: that of the run, or that of the answer that is ca
 BOTH = "How many verdicts must be for the run? What if the other one is neither?"
 DIFFER = "Which two verdicts contradict each other? Does neither contradict A?"
 UNREADABLE = "What do you know of a pair if one of its two verdicts cannot be read?"
+DECIDES = "One verdict cannot be read. May the other decide?"
 AS_TIE = "Did the judge say that the answers are equal, or was the judge not understood?"
 MISTAKES = {
     "the first verdict alone": Mistake(((SUM, 'return {1: "win", -1: "lose"}.get(votes[0], "tie")'),
@@ -84,6 +85,8 @@ MISTAKES = {
     "invalid only without both": Mistake(
         ((UNREAD, 'if first is None and second is None:\n        return "invalid"\n'
           '    first, second = first or "neither", second or "neither"\n'),), UNREADABLE, READ, BY_HAND),
+    "neither decides": Mistake(
+        ((UNREAD, 'if "neither" in (first, second):\n        return "tie"\n    ' + UNREAD),), DECIDES, READ, BY_HAND),
     "the other verdict decides": Mistake(
         ((UNREAD, 'if first is None and second is None:\n        return "invalid"\n    if first is None:\n        '
           'return {"A": "lose", "B": "win", "neither": "tie"}[second]\n    if second is None:\n        '
