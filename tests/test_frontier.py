@@ -8,6 +8,7 @@ import torch
 import judge
 import measures
 from study import compare
+from support import verdict
 
 def test_a_probability_that_is_0_in_floating_point_has_no_nan():
     """The log-probs of such tokens are finite. 0 * log 0 is not, and log(0 + 1e-8) says 18 nats where 900 are true."""
@@ -32,6 +33,11 @@ def test_an_estimate_of_the_kl_can_be_differentiated(name, slope):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # a judge's answers
+
+@pytest.mark.parametrize("other", ["A", "B", "neither", None])
+def test_a_pair_with_an_unreadable_verdict_is_invalid(other):
+    """Whatever the other verdict says. A "neither" beside it is no tie: the judge was not understood."""
+    assert verdict.outcome(None, other) == verdict.outcome(other, None) == "invalid"
 
 def test_open_questions_are_counted_by_hand():
     """

@@ -46,6 +46,10 @@ def test_the_bootstrap_interval_covers_the_true_mean_about_as_often_as_it_says()
         covered += low <= 1 <= high
     assert 0.89 < covered / 300 < 0.96
 
+def test_a_reward_that_is_higher_by_1e_9_wins():
+    """Only equal rewards are a tie. np.isclose says that these are equal."""
+    assert measures.wins(np.array([[1 + 1e-9, 1.0]]), np.array([[1.0, 1.0]])).tolist() == [0.75]
+
 def test_ties_count_half_in_arrays_and_tensors():
     """A gap of 1e-9 is a win: only equal rewards tie. The logged accuracy is a tensor's mean, so a tensor stays one."""
     gap = [2.0, 1e-9, 0.0, -1e-9, -3.0]

@@ -79,7 +79,8 @@ MISTAKES = {
     "small gaps are ties, in arrays": Mistake(
         ((HALF, "return np.where(np.isclose(gap, 0), 0.5, np.asarray(gap) > 0)"),), SMALL, TIE, TIES),
     "small gaps are ties in the win rate": Mistake(
-        ((MEAN, "return np.where(np.isclose(gap, 0), 0.5, gap > 0).mean((1, 2))"),), SMALL, TIE),
+        ((MEAN, "return np.where(np.isclose(gap, 0), 0.5, gap > 0).mean((1, 2))"),), SMALL, TIE,
+        "test_statistics.py::test_a_reward_that_is_higher_by_1e_9_wins"),
     "losses are counted": Mistake(((HALF, "return (gap < 0) + 0.5 * (gap == 0)"),),
         "Give the first policy higher rewards on every prompt. Is its win rate 1?", TIE, BY_HAND),
     "losses are counted in the win rate": Mistake(((GAP, "gap = others[:, None, :] - rewards[:, :, None]"),),

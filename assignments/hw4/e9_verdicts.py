@@ -86,7 +86,8 @@ MISTAKES = {
         ((UNREAD, 'if first is None and second is None:\n        return "invalid"\n'
           '    first, second = first or "neither", second or "neither"\n'),), UNREADABLE, READ, BY_HAND),
     "neither decides": Mistake(
-        ((UNREAD, 'if "neither" in (first, second):\n        return "tie"\n    ' + UNREAD),), DECIDES, READ, BY_HAND),
+        ((UNREAD, 'if "neither" in (first, second):\n        return "tie"\n    ' + UNREAD),), DECIDES, READ,
+        "test_frontier.py::test_a_pair_with_an_unreadable_verdict_is_invalid"),
     "the other verdict decides": Mistake(
         ((UNREAD, 'if first is None and second is None:\n        return "invalid"\n    if first is None:\n        '
           'return {"A": "lose", "B": "win", "neither": "tie"}[second]\n    if second is None:\n        '
