@@ -91,7 +91,8 @@ def table_of(rows):
             number = exercise.number
             lines += ["", f"## {number} {exercise.title}", "", f"`{', '.join(exercise.targets)}`", "",
                       "| mistake | seen | section of the handout |", "|---|---|---|"]
-        lines.append(f"| {name} | {seen} | {exercise.mistakes[name].section} |")
+        bar = "\\|"    # a bar would end the cell
+        lines.append(f"| {name.replace('|', bar)} | {seen} | {exercise.mistakes[name].section} |")
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
 
 def get_args(argv=None):

@@ -227,6 +227,7 @@ def preload(tree):
     for name in [name for name in sys.modules if name.split(".")[0] in project]:
         del sys.modules[name]
     gc.collect()
+    gc.freeze()    # a collection in a fork would write to, and so copy, every page
 
 def serve():
     """
