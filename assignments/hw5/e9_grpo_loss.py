@@ -83,6 +83,8 @@ MEANS, TOKEN, CLIPPED, ADVANTAGE = "Three means", "The ratio of a token", "Which
 WEIGHTS, SLOW = "test_grpo.py::test_token_weights_by_hand", "test_grpo.py::test_the_loss_against_a_slow_loop"
 CONSTANT = "test_steps.py::test_advantages_are_constants"
 NO_MASK = "Change the width of the batch by a column of padding. Does your loss change?"
+NO_RATIO = "What is policy/ratio at the old policy, and what is the loss of a token there with advantage 1? Does the " \
+    "log-prob itself stand in the docstring's formula?"
 LENGTHS = "Take two completions of 3 tokens and 1. What does each token count, and what does each completion count?"
 MISTAKES = {
     "no mask": Mistake(((LOSS, "loss = losses.mean()"),), NO_MASK, MEANS, SLOW,
@@ -129,6 +131,10 @@ MISTAKES = {
         "completion.)", TOKEN, SLOW),
     "the ratio has no gradient": Mistake(((RATIO, "ratio = logratios.exp().detach()  "),),
         "Print `loss.requires_grad`, and the gradient in `logps`.", TOKEN, SLOW),
+    "the ratio as a weight of the log-prob": Mistake(instead(f"-ratio.detach() * {A} * logps"),
+        NO_RATIO, TOKEN, SLOW),
+    "the ratio as a weight of the log-prob, clipped": Mistake(
+        ((RATIO, "ratio = logratios.detach().exp() * logps  "),), NO_RATIO, TOKEN, SLOW),
     "the old policy is not used": Mistake(((RATIO, "ratio = (logps - logps.detach()).exp()  "),),
         "What is your ratio at the second update of a rollout?", TOKEN, SLOW),
     "all zeros": Mistake(((LOSSES, "losses = 0 * logratios"),),
