@@ -50,8 +50,8 @@ LOSS = "loss = clipped_policy_loss(ratio, advantages.detach(), clip, clip_high).
 KL = "masked_mean(logratios.detach() ** 2, mask) / 2"
 HIGH = "(clip if clip_high is None else clip_high)"
 A = "advantages.detach()"
-WHOLE, MEAN, CLIPPED, CONSTANT = "The ratio of a completion", "The mean over completions", "Clipping a completion", \
-    "Advantages are constants"
+WHOLE, MEAN, CLIPPED, CONSTANT = "The ratio of a completion", "The mean over completions", "The smaller of two", \
+    "One advantage each"
 BY_HAND = "test_ppo.py::test_the_rloo_loss_by_hand"
 CONSTANTS = "test_steps.py::test_advantages_are_constants"
 CLIPS = "test_steps.py::test_rloo_clips_completions_by_hand"

@@ -95,9 +95,8 @@ ADDED, IN_LOSS = 'loss = loss + batch["logged"]["objective/beta"] * penalty', 'i
 OLD, ADVANTAGES = '"old_logps": batch["old_logps"]', '"advantages": batch["advantages"]'
 MEAN, WHOLE = "grpo_loss(logps, mean=method.mean, **shared)", 'elif method.ratio == "completion":'
 GAE = "gae(rewards, values, mask, gamma=gamma, lam=lam)"
-ROLLOUT, RETURN, METHOD, PLACE = "Whitening a rollout", "What a return is", "Which method has which step", \
-    "Where the KL is"
-OLD_POLICY, LOG = "The old policy and its advantages", "What a step logs"
+ROLLOUT, RETURN, METHOD, PLACE = "Whitening a rollout", "What a return is", "Background", "Where the KL is"
+OLD_POLICY, LOG = "Background", "What a step logs"
 BY_HAND, WHOLE_BATCH = "test_ppo.py::test_advantages_and_returns_by_hand", \
     "test_ppo.py::test_advantages_are_whitened_over_the_whole_batch"
 UPDATES = "test_online.py::test_the_updates_of_a_run_by_hand"
@@ -313,7 +312,7 @@ def compute_loss(agent, batch, *, algo, clip, clip_high, vf_coef, kl, kl_estimat
     return loss, {**logged, **metrics}
 ''',
 }
-HIDDEN = ()
+HIDDEN = ("DPO has the same optimum",)
 REMOVED = ()
 SHARED = (WHITEN,)    # the head of its def
 VARIANTS = {

@@ -22,9 +22,12 @@ def probes(rng):
         return mask
     ragged, flat = rows([(2, 5), (1, 2), (0, 7)], 8), rng.uniform(size=17) < 0.6
     flat[:3] = True, False, True
-    return [made(ragged, 2.0, 3.0, title="three completions"),
-            made(ragged, 2.0, 3.0, True, title="three completions, zeros outside of the mask"),
-            made(flat, -1.0, title="a flat vector of 17 places"),
+    places = [f"place {i} of a flat vector" for i in range(17)]
+    notes = ["a completion of three tokens", "a completion of one token", "no prompt"]
+    return [made(ragged, 2.0, 3.0, title="three completions", rows=notes),
+            made(ragged, 2.0, 3.0, True, title="three completions, zeros outside of the mask",
+                 rows=notes),
+            made(flat, -1.0, title="a flat vector of 17 places", rows=places),
             made(ragged, 0.0, 5e-5, title="hardly any spread"),
             dict(x=np.full((2, 3), 1.5), mask=rows([(0, 2), (1, 3)], 3), title="equal numbers"),
             made(rows([(1, 2)], 3), 4.0, title="one place under the mask")]

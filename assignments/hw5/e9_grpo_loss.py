@@ -79,7 +79,7 @@ def instead(expression):
     """The edit that computes the losses of tokens by another expression."""
     return ((LOSSES, f"losses = {expression}"),)
 
-MEANS, TOKEN, CLIPPED, ADVANTAGE = "Three means", "The ratio of a token", "Which side is clipped", "One advantage each"
+MEANS, TOKEN, CLIPPED, ADVANTAGE = "Three means", "The ratio of a token", "The smaller of two", "One advantage each"
 WEIGHTS, SLOW = "test_grpo.py::test_token_weights_by_hand", "test_grpo.py::test_the_loss_against_a_slow_loop"
 CONSTANT = "test_steps.py::test_advantages_are_constants"
 NO_MASK = "Change the width of the batch by a column of padding. Does your loss change?"
