@@ -83,8 +83,7 @@ MEANS, TOKEN, CLIPPED, ADVANTAGE = "Three means", "The ratio of a token", "The s
 WEIGHTS, SLOW = "test_grpo.py::test_token_weights_by_hand", "test_grpo.py::test_the_loss_against_a_slow_loop"
 CONSTANT = "test_steps.py::test_advantages_are_constants"
 NO_MASK = "Change the width of the batch by a column of padding. Does your loss change?"
-NO_RATIO = "What is policy/ratio at the old policy, and what is the loss of a token there with advantage 1? Does the " \
-    "log-prob itself stand in the docstring's formula?"
+NO_RATIO = "What is the loss of a token with advantage 1 at the old policy? Does yours depend on its log-prob there?"
 LENGTHS = "Take two completions of 3 tokens and 1. What does each token count, and what does each completion count?"
 MISTAKES = {
     "no mask": Mistake(((LOSS, "loss = losses.mean()"),), NO_MASK, MEANS, SLOW,
