@@ -7,8 +7,10 @@ PPO, RLOO and GRPO: train a policy on its own samples, with a reward and a KL pe
     python -m rlhf.train_ppo --algo grpo      # or dr_grpo, dapo; rlhf/formulas.py says what their steps are
 
 The objective is E[r(x, y)] - beta KL(policy || reference). Its optimum is reference * exp(r / beta) / Z
-(arXiv:1909.08593). DPO has the same optimum, but needs neither a reward model nor samples during training. Here,
-training repeats five steps:
+(arXiv:1909.08593).
+DPO has the same optimum, but needs neither a reward model nor samples during training.
+
+Here, training repeats five steps:
 
     1. sample      completions of training prompts from the current policy: a rollout
     2. score       every completion with the reward

@@ -51,29 +51,29 @@ def run(module, probe):
 
 KL = "(token_weights(mask, mean) * KL_ESTIMATORS[estimator](logps - ref_logps)).sum()"
 ERROR, NEXT = "error = max(-0.2, min(0.2, kl / target_kl - 1))", "return beta * (1 + error * samples / horizon)"
-PENALTY, SIGN, RULE = "The mean of the penalty", "From the policy to the reference", "The rule of beta"
+PENALTY, RULE = "The mean of the penalty", "The rule of beta"
 LOOP, BETA = "test_grpo.py::test_the_kl_in_the_loss_against_a_slow_loop", "test_ppo.py::test_the_adapted_coefficient"
 BACK = "test_steps.py::test_the_kl_in_the_loss_pulls_back_to_the_reference"
 DIRECTION = "The KL is too large. Should beta rise or fall?"
 MISTAKES = {
     "from the reference to the policy": Mistake(((KL, KL.replace("logps - ref_logps", "ref_logps - logps")),),
-        "Which of the two has drawn the samples? k1's mean over them must not be negative.", SIGN, LOOP,
+        "Which of the two has drawn the samples? k1's mean over them must not be negative.", PENALTY, LOOP,
         "With --algo grpo --kl_estimator k3 a token that the policy likes far more than the reference does has a "
         "penalty of about e to its log-ratio."),
     "the sign of the penalty": Mistake(((KL, f"-{KL}"),),
-        "Training minimizes the loss. Does a policy far from its reference have a larger loss?", SIGN, LOOP,
+        "Training minimizes the loss. Does a policy far from its reference have a larger loss?", PENALTY, LOOP,
         "With --algo grpo a larger beta leads to a larger KL."),
     "always k1": Mistake(((KL, KL.replace("KL_ESTIMATORS[estimator](logps - ref_logps)", "(logps - ref_logps)")),),
-        "Is your penalty different for the three estimators?", SIGN, LOOP,
+        "Is your penalty different for the three estimators?", PENALTY, LOOP,
         "With --algo grpo --kl_estimator k3 the KL ends far above its usual value, and farther with --beta 1 than with "
         "0.2."),
     "always k3": Mistake(((KL, KL.replace("[estimator]", '["k3"]')),),
-        "Is your penalty different for the three estimators?", SIGN, LOOP),
+        "Is your penalty different for the three estimators?", PENALTY, LOOP),
     "k2 and k3 exchanged": Mistake(
         ((KL, KL.replace("[estimator]", '[{"k2": "k3", "k3": "k2"}.get(estimator, estimator)]')),),
-        "Which of k2 and k3 is the square? Is yours?", SIGN, LOOP),
+        "Which of k2 and k3 is the square? Is yours?", PENALTY, LOOP),
     "no gradient": Mistake(((KL, f"{KL}.detach()"),),
-        "Print `requires_grad` of your penalty. What does a constant in a loss change?", SIGN, BACK,
+        "Print `requires_grad` of your penalty. What does a constant in a loss change?", PENALTY, BACK,
         "With --algo grpo beta has no effect at all on the policy, though `loss/kl` is logged."),
     "the mean over all places": Mistake(((KL, "KL_ESTIMATORS[estimator](logps - ref_logps).mean()"),),
         "Change the width of the batch by a column of padding. Does your penalty change?", PENALTY, LOOP),

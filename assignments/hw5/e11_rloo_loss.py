@@ -50,8 +50,8 @@ LOSS = "loss = clipped_policy_loss(ratio, advantages.detach(), clip, clip_high).
 KL = "masked_mean(logratios.detach() ** 2, mask) / 2"
 HIGH = "(clip if clip_high is None else clip_high)"
 A = "advantages.detach()"
-WHOLE, MEAN, CLIPPED, CONSTANT = "The ratio of a completion", "The mean over completions", "Clipping a completion", \
-    "Advantages are constants"
+WHOLE, MEAN, CLIPPED, CONSTANT = "The ratio of a completion", "The mean over completions", "The smaller of two", \
+    "One advantage each"
 BY_HAND = "test_ppo.py::test_the_rloo_loss_by_hand"
 CONSTANTS = "test_steps.py::test_advantages_are_constants"
 CLIPS = "test_steps.py::test_rloo_clips_completions_by_hand"
@@ -72,6 +72,11 @@ MISTAKES = {
     "the mean ratio of its tokens": Mistake(((RATIO, "ratio = (logratios.sum(1) / mask.sum(1)).exp()"),),
         "The probability of a text is the product of its tokens' probabilities. What is the ratio of two products?",
         WHOLE, BY_HAND),
+    "the mean of its tokens' ratios": Mistake(((RATIO, "ratio = (logratios.exp() * mask).sum(1) / mask.sum(1)"),),
+        "The probability of a text is the product of its tokens' probabilities. What is the ratio of two products?",
+        WHOLE, BY_HAND),
+    "one ratio for the batch": Mistake(((RATIO, "ratio = masked_mean(logratios.exp(), mask)"),),
+        "What is the shape of your ratio? Change one completion: does the loss of the others change?", WHOLE, BY_HAND),
     "the mean over columns": Mistake(((RATIO, "ratio = logratios.mean(1).exp()"),),
         "Change the width of the batch by a column of padding. Does your ratio change?", WHOLE, BY_HAND),
     "the sum of the ratios": Mistake(((RATIO, "ratio = (logratios.exp() * mask).sum(1)"),),

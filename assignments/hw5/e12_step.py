@@ -12,26 +12,29 @@ POINTS, MINUTES = 5, 75
 
 def probes(rng):
     """A rollout of two minibatches with different widths for each method, and the KL in both places."""
-    def minibatch(number, T, scale):
+    def minibatch(number, T, scale, first):
         starts, lens = rng.integers(0, 2, 4), rng.integers(1, T - 1, 4)
         lens[0] = T - starts[0]
         mask = (np.arange(T) >= starts[:, None]) & (np.arange(T) < (starts + lens)[:, None])
         draw = lambda s: s * rng.normal(0, 1, mask.shape) * mask
         logps = -rng.uniform(0.5, 3, mask.shape) * mask
+        old = logps + draw(0.2)
+        if first:    # the log-ratio of each first token: between two clips
+            old[range(4), starts] = logps[range(4), starts] - first
         idx = rng.integers(5, 50, (4, T + 1))
         idx[0, 0] = number
-        return dict(idx=idx, mask=mask, weight=4, old_logps=logps + draw(0.2), ref_logps=logps + draw(0.5),
+        return dict(idx=idx, mask=mask, weight=4, old_logps=old, ref_logps=logps + draw(0.5),
                     old_values=draw(1.0), rewards=scale * draw(1.0) + scale * mask, logps=logps, values=draw(1.0),
                     entropies=np.abs(draw(1.0)))
-    def rollout(title, algo, kl, estimator="k3", clip_high=0.2):
+    def rollout(title, algo, kl, estimator="k3", clip_high=0.2, first=0.0):
         return dict(title=title, algo=algo, kl=kl, estimator=estimator, clip_high=clip_high, clip=0.2, k=2,
                     gamma=float(rng.uniform(0.8, 0.95)), lam=float(rng.uniform(0.6, 0.9)),
                     vf_coef=float(rng.uniform(0.2, 0.8)), beta=float(rng.uniform(0.3, 0.6)),
                     other_beta=float(rng.uniform(0.7, 0.9)), total=float(rng.uniform(1, 2)),
-                    minibatches=[minibatch(0, 5, 1.0), minibatch(1, 7, 3.0)])
+                    minibatches=[minibatch(0, 5, 1.0, first), minibatch(1, 7, 3.0, first)])
     return [rollout("ppo", "ppo", "reward", "k1"), rollout("rloo", "rloo", "reward", "k1"),
             rollout("grpo", "grpo", "loss"), rollout("dr_grpo", "dr_grpo", "loss", "k2"),
-            rollout("dapo", "dapo", "loss", clip_high=0.28), rollout("ppo, KL in the loss", "ppo", "loss"),
+            rollout("dapo", "dapo", "loss", clip_high=0.5, first=0.3), rollout("ppo, KL in the loss", "ppo", "loss"),
             rollout("rloo, KL in the loss", "rloo", "loss", "k2"), rollout("grpo, KL in the reward", "grpo", "reward")]
 
 def run(module, probe):
@@ -48,8 +51,12 @@ def run(module, probe):
     own = ("idx", "mask", "weight", "old_logps", "ref_logps", "old_values", "rewards")
     batches = [{name: batch[name] for name in own} | {"logged": logged} for batch in probe["minibatches"]]
     found, method = {}, {name: probe[name] for name in ("algo", "k", "gamma", "lam")}
+    shapes_differ = lambda: probe["algo"] == "ppo" and any(
+        batch["returns"].shape != batch["mask"].shape for batch in batches if "returns" in batch)
     try:
         module.add_advantages(batches, **method)
+        if shapes_differ():
+            return {"returns_0": batches[0]["returns"]}    # no loss can be computed from them
         for i, batch in enumerate(batches):
             found |= {f"advantages_{i}": batch["advantages"], f"returns_{i}": batch["returns"],
                       f"mean_return_{i}": torch.as_tensor(batch["logged"].get("returns/mean", -1.0)).double()}
@@ -57,6 +64,10 @@ def run(module, probe):
         for batch in batches:
             shape = batch["mask"].shape if probe["algo"] == "ppo" else batch["mask"].shape[:1]
             batch |= {"advantages": torch.linspace(-1, 1, shape.numel()).view(shape), "returns": torch.ones(shape)}
+    except RuntimeError:    # the mean of such returns over tokens
+        if shapes_differ():
+            return {"returns_0": batches[0]["returns"]}
+        raise
     flags = {name: probe[name] for name in ("algo", "clip", "clip_high", "vf_coef", "kl")}
     flags["kl_estimator"] = probe["estimator"]
     try:
@@ -84,9 +95,8 @@ ADDED, IN_LOSS = 'loss = loss + batch["logged"]["objective/beta"] * penalty', 'i
 OLD, ADVANTAGES = '"old_logps": batch["old_logps"]', '"advantages": batch["advantages"]'
 MEAN, WHOLE = "grpo_loss(logps, mean=method.mean, **shared)", 'elif method.ratio == "completion":'
 GAE = "gae(rewards, values, mask, gamma=gamma, lam=lam)"
-ROLLOUT, RETURN, METHOD, PLACE = "Whitening a rollout", "What a return is", "Which method has which step", \
-    "Where the KL is"
-OLD_POLICY, LOG = "The old policy and its advantages", "What a step logs"
+ROLLOUT, RETURN, METHOD, PLACE = "Whitening a rollout", "What a return is", "Background", "Where the KL is"
+OLD_POLICY, LOG = "Background", "What a step logs"
 BY_HAND, WHOLE_BATCH = "test_ppo.py::test_advantages_and_returns_by_hand", \
     "test_ppo.py::test_advantages_are_whitened_over_the_whole_batch"
 UPDATES = "test_online.py::test_the_updates_of_a_run_by_hand"
@@ -111,6 +121,12 @@ MISTAKES = {
     "a minibatch is whitened before its returns": Mistake((
         (TARGET, "advantages = whiten(advantages, mask)\n            returns = advantages + values"), (WHITEN, "pass")),
         UNIT, RETURN, UPDATES),
+    "returns of whitened advantages, logged before": Mistake(((WHITEN, WHITEN + '\n        for batch in minibatches:\n'
+        '            batch["returns"] = batch["advantages"] + batch["old_values"]'),), UNIT, RETURN, UPDATES),
+    "ppo's return is the sum of the rewards": Mistake(
+        ((TARGET, "returns = rewards.sum(1)"), ("mean = masked_mean(returns, mask)", "mean = returns.mean()")),
+        "Print the shape of the returns, for ppo and for rloo. In PPO returns are (B, T): a target for each value.",
+        RETURN, BY_HAND),
     "the return is the advantage": Mistake(((TARGET, "returns = advantages"),),
         "With lam = 1 and gamma = 1, which number is advantage plus value?", RETURN, BY_HAND),
     "values are subtracted": Mistake(((TARGET, "returns = advantages - values"),),
@@ -296,7 +312,7 @@ def compute_loss(agent, batch, *, algo, clip, clip_high, vf_coef, kl, kl_estimat
     return loss, {**logged, **metrics}
 ''',
 }
-HIDDEN = ()
+HIDDEN = ("DPO has the same optimum",)
 REMOVED = ()
 SHARED = (WHITEN,)    # the head of its def
 VARIANTS = {

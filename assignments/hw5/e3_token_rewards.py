@@ -71,6 +71,10 @@ MISTAKES = {
         "test_advantages.py::test_the_score_need_not_be_the_largest"),
     "the score in the last column": Mistake(((ADD, "rewards[:, -1] += scores\n    return rewards"),), TOO_FAR, SCORE,
         BY_HAND),
+    "the score in the last column, masked afterwards": Mistake(
+        ((ADD, "rewards[:, -1] += scores\n    return rewards * mask"),),
+        "Add up the rewards of a row with padding, with beta = 0. Is the sum the score of the row?", SCORE, BY_HAND,
+        "PPO learns nothing from the score of a completion if another one of its minibatch is longer."),
     "the score replaces the penalty": Mistake(((ADD,
         "return rewards.scatter(1, last_place(mask), scores[:, None])"),),
         "Is there a penalty at the last token too? Add up the rewards of a completion of one token.", SCORE, BY_HAND,

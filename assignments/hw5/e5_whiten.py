@@ -22,9 +22,12 @@ def probes(rng):
         return mask
     ragged, flat = rows([(2, 5), (1, 2), (0, 7)], 8), rng.uniform(size=17) < 0.6
     flat[:3] = True, False, True
-    return [made(ragged, 2.0, 3.0, title="three completions"),
-            made(ragged, 2.0, 3.0, True, title="three completions, zeros outside of the mask"),
-            made(flat, -1.0, title="a flat vector of 17 places"),
+    places = [f"place {i} of a flat vector" for i in range(17)]
+    notes = ["a completion of three tokens", "a completion of one token", "no prompt"]
+    return [made(ragged, 2.0, 3.0, title="three completions", rows=notes),
+            made(ragged, 2.0, 3.0, True, title="three completions, zeros outside of the mask",
+                 rows=notes),
+            made(flat, -1.0, title="a flat vector of 17 places", rows=places),
             made(ragged, 0.0, 5e-5, title="hardly any spread"),
             dict(x=np.full((2, 3), 1.5), mask=rows([(0, 2), (1, 3)], 3), title="equal numbers"),
             made(rows([(1, 2)], 3), 4.0, title="one place under the mask")]
@@ -40,6 +43,8 @@ WHITE = "return (x - mean) * (masked_mean((x - mean) ** 2, mask) + 1e-8).rsqrt()
 COUNT, VARIANCE, ZERO = "Which places count", "The variance", "Outside of the mask"
 BY_HAND = "test_ppo.py::test_whitening_is_over_completion_tokens"
 ONE, EQUAL = "test_advantages.py::test_the_masked_mean_by_hand", "test_advantages.py::test_whitening_by_hand"
+UNBIASED_HINT = "By what does the docstring or the handout divide the sum of squares: n or n - 1? What does your " \
+    "divisor become with one place under the mask?"
 ROWS = "Does a completion of one token count as much as one of seven? Should it, by the docstring?"
 PADDING = "Add a column of padding to the batch. Does your mean change?"
 MISTAKES = {
@@ -50,6 +55,11 @@ MISTAKES = {
     "all places are summed": Mistake(((MEAN, "return x.sum() / mask.sum()"),),
         "Change a number outside of the mask. Does your mean change?", COUNT, ONE),
     "the mask is not used": Mistake(((MEAN, "return x.mean()"),), PADDING, COUNT, ONE),
+    "divided by the number of rows": Mistake(((MEAN, "return (x * mask).sum() / len(x)"),),
+        "By how many numbers do you divide? Compare with the number of places under the mask.", COUNT, ONE),
+    "divided by the number of rows, in masked_mean only": Mistake(
+        ((MEAN, "return (x * mask).sum() / len(x)"), *OWN),
+        "By how many numbers do you divide? Compare with the number of places under the mask.", COUNT, ONE),
     "the mean of the rows' means": Mistake(((MEAN,
         "return (x * mask).sum(-1).div(mask.sum(-1).clamp(min=1)).mean()"),),
         ROWS, COUNT, ONE,
@@ -66,12 +76,21 @@ MISTAKES = {
         "return (x - mean) * (((x - mean) ** 2).mean() + 1e-8).rsqrt() * mask"),),
         "Add a column of padding to the batch. Does your variance change?", VARIANCE, BY_HAND,
         "Whitened advantages have another standard deviation than 1, and it depends on the padding."),
+    "the spread under the mask, divided by all places": Mistake(((WHITE,
+        "return (x - mean) * ((((x - mean) * mask) ** 2).mean() + 1e-8).rsqrt() * mask"),),
+        "Add a column of padding to the batch. Does your variance change?", VARIANCE, EQUAL),
     "n - 1": Mistake(((WHITE, "return (x - mean) * (((x - mean) ** 2 * mask).sum() / (mask.sum() - 1).clamp(min=1) + "
                               "1e-8).rsqrt() * mask"),),
-        "By what does the docstring or the handout divide the sum of squares: n or n - 1?", VARIANCE, EQUAL),
+        UNBIASED_HINT, VARIANCE, EQUAL),
     "n - 1, which may be 0": Mistake(((WHITE, "return (x - mean) * (((x - mean) ** 2 * mask).sum() / (mask.sum() - 1) "
                                               "+ 1e-8).rsqrt() * mask"),),
-        "By what does the docstring or the handout divide the sum of squares: n or n - 1?", VARIANCE, EQUAL),
+        UNBIASED_HINT, VARIANCE, EQUAL),
+    "n - 1, by var() of the places": Mistake(((WHITE,
+        "return torch.where(mask, (x - mean) / (x[mask].var() + 1e-8).sqrt(), 0.0)"),), UNBIASED_HINT, VARIANCE, EQUAL),
+    "n - 1, by std() of the places": Mistake(((WHITE,
+        "return torch.where(mask, (x - mean) / (x[mask].std() + 1e-8), 0.0)"),), UNBIASED_HINT, VARIANCE, EQUAL),
+    "n - 1, by std() of the places, times the mask": Mistake(((WHITE,
+        "return (x - mean) / (x[mask].std() + 1e-8) * mask"),), UNBIASED_HINT, VARIANCE, EQUAL),
     "the second moment": Mistake(((WHITE, "return (x - mean) * (masked_mean(x ** 2, mask) + 1e-8).rsqrt() * mask"),),
         "Add 100 to all numbers. Does the result change?", VARIANCE, BY_HAND,
         "If all advantages of a rollout are near 10, the whitened ones are all near 0."),

@@ -61,6 +61,18 @@ OF_TOKEN, MEANS, BOTH, METRICS = ("The ratio of policy and old policy", "Means o
                                   "The metrics of ppo_loss")
 BY_HAND = "test_ppo.py::test_the_ppo_loss_by_hand"
 PADDING = "Add a column of padding to the batch. Does the loss change?"
+LENGTHS = "Does a token of a short completion count as much as one of a long completion?"
+
+def by_row(line):
+    """The mean of completions' means of the losses that a line has under masked_mean."""
+    losses = line.split("masked_mean(")[1].removesuffix(", mask)")
+    return f"(({losses} * mask).sum(1) / mask.sum(1)).mean()"
+
+def by_weights(line):
+    """The same, with the weights of GRPO."""
+    losses = line.split("masked_mean(")[1].removesuffix(", mask)")
+    return f"(token_weights(mask, 'completions') * {losses}).sum()"
+
 MISTAKES = {
     "the ratio upside down": Mistake(((LOG, "logratios = old_logps - logps"),),
         "Which policy is on top of the ratio? A token whose log-prob has risen has a ratio above 1.", OF_TOKEN, BY_HAND,
@@ -90,8 +102,18 @@ MISTAKES = {
     "the mean of each completion first": Mistake(
         ((POLICY, "policy_loss = ((clipped_policy_loss(ratio, advantages, clip, clip_high) * mask).sum(1) / "
                   "mask.sum(1)).mean()"),),
-        "Does a token of a short completion count as much as one of a long completion?", MEANS, BY_HAND,
+        LENGTHS, MEANS, BY_HAND,
         "In PPO's policy loss, a token of a short completion counts more than one of a long completion."),
+    "the mean of each completion first, by token_weights": Mistake(
+        ((POLICY, f"policy_loss = {by_weights(POLICY)}"),), LENGTHS, MEANS, BY_HAND),
+    "the mean of each completion first, in both losses": Mistake(
+        ((POLICY, f"policy_loss = {by_row(POLICY)}"), (VALUE, f"value_loss = {by_row(VALUE)}")), LENGTHS, MEANS,
+        BY_HAND),
+    "the mean of each completion first, in both losses by token_weights": Mistake(
+        ((POLICY, f"policy_loss = {by_weights(POLICY)}"), (VALUE, f"value_loss = {by_weights(VALUE)}")), LENGTHS,
+        MEANS, BY_HAND),
+    "the mean of each completion first, in the value loss": Mistake(
+        ((VALUE, f"value_loss = {by_row(VALUE)}"),), LENGTHS, MEANS, BY_HAND),
     "the sum over tokens": Mistake(
         ((POLICY, "policy_loss = (clipped_policy_loss(ratio, advantages, clip, clip_high) * mask).sum()"),),
         "Give the batch twice. Does the loss change?", MEANS, BY_HAND),

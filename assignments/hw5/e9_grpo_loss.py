@@ -79,10 +79,11 @@ def instead(expression):
     """The edit that computes the losses of tokens by another expression."""
     return ((LOSSES, f"losses = {expression}"),)
 
-MEANS, TOKEN, CLIPPED, ADVANTAGE = "Three means", "The ratio of a token", "Which side is clipped", "One advantage each"
+MEANS, TOKEN, CLIPPED, ADVANTAGE = "Three means", "The ratio of a token", "The smaller of two", "One advantage each"
 WEIGHTS, SLOW = "test_grpo.py::test_token_weights_by_hand", "test_grpo.py::test_the_loss_against_a_slow_loop"
 CONSTANT = "test_steps.py::test_advantages_are_constants"
 NO_MASK = "Change the width of the batch by a column of padding. Does your loss change?"
+NO_RATIO = "What is the loss of a token with advantage 1 at the old policy? Does yours depend on its log-prob there?"
 LENGTHS = "Take two completions of 3 tokens and 1. What does each token count, and what does each completion count?"
 MISTAKES = {
     "no mask": Mistake(((LOSS, "loss = losses.mean()"),), NO_MASK, MEANS, SLOW,
@@ -129,6 +130,10 @@ MISTAKES = {
         "completion.)", TOKEN, SLOW),
     "the ratio has no gradient": Mistake(((RATIO, "ratio = logratios.exp().detach()  "),),
         "Print `loss.requires_grad`, and the gradient in `logps`.", TOKEN, SLOW),
+    "the ratio as a weight of the log-prob": Mistake(instead(f"-ratio.detach() * {A} * logps"),
+        NO_RATIO, TOKEN, SLOW),
+    "the ratio as a weight of the log-prob, clipped": Mistake(
+        ((RATIO, "ratio = logratios.detach().exp() * logps  "),), NO_RATIO, TOKEN, SLOW),
     "the old policy is not used": Mistake(((RATIO, "ratio = (logps - logps.detach()).exp()  "),),
         "What is your ratio at the second update of a rollout?", TOKEN, SLOW),
     "all zeros": Mistake(((LOSSES, "losses = 0 * logratios"),),
