@@ -70,8 +70,8 @@ FAULTS = {
         "KL_ESTIMATORS[estimator](ref_logps - logps)).sum()", HERE + "test_the_kl_in_the_loss_has_the_gradient_of_its_slope"),
     "k3 mirrored": ("measures.py", "torch.expm1(-logratios) + logratios", "torch.expm1(logratios) - logratios",
         HERE + "test_the_kl_in_the_loss_has_the_gradient_of_its_slope"),
-    "grpo away from the better one": ("rlhf/formulas.py", "clipped_policy_loss(ratio, advantages[:, None], clip, clip_high)  ",
-        "clipped_policy_loss(ratio, -advantages[:, None], clip, clip_high) ", HERE + "test_grpo_in_pairs_starts_in_the_direction_of_dpo"),
+    "grpo away from the better one": ("rlhf/formulas.py", "clipped_policy_loss(ratio, advantages[:, None].detach(), clip, clip_high)",
+        "clipped_policy_loss(ratio, -advantages[:, None].detach(), clip, clip_high)", HERE + "test_grpo_in_pairs_starts_in_the_direction_of_dpo"),
     # the page
     "a function that the page does not know": ("study/online.py", "policy_gradient", "exact_gradient",
         HERE + "test_the_page_names_what_exists_and_each_test_of_this_file"),
