@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -119,14 +120,21 @@ class Key:
         """Judged for a student's result."""
         return recognize.judge(student, self.reference, self.wrong, self.probes, self.apart.tolerance)
 
-def key_of(exercise, worker, tree, seed):
+def run_all(jobs, workers):
+    """The entries of each job, shared among the workers."""
+    n = len(workers)
+    with ThreadPoolExecutor(n) as pool:
+        parts = list(pool.map(lambda i: [workers[i].run(job) for job in jobs[i::n]], range(n)))
+    return [parts[i % n][i // n] for i in range(len(jobs))]
+
+def key_of(exercise, workers, tree, seed):
     """The Key of an exercise. It exists in this process only."""
     probes = exercise.probes(np.random.default_rng([seed, *exercise.number.encode()]))
     texts = {"the reference": exercise.source()}
     texts |= {name: exercise.with_mistake(name) for name in exercise.mistakes}
     texts |= {name: exercise.with_alternative(name) for name in exercise.alternatives}
     job = dict(tree=str(tree), file=exercise.file, driver=exercise.driver(), probes=probes, seconds=OUR_SECONDS)
-    results = {name: worker.run(job | {"source": text}) for name, text in texts.items()}
+    results = dict(zip(texts, run_all([job | {"source": text} for text in texts.values()], workers)))
     reference = results.pop("the reference")
     broken = [entry["error"] for entry in reference if "error" in entry]
     assert not broken, f"{exercise.number}: the reference fails: {broken[0]}"
@@ -274,11 +282,17 @@ class Grader:
         self.folder = Path(tempfile.mkdtemp(prefix="grade-"))
         self.folder.chmod(0o755)
         self.base = clean_copy(self.folder / "clean")
-        self.worker = Worker(self.base)
+        # a second one for our own variants, on a core of its own
+        self.workers = [Worker(self.base) for _ in range(min(2, os.cpu_count() or 1))]
+
+    @property
+    def worker(self):
+        """The one that runs students' code."""
+        return self.workers[0]
 
     def key(self, exercise):
         if exercise.number not in self.keys:
-            self.keys[exercise.number] = key_of(exercise, self.worker, self.base, self.seed)
+            self.keys[exercise.number] = key_of(exercise, self.workers, self.base, self.seed)
         return self.keys[exercise.number]
 
     @property
@@ -299,7 +313,8 @@ class Grader:
             shutil.rmtree(work, ignore_errors=True)
 
     def close(self):
-        self.worker.close()
+        for worker in self.workers:
+            worker.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self):

@@ -333,7 +333,7 @@ def test_the_originals_body_is_recognized_in_every_variant(homework):
             for name in exercise.variants:
                 varied = exercise.varied(name)
                 few = {"the original": varied.mistakes["the original"]}
-                key = key_of(replace(varied, mistakes=few), grader.worker, grader.base, 3)
+                key = key_of(replace(varied, mistakes=few), grader.workers, grader.base, 3)
                 assert key.judge(key.wrong["the original"]).mistake == "the original", (exercise.number, name)
                 assert key.judge(key.reference).right and key.apart.holds
 
