@@ -123,7 +123,7 @@ class Breaks:
     exercises, files, seed = [DPO], FILES, 0
 
     def __init__(self):
-        self.worker, self.seen = self, []
+        self.workers, self.seen = [self], []
 
     def close(self):
         self.seen.append("closed")
