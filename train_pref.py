@@ -32,18 +32,18 @@ except ValueError as e:    # a loss that cannot be registered; the message says 
 from model import fingerprint
 from objective import preference_loss
 from reference import add_reference, start_model
-from support import cli, parallel, rundir, sources
+from support import cli, parallel, pref_flags, rundir, sources
 from support.registry import try_out
 
 def get_args(argv=None):
     """Parses the flags. A wrong one ends the script in one line."""
     p = cli.Parser(__doc__)
     cli.add_common_flags(p)
-    cli.add_adapter_flags(p, adapters.MODES, adapters.INITS)
+    pref_flags.add_adapter_flags(p, adapters.MODES, adapters.INITS)
     cli.add_pair_flags(p)
     rounds.add_flags(p)
     p.add_argument("--n_show", type=cli.count, default=3, help="samples to print at the end (default: %(default)s)")
-    cli.add_loss_flags(p, LOSSES, taken=inspect.signature(loop.fit).parameters)
+    pref_flags.add_loss_flags(p, LOSSES, taken=inspect.signature(loop.fit).parameters)
     p.set_defaults(batch_size=32, lr=1e-3, warmup_steps=10, max_steps=120, eval_every=30, adam_epsilon=None)
     args = p.parse_args(argv)
     if args.resume:
@@ -51,8 +51,8 @@ def get_args(argv=None):
     start = args.init_from or train_sft.run_dir(args.data)
     with cli.bad_input():
         about = adapters.read_about(start)
-    cli.check_adapter_flags(p, args, start, about)
-    cli.check_loss_flags(p, args, LOSSES)
+    pref_flags.check_adapter_flags(p, args, start, about)
+    pref_flags.check_loss_flags(p, args, LOSSES)
     cli.check_sampling_flags(p, args)
     rounds.check_flags(p, args)
     if args.adam_epsilon is None:

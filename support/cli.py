@@ -11,13 +11,11 @@ import re
 import shlex
 import sys
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 
 import torch
 
 from support import cpu, parallel, precision, tokenizers
-from support.registry import number
 from support.rundir import is_free, is_run, read_args, run_dirs
 
 class Parser(argparse.ArgumentParser):
@@ -180,55 +178,6 @@ def add_common_flags(p):
     p.add_argument("--resume", action="store_true",
                    help="resume the run in --out_dir, or the newest run of this name if --out_dir is not given")
 
-def add_adapter_flags(p, modes, inits):
-    """Flags of preference training with adapters. modes, inits: what adapters.py offers."""
-    p.add_argument("--adapter", choices=modes,
-                   help="train a small adapter in every block and freeze the rest (default: train all parameters)")
-    p.add_argument("--adapter_rank", type=positive, help="hidden units of each adapter (default: 16)")
-    p.add_argument("--adapter_init", choices=inits,
-                   help="for replace: initial weights, random or the MLP's most important neurons (default: neurons)")
-
-def add_loss_flags(p, losses, taken):
-    """
-    --loss, the flags of all losses, and each hyperparameter of any loss. Call it last: no hyperparameter may have the
-    name of another flag. losses: the LOSSES table; taken: more names that a hyperparameter may not have.
-    """
-    p.add_argument("--loss", default="dpo", choices=list(losses), help="a loss of losses.py")
-    p.add_argument("--beta_end", type=float,
-                   help="beta at the last update and at evaluations (default: beta stays constant)")
-    p.add_argument("--beta_schedule", choices=("linear", "cosine", "constant"),
-                   help="path from --beta to --beta_end (default: linear)")
-    p.add_argument("--mean_logps", action="store_true",
-                   help="use the mean log-prob of a completion's tokens in place of the sum")
-    p.add_argument("--sft_weight", type=not_negative,
-                   help="adds this times the NLL per token of the chosen completion to the loss, as RPO (default: 0)")
-    for name in hparam_names(losses):
-        takers = {k: loss.hparams[name] for k, loss in losses.items() if name in loss.hparams}
-        kind = common_type(p, name, {k: losses[k].flag_types[name] for k in takers})
-        about = "for " + ", ".join(f"{k} (default: {v})" for k, v in takers.items())
-        action = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
-        try:
-            if name in taken:
-                raise argparse.ArgumentError(None, name)
-            p.add_argument(f"--{name}", help=about.replace("%", "%%"), **action)
-        except argparse.ArgumentError:
-            p.error(f"loss {' and '.join(takers)}: the hyperparameter {name} has a name that is taken; "
-                    "rename it in losses.py")
-
-def hparam_names(losses):
-    """The hyperparameters of all losses, each once."""
-    return list(dict.fromkeys(chain.from_iterable(loss.hparams for loss in losses.values())))
-
-def common_type(p, name, kinds):
-    """The type of a hyperparameter that several losses take: float if one of them takes floats. kinds: loss -> type."""
-    if len(found := set(kinds.values())) == 1:
-        return found.pop()
-    if found <= {int, number, float}:
-        return float if float in found else number
-    examples = {kind.__name__: loss for loss, kind in kinds.items()}
-    p.error(f"--{name} has two types: " + ", ".join(f"{kind} for {loss}" for kind, loss in examples.items())
-            + "; a flag has one type, so rename the hyperparameter in losses.py")
-
 def add_pair_flags(p):
     """Flags of preference pairs, and of sampling and ranking them where data has none."""
     p.add_argument("--share_prefix", action="store_true",
@@ -274,47 +223,6 @@ def check_prompt_tokens(p, args):
     span = re.fullmatch(r"([1-9]\d*)(?:-([1-9]\d*))?", args.prompt_tokens or "32")
     if not span or int(span[1]) > int(span[2] or span[1]):
         p.error(f"--prompt_tokens {args.prompt_tokens}: must be a number of tokens, or a range as 2-8")
-
-def check_loss_flags(p, args, losses):
-    """Sets the chosen loss's hyperparameters to their defaults. Refuses flags that have no effect on this loss."""
-    loss, name = losses[args.loss], args.loss
-    takes = ", ".join(f"--{h}" for h in loss.hparams) or "no hyperparameter"
-    others = set(hparam_names(losses)) - loss.hparams.keys()
-    for h in sorted(others):
-        if getattr(args, h) is not None:    # refuse() would let 0 and --no-... pass
-            p.error(f"--{h} has no effect on --loss {name}, which takes {takes}")
-    if has_weights := "desirable_weight" in loss.hparams:
-        default = "groups" if args.desirable_weight is None is args.undesirable_weight else "completions"
-        args.weighting = args.weighting or default
-    on = f"on --loss {name}, which"
-    refuse(p, args, (("mean_logps", not loss.per_token, f"{on} takes means per token already"),
-                     ("mean_logps", not loss.needs_lens, f"{on} compares sums, with a term for the lengths"),
-                     ("sync_ref", loss.needs_ref, f"{on} has no reference"),
-                     ("sft_weight", not loss.has_nll, f"{on} contains the NLL of the chosen completion already"),
-                     ("weighting", has_weights, f"{on} has no weights"),
-                     ("beta_end", "beta" in loss.hparams, f"{on} has no beta"),
-                     ("beta_schedule", args.beta_end is not None, "without --beta_end")))
-    if args.beta_end == 0:
-        p.error("--beta_end 0: evaluations use the last beta, and at 0 all policies have one loss; use a small one")
-    if loss.whole_batch and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        p.error(f"--loss {name} sorts all pairs of a batch, but a process of torchrun has only some: run it without")
-    for h, default in loss.hparams.items():
-        setattr(args, h, default if getattr(args, h) is None else getattr(args, h))
-
-def check_adapter_flags(p, args, start, about):
-    """
-    Refuses adapter flags that have no effect. If the model to start from is an adapter run, its adapter is trained
-    further: --adapter and --adapter_rank are set to its own. start: that model; about: its adapter.json, or None.
-    """
-    if about:
-        for flag, own in (("adapter", about["mode"]), ("adapter_rank", about["rank"])):
-            if getattr(args, flag) not in (None, own):
-                p.error(f"--{flag} {getattr(args, flag)}: {start} is an adapter run ({about['mode']}, rank "
-                        f"{about['rank']}), and its adapter is trained further; leave the flag out")
-            setattr(args, flag, own)
-    refuse(p, args, (("adapter_init", not about, "on an adapter run, whose adapter is trained further"),
-                     ("adapter_rank", args.adapter, "without --adapter"),
-                     ("adapter_init", args.adapter == "replace", "without --adapter replace")))
 
 # flags that may change when a run is resumed
 FREE = ("max_steps", "eval_every", "patience", "on_nonfinite", "keep_all", "device", "threads", "compile", "resume",

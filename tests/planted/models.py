@@ -48,6 +48,6 @@ FAULTS = {
     "the start's fingerprint is taken for the base's": (
         "train_pref.py", '(about["base"], about["base_fingerprint"]) if about else', '(about["base"], base) if about else',
         "test_elsewhere.py::test_the_adapter_goes_on_and_stands_on_the_first_base"),
-    "a new rank for the start's adapter is ignored": ("support/cli.py", "if getattr(args, flag) not in (None, own):", "if False:",
+    "a new rank for the start's adapter is ignored": ("support/pref_flags.py", "if getattr(args, flag) not in (None, own):", "if False:",
                                                       "test_elsewhere.py::test_flags_that_contradict_the_adapter_of_the_start_are_refused"),
 }

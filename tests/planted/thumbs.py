@@ -26,7 +26,7 @@ FAULTS = {
     # weights
     "weights swapped": ("unpaired.py", 'zip(counts(rows), ("desirable", "undesirable"))', 'zip(counts(rows), ("undesirable", "desirable"))', WEIGHTS),
     "weights without the counts": ("unpaired.py", '*= 2 * n / len(rows)', "*= 1", WEIGHTS),
-    "weights of completions are those of groups": ("support/cli.py", 'is args.undesirable_weight else "completions"', 'is args.undesirable_weight else "groups"', T + "test_the_opening_line_has_counts_and_weights"),
+    "weights of completions are those of groups": ("support/pref_flags.py", 'is args.undesirable_weight else "completions"', 'is args.undesirable_weight else "groups"', T + "test_the_opening_line_has_counts_and_weights"),
     "a loss that compares is trained on chance": ("unpaired.py", "if not losses[name].unpaired:", "if False:", T + "test_what_cannot_be_trained_is_refused_in_one_line"),
     # prompts
     "both completions behind the desirable one's prompt": ("unpaired.py", 'row.get("rejected_prompt", row["prompt"]) if side == "rejected" else row["prompt"]',
