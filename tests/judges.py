@@ -1,11 +1,11 @@
 """
-Judges whose bias is known, as functions: question -> answer. And a small local endpoint that any of them can stand behind.
+Judges whose bias is known, as functions: question -> answer. And a local endpoint that any of them can stand behind.
 
     with judges.serving(judges.first) as there:
         judge.main(["--run", run, "--judge_url", there.url])
 
-Each judge is deterministic: the same question gives the same answer, in any order and in any process. A question that asks
-for one letter is answered with one letter; `soft` adds the log-probs of A and B that a model's endpoint sends.
+Each judge is deterministic: the same question gives the same answer, in any order and in any process. A question that
+asks for one letter is answered with one letter; `soft` adds the log-probs of A and B that a model's endpoint sends.
 """
 import hashlib
 import json
@@ -88,10 +88,11 @@ def unreadable(text, body=None):
     """Never a verdict, in either form."""
     return "Both" if one_letter(text) else "Both have their merits, and much can be said for each."
 
-JUDGES = {judge.__name__: judge for judge in (honest, contrary, first, second, long, short, sentiment, chance, unreadable)}
+ALL = (honest, contrary, first, second, long, short, sentiment, chance, unreadable)
+JUDGES = {judge.__name__: judge for judge in ALL}
 
 def mixed(judge, other, portion):
-    """A judge that answers as `other` on a portion (0 to 1) of the questions, chosen by a hash, and as `judge` elsewhere."""
+    """A judge that answers as `other` on a portion (0 to 1) of the questions, chosen by a hash, and else as `judge`."""
     return lambda text, body=None: (other if share(f"mixed {text}") < portion else judge)(text, body)
 
 def soft(judge, p=0.9):
@@ -114,8 +115,8 @@ def log_probs(found):
 
 class Endpoint:
     """
-    say(text, body) gives an answer, or a dict of status, error, content, finish, seconds, logprobs. asked: the bodies in
-    order. logprobs: {token: log-prob}, or the field as it is sent; it is sent where the question asks for it.
+    say(text, body) gives an answer, or a dict of status, error, content, finish, seconds, logprobs. asked: the bodies
+    in order. logprobs: {token: log-prob}, or the field as it is sent; it is sent where the question asks for it.
     """
     def __init__(self, say):
         self.asked, lock, here = [], threading.Lock(), self
