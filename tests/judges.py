@@ -47,16 +47,20 @@ def larger(text, measure):
     a, b = (measure(prompt, answer) for answer in answers)
     return said(text, "A" if a > b else "B" if b > a else "neither")
 
+def log_odds(prompt, answer):
+    """The toy world's exact log-odds of a review, in the grammar's spelling or in plain words."""
+    return toy.log_odds(f"{prompt} {answer}".lower().replace(",", " ,"))
+
 # ---------------------------------------------------------------------------------------------------------------------
 # judges
 
 def honest(text, body=None):
     """Prefers the review that is more positive by the toy world's exact reward. It has no bias."""
-    return larger(text, lambda prompt, answer: toy.log_odds(f"{prompt} {answer}"))
+    return larger(text, log_odds)
 
 def contrary(text, body=None):
     """Prefers the review that is less positive."""
-    return larger(text, lambda prompt, answer: -toy.log_odds(f"{prompt} {answer}"))
+    return larger(text, lambda prompt, answer: -log_odds(prompt, answer))
 
 def first(text, body=None):
     """Position bias: the answer that stands first, whatever it says."""
