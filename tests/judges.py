@@ -121,6 +121,7 @@ class Endpoint:
     """
     say(text, body) gives an answer, or a dict of status, error, content, finish, seconds, logprobs. asked: the bodies
     in order. logprobs: {token: log-prob}, or the field as it is sent; it is sent where the question asks for it.
+    reply: the whole reply, in place of a chat completion.
     """
     def __init__(self, say):
         self.asked, lock, here = [], threading.Lock(), self
@@ -140,7 +141,8 @@ class Endpoint:
                     found = said["logprobs"]
                     choice["logprobs"] = found if "content" in found else log_probs(found)
                 reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-                reply = json.dumps({"error": {"message": said["error"]}} if "error" in said else reply).encode()
+                reply = {"error": {"message": said["error"]}} if "error" in said else said.get("reply", reply)
+                reply = json.dumps(reply).encode()
                 try:
                     self.send_response(said.get("status", 200))
                     self.send_header("Content-Type", "application/json")
