@@ -129,7 +129,7 @@ def test_the_judges_taste_in_words():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_newtons_method_converges_on_uneven_votes(seed):
-    """Newton's method may overshoot where p is near 0 or 1. It does not from 0, on 100 uneven problems for each seed."""
+    """Newton's method may overshoot where p is near 0 or 1. From 0 it does not, on 100 uneven problems a seed."""
     rng = np.random.default_rng(seed)
     for _ in range(50):
         n = int(rng.integers(3, 12))
