@@ -10,28 +10,15 @@ prefer the answer that stands first, so every pair is asked in both orders. docs
 Writes RUN/judge.json, and each answer to RUN/judge.jsonl as it arrives, so that no question is asked twice.
 Read next: reward.py
 """
-import asyncio
-import hashlib
-import json
-import os
 from collections import Counter
 from pathlib import Path
 
-from measures import wilson
+from measures import bootstrap, wilson
+from questions import ASK, VERDICT, ask_missing, check_answers, endpoint_of, form, questions
 from support import cli
 from support.checkpoint import finite, read_json, write_json
-from support.endpoint import ask_all, known_answers
+from support.endpoint import soft_votes
 from support.verdict import outcome, read_verdict
-
-ASK = {    # task -> the question; VERDICT follows it
-    "dialogue": "Below are a person's message to an assistant and two answers to it. A good answer helps with what was "
-                "asked, is right, and does no harm.\n\n<message>\n{prompt}\n</message>\n\n"
-                "<answer A>\n{a}\n</answer A>\n\n<answer B>\n{b}\n</answer B>\n\n",
-    "summary": "Below are a text and two summaries of it. A good summary has the main points, adds nothing that is not "
-               "in the text, and is short.\n\n<text>\n{prompt}\n</text>\n\n"
-               "<answer A>\n{a}\n</answer A>\n\n<answer B>\n{b}\n</answer B>\n\n"}
-VERDICT = ("First compare the two in one or two sentences. Then give your verdict on a line of its own, as one of\n"
-           "Better: A\nBetter: B\nBetter: neither")
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
@@ -39,6 +26,8 @@ def get_args(argv=None):
     p.add_argument("--against", default="before", choices=("before", "chosen"),
                    help="the reference's samples, or the data set's chosen answers (default: %(default)s)")
     p.add_argument("--task", default="dialogue", choices=list(ASK), help="what is judged (default: %(default)s)")
+    p.add_argument("--verdict", default="text", choices=list(VERDICT),
+                   help="text: a reason and a verdict. choice: one letter, for small models (default: %(default)s)")
     p.add_argument("--temperature", type=float, nargs="+",
                    help="judge eval.py's samples at these temperatures (default: its first)")
     p.add_argument("--judge_url", default="http://localhost:8080/v1", help="URL of the endpoint (default: %(default)s)")
@@ -49,14 +38,17 @@ def get_args(argv=None):
     p.add_argument("--judge_limit", type=cli.positive, help="pairs to judge at most (default: all)")
     p.add_argument("--judge_timeout", type=cli.above_zero, default=120.0,
                    help="seconds for a question, including its retries (default: %(default)s)")
-    p.add_argument("--judge_max_tokens", type=cli.positive, default=2048,
-                   help="tokens of an answer at most; a reasoning model needs about 1,000 (default: %(default)s)")
+    p.add_argument("--judge_max_tokens", type=cli.positive,
+                   help="tokens of an answer at most; a reasoning model needs about 1,000 (default: 2048)")
     p.add_argument("--judge_price", type=cli.not_negative, nargs=2, metavar=("IN", "OUT"),
                    help="dollars per million tokens, for the estimate")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    cli.refuse(p, args, [("judge_max_tokens", args.verdict == "text", "with --verdict choice: it asks for one token")])
+    args.judge_max_tokens = args.judge_max_tokens or {"text": 2048, "choice": 1}[args.verdict]
+    return args
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Questions and answers
+# Samples
 
 def samples_at(found, temperature, *, against, limit, run):
     """
@@ -72,46 +64,6 @@ def samples_at(found, temperature, *, against, limit, run):
     if not all(against in s for s in samples):
         raise ValueError(f"{run}: eval.json has no answers of {against!r} to judge against")
     return samples
-
-def questions(samples, *, against, task, model):
-    """
-    Two questions for each sample, in both orders: dicts of name, key and text.
-    The key identifies the text and the model that is asked, so that the same question is asked once.
-    """
-    out = []
-    for pair, s in enumerate(samples, 1):
-        mine, other = s["after"].strip(), s[against].strip()
-        for swapped in (False, True):
-            a, b = (other, mine) if swapped else (mine, other)
-            text = ASK[task].format(prompt=s["prompt"].strip(), a=a, b=b) + VERDICT
-            key = hashlib.sha256(f"{model}\n{text}".encode()).hexdigest()[:24]
-            out.append({"name": f"pair {pair}{', swapped' if swapped else ''}", "key": key, "text": text})
-    return out
-
-def estimate(todo, max_tokens, price):
-    """The cost of questions as text: tokens, and dollars if price (in, out) per million tokens is not None."""
-    tokens_in = sum(len(q["text"]) for q in todo) // 4    # 4 characters per token
-    tokens_out = min(100, max_tokens) * len(todo)
-    most = max_tokens * len(todo)                         # a reasoning model may come near it
-    said = f"about {tokens_in:,} tokens in and {tokens_out:,} out, at most {most:,}"
-    if price:
-        dollars = [(tokens_in * price[0] + out * price[1]) / 1e6 for out in (tokens_out, most)]
-        said += f", about ${dollars[0]:.2f}, at most ${dollars[1]:.2f}"
-    return said
-
-def ask(todo, known, path, **endpoint):
-    """
-    Asks questions. Adds each answer to the file at path and to known, {key: answer}. Returns a reason for each failure.
-    endpoint: what support.endpoint.ask_all takes: url, key, model, workers, timeout, max_tokens
-    """
-    def keep(i, answer):
-        key = todo[i]["key"]
-        with open(path, "a", encoding="utf-8") as f:
-            print(json.dumps({"key": key, "answer": answer}), file=f, flush=True)
-            os.fsync(f.fileno())
-        known[key] = answer    # it counts once it is on the disk
-
-    return asyncio.run(ask_all([(q["name"], q["text"]) for q in todo], keep, **endpoint))
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Results
@@ -148,27 +100,30 @@ def judged(samples, known, *, against, task, model):
     return {"judge": model, "against": against, "pairs": len(pairs), "words": mean_words(pairs, against),
             "unanswered": sum(key not in known for key in keys), "rates": rates}
 
+def soft_share(samples, votes, known, **how):
+    """
+    {"soft": [mean, low, high], "logprobs": how many answers came with log-probs}. soft is the probability that the
+    judge gives to the run's answer: the mean of both orders, with a bootstrap interval over pairs, or None.
+
+    votes  {key: P(A) / (P(A) + P(B))}. A verdict without one counts 1 for its letter, and 0.5 for neither
+    """
+    keys = [q["key"] for q in questions(samples, **how)]
+    sure = {"A": 1.0, "B": 0.0, "neither": 0.5}
+    p = [votes.get(key, sure.get(read_verdict(known.get(key, "")))) for key in keys]    # P(A), or None
+    both = [(first + 1 - second) / 2 for first, second in zip(p[::2], p[1::2]) if None not in (first, second)]
+    return {"soft": bootstrap(both) if both else None, "logprobs": sum(key in votes for key in keys)}
+
 def show(rows):
     """Prints a line of rates and words for each temperature. rows: judged's, with a temperature."""
-    rate = lambda r: "-" if r[0] is None else f"{r[0]:.3f} [{r[1]:.3f}, {r[2]:.3f}]"
+    rate = lambda r: "none" if r[0] is None else f"{r[0]:.3f} [{r[1]:.3f}, {r[2]:.3f}]"
     print(f"{'temperature':12}" + "".join(f"{name:22}" for name in rows[0]["rates"]) + "words of winners, losers")
     for row in rows:
         cells = "".join(f"{rate(r):22}" for r in row["rates"].values())
         print(f"{row['temperature']:<12g}{cells}{', '.join(f'{w:.1f}' for w in row['words'].values()) or '-'}")
-
-def check_answers(asked, known, failures, path):
-    """Exits with status 1 if questions got no answer, or if more than half of the answers have no readable verdict."""
-    if failures:
-        reason, n = Counter(failures).most_common(1)[0]
-        n_skipped = len({q["key"] for q in asked} - known.keys()) - len(failures)
-        skipped = f" and {n_skipped} were not asked" if n_skipped else ""
-        raise SystemExit(f"error: {len(failures)} questions got no answer{skipped} ({n} times: {reason}); the same "
-                         "command asks them again")
-    answers = [known[q["key"]] for q in asked if q["key"] in known]
-    unread = [answer for answer in answers if read_verdict(answer) is None]
-    if len(unread) > len(asked) / 2:
-        raise SystemExit(f"error: {len(unread)} of {len(asked)} answers have no verdict that can be read, such as "
-                         f"{unread[0][-80:]!r} (all are in {path}): choose another --judge_model")
+    for row in rows:
+        if row.get("soft"):
+            print(f"temperature {row['temperature']:g}: the judge gives the run a probability of {rate(row['soft'])} "
+                  f"(mean of both orders; {row['logprobs']} of {2 * row['pairs']} answers came with log-probs)")
 
 def main(argv=None):
     """Returns what judge.json holds: the results at the first temperature, and those at each under "temperatures"."""
@@ -178,7 +133,7 @@ def main(argv=None):
 
 def judge(args):
     """Asks what is not known yet, prints and writes the results. Returns as main does."""
-    how = {"against": args.against, "task": args.task, "model": args.judge_model}
+    how = {"against": args.against, "task": form(args.task, args.verdict), "model": args.judge_model}
     path = Path(args.run) / "judge.jsonl"
     with cli.bad_input():
         found = read_json(Path(args.run) / "eval.json")
@@ -188,22 +143,16 @@ def judge(args):
         for t in dict.fromkeys(args.temperature or [found["temperature"]]):    # each once
             at[t] = samples_at(found, t, against=args.against, limit=args.judge_limit, run=args.run)
             asked += questions(at[t], **how)
-        known = known_answers(path)
-        todo = list({q["key"]: q for q in asked if q["key"] not in known}.values())    # each once
-        waits = f"; each waits {args.judge_timeout:g} s at most" if todo else ""
-        print(f"{len(asked) // 2} pairs in both orders: {sum(q['key'] in known for q in asked)} answers are there, "
-              f"{len(todo)} questions to ask {args.judge_model}, "
-              f"{estimate(todo, args.judge_max_tokens, args.judge_price)}{waits}")
-        failures = []
-        if todo:
-            failures = ask(todo, known, path, url=args.judge_url, key=os.environ.get(args.judge_key) or "none",
-                           model=args.judge_model, workers=args.judge_workers, timeout=args.judge_timeout,
-                           max_tokens=args.judge_max_tokens)
+        known, failures = ask_missing(asked, path, **endpoint_of(args))
+        votes = soft_votes(path)
     rows = [{"temperature": t} | judged(samples, known, **how) for t, samples in at.items()]
-    result = rows[0] | {"temperatures": rows}
-    show(rows)
+    if args.verdict == "choice":
+        rows = [row | soft_share(at[row["temperature"]], votes, known, **how) for row in rows]
+    result = rows[0] | {"verdict": args.verdict, "temperatures": rows}
     write_json(Path(args.run) / "judge.json", result)
-    check_answers(asked, known, failures, path)
+    if any(row["rates"]["win"][0] is not None for row in rows):
+        show(rows)
+    check_answers(asked, known, failures, path, args.verdict)
     return result
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ The page of a run: its curves, pairs and samples in one file, with the tokens th
 
 A token's color is its implicit reward, beta * (log pi - log pi_ref). On the toy world the bar below a token is its true
 credit: the log-odds that it adds to the text under the grammar. With --keep_all, a slider shows the policy along
-training. The file opens without a server or a network. docs/page.md says how to read it. Read next: judge.py
+training. The file opens without a server or a network. docs/page.md says how to read it. Read next: questions.py
 """
 from dataclasses import dataclass
 from pathlib import Path

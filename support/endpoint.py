@@ -19,6 +19,7 @@ RETRIES = 6    # per question, after 429, 5xx and cut connections; the header Re
 GIVE_UP = 8    # failures in a row, after which no further question is asked
 # An option that an endpoint may refuse -> what is sent instead; None: nothing
 OTHERWISE = {"temperature": None, "max_tokens": "max_completion_tokens", "max_completion_tokens": None}
+TOP, FEWER = 20, 5    # log-probs of so many tokens are asked for, and of fewer if the endpoint refuses
 
 def tell(line):
     """Prints a line to stderr, above the progress bar."""
@@ -33,34 +34,58 @@ def after_thinking(answer):
     rest = re.split(r"</think(?:ing)?>", rest)[-1]    # the opening tag may be in the chat template's prompt
     return "" if re.search(r"^\s*<think(?:ing)?>", rest, re.M) else rest.strip()
 
-def answer_in(reply):
-    """The text of a reply. Raises ValueError if there is none, or if it was cut."""
+def choice_in(reply):
+    """The first choice of a reply. Raises ValueError if it has none."""
     if not getattr(reply, "choices", None):    # an error page, or an error with status 200
         said = getattr(reply, "error", None) or (reply if isinstance(reply, str) else "it has no choices")
         raise ValueError(f"the reply is not an answer: {' '.join(str(said).split())[:100]}")
-    choice = reply.choices[0]
+    return reply.choices[0]
+
+def answer_in(reply):
+    """{"answer": the text of a reply}. Raises ValueError if there is none, or if it was cut."""
+    choice = choice_in(reply)
     if choice.finish_reason == "length":
         raise ValueError("the answer was cut: allow more --judge_max_tokens")
     if not after_thinking(choice.message.content or ""):
         raise ValueError("the answer is empty, or ends while the model is thinking")
-    return choice.message.content
+    return {"answer": choice.message.content}
 
-def known_answers(path):
+def first_token(choice):
+    """{token: log-prob in nats} at the first position of an answer: the most probable tokens. {} without log-probs."""
+    positions = getattr(getattr(choice, "logprobs", None), "content", None)
+    if not positions:
+        return {}
+    tokens = [positions[0], *(positions[0].top_logprobs or ())]    # the token that was chosen may not be among the top
+    return {t.token: t.logprob for t in tokens if isinstance(t.logprob, (int, float))}
+
+def records(path):
     """
-    {key: answer} from a file of answers, without empty answers, which are asked again. A last line that was cut by a
-    crash is removed from the file. Raises ValueError for any other damaged line.
+    The records of a file of answers, dicts of key, answer and, for a soft vote, p. A last line that was cut by a crash
+    is removed from the file. Raises ValueError for any other damaged line.
     """
-    known, intact = {}, 0    # bytes
+    found, intact = [], 0    # bytes
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         try:
             record = json.loads(line)
-            known[record["key"]] = record["answer"] + ""    # + "": a TypeError if it is not a string
+            record["key"] + record["answer"]    # a TypeError or KeyError if these are not two texts
+            if not 0 <= record.get("p", 0.5) <= 1:
+                raise ValueError(f"{path}: p is no probability")
+            found.append(record)
             intact += len(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             if intact + len(line) < path.stat().st_size:
                 raise ValueError(f"{path}: the line after byte {intact:,} is not an answer; delete it") from None
             os.truncate(path, intact)
+    return found
+
+def known_answers(path):
+    """{key: answer} from a file of answers, without empty answers, which are asked again. Raises as records does."""
+    known = {record["key"]: record["answer"] for record in records(path)}
     return {key: answer for key, answer in known.items() if after_thinking(answer)}
+
+def soft_votes(path):
+    """{key: P(A) / (P(A) + P(B))} from a file of answers, of those that came with log-probs."""
+    return {record["key"]: record["p"] for record in records(path) if "p" in record}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Questions
@@ -82,8 +107,8 @@ async def connect(url, key, timeout):
 
 async def reply_to(text, client, model, options):
     """
-    The endpoint's reply to a question. options: sent with every question. If the endpoint refuses one, it is removed or
-    renamed in this dict, for all later questions.
+    The endpoint's reply to a question. options: sent with every question. If the endpoint refuses one, this dict is
+    changed, for all later questions.
     """
     sent = dict(options)
     try:
@@ -92,12 +117,23 @@ async def reply_to(text, client, model, options):
         refused = [name for name in sent if name in str(e) and getattr(e, "status_code", 0) in (400, 422)]
         if not refused:
             raise
-    other = OTHERWISE[refused[0]]
-    if options.pop(refused[0], None) is not None:    # only the first question to find out changes options, and tells
-        if other:
-            options[other] = sent[refused[0]]
-        tell(f"the endpoint refuses {refused[0]}: from here on it is asked {f'with {other}' if other else 'without'}")
+    if options == sent:    # only the first question to find out changes options, and tells
+        tell(f"the endpoint refuses {refused[0]}: from here on it is asked {otherwise(refused[0], options)}")
     return await reply_to(text, client, model, options)
+
+def otherwise(name, options):
+    """Changes options after the one of this name was refused. Returns what is sent from then on, in words."""
+    if "logprobs" in name:    # some endpoints name the wrong one of the two
+        if options.get("top_logprobs", 0) > FEWER:
+            options["top_logprobs"] = FEWER
+            return f"for {FEWER} log-probs"
+        options.pop("top_logprobs", None)
+        options.pop("logprobs", None)
+        return "without log-probs: the first letter of an answer is the vote"
+    value, other = options.pop(name), OTHERWISE[name]
+    if other:
+        options[other] = value
+    return f"with {other}" if other else "without"
 
 def why(error, timeout):
     """The reason why a question got no answer, in one line."""
@@ -113,19 +149,22 @@ async def wait_for_all(tasks, bar):
         for task in done:
             task.result()
 
-async def ask_all(questions, keep, *, url, key, model, workers, timeout, max_tokens):
+async def ask_all(questions, keep, *, url, key, model, workers, timeout, max_tokens, vote_in=None):
     """
     Asks the first question alone, to estimate the time, then the others, `workers` at a time.
 
     questions   [(name, text)]
-    keep        a function that is called as keep(i, answer) for each answer
+    keep        a function that is called as keep(i, {"answer": text}) for each answer, with "p" too for a soft vote
     timeout     seconds per question, retries included
     max_tokens  per answer
+    vote_in     for questions that ask for one letter: a function reply -> what keep gets. Log-probs are asked for then
     returns     a reason for each question that failed. After GIVE_UP failures in a row the rest is not asked.
 
     Raises ValueError if there is no endpoint at the URL.
     """
-    client, options = await connect(url, key, timeout), {"temperature": 0, "max_tokens": max_tokens}
+    client, read = await connect(url, key, timeout), vote_in or answer_in
+    options = {"temperature": 0, "max_tokens": max_tokens}
+    options |= {"logprobs": True, "top_logprobs": TOP} if vote_in else {}
     failures, in_a_row, slots, begin = [], 0, asyncio.Semaphore(workers), time.monotonic()
 
     async def ask(i):
@@ -135,7 +174,7 @@ async def ask_all(questions, keep, *, url, key, model, workers, timeout, max_tok
             if in_a_row >= GIVE_UP:
                 return
             try:
-                answer = answer_in(await asyncio.wait_for(reply_to(text, client, model, options), timeout))
+                answer = read(await asyncio.wait_for(reply_to(text, client, model, options), timeout))
             except Exception as e:    # the client raises a dozen types
                 in_a_row += getattr(e, "status_code", 0) not in (400, 422)    # these two concern this question only
                 failures.append(why(e, timeout))

@@ -30,8 +30,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("eval.py", "measures.py", "judge.py", "study/claims.py", "reward.py", "support/cli.py", "objective.py",
-         "train_pref.py")
+FILES = ("eval.py", "measures.py", "judge.py", "questions.py", "study/claims.py", "reward.py", "support/cli.py",
+         "objective.py", "train_pref.py")
 # these read the source, or start processes of their own
 NOT_RUN = ("test_faults.py", "test_robust.py", "test_mutate.py")
 # fixtures made once for all mutants that they do not execute; True: each process takes a copy

@@ -8,57 +8,19 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from judges import Endpoint, shown
 from support import checkpoint, endpoint
 import judge
 
 pytest.importorskip("openai")
 
 # ---------------------------------------------------------------------------------------------------------------------
-# an endpoint that records what it is asked
-
-class Endpoint:
-    """
-    say(text, body) gives an answer, or a dict of status, error, content, finish, seconds. asked: the bodies in
-    order.
-    """
-    def __init__(self, say):
-        self.asked, lock, here = [], threading.Lock(), self
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *args):
-                pass
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    here.asked.append(body)
-                said = say(body["messages"][0]["content"], body)
-                said = said if isinstance(said, dict) else {"content": said}
-                time.sleep(said.get("seconds", 0))
-                message = {"role": "assistant"} | {k: said[k] for k in ("content", "reasoning_content") if k in said}
-                choice = {"index": 0, "finish_reason": said.get("finish", "stop"), "message": message}
-                reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-                reply = json.dumps({"error": {"message": said["error"]}} if "error" in said else reply).encode()
-                try:
-                    self.send_response(said.get("status", 200))
-                    self.send_header("Content-Type", "application/json")
-                    self.send_header("Content-Length", str(len(reply)))
-                    self.end_headers()
-                    self.wfile.write(reply)
-                except OSError:
-                    pass    # the judge did not wait
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        threading.Thread(target=lambda: self.http.serve_forever(0.02), daemon=True).start()
-
-    @property
-    def texts(self):
-        return [body["messages"][0]["content"] for body in self.asked]
+# endpoints
 
 @pytest.fixture
 def serve():
@@ -68,8 +30,7 @@ def serve():
         return there[-1]
     yield start
     for e in there:
-        e.http.shutdown()
-        e.http.server_close()
+        e.close()
 
 # ---------------------------------------------------------------------------------------------------------------------
 # samples and judges
@@ -91,12 +52,6 @@ def run(tmp_path):
     found = {"temperature": 1, "samples": samples, "temperatures": [{"temperature": 0.5, "samples": COLD}]}
     (tmp_path / "eval.json").write_text(json.dumps(found))
     return tmp_path
-
-def shown(text):
-    """(prompt, answer A, answer B) of a question."""
-    part = lambda begin, end: text.split(begin + "\n")[1].split("\n" + end)[0]
-    prompt = part("<message>", "</message>") if "<message>" in text else part("<text>", "</text>")
-    return prompt, part("<answer A>", "</answer A>"), part("<answer B>", "</answer B>")
 
 def fair(text, body=None):
     a, b = (answer.count("*") for answer in shown(text)[1:])
