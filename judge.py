@@ -4,6 +4,7 @@ An LLM as the judge: which of two answers is better? It works with any OpenAI-co
     python judge.py --run out/hh/dpo --judge_url http://localhost:8080/v1 --judge_model llama-2-7b-chat
     python judge.py --run out/hh/dpo --against chosen --judge_limit 100 --judge_workers 8
     python judge.py --run out/tldr/dpo --task summary --temperature 0 0.25 0.5 0.75 1    # temperatures given to eval.py
+    python judge.py --arena out/hh/dpo out/hh/ipo out/hh/kto    # runs against each other, as arena.py says
 
 Compares the samples in the run's eval.json with the reference's samples, or with the data set's chosen answers. Judges
 prefer the answer that stands first, so every pair is asked in both orders. docs/judge.md says how verdicts are counted.
@@ -13,18 +14,21 @@ Read next: reward.py
 from collections import Counter
 from pathlib import Path
 
+import arena
 from measures import bootstrap, wilson
-from questions import ASK, VERDICT, ask_missing, check_answers, endpoint_of, form, questions
+from questions import ASK, VERDICT, ask_missing, check_answers, endpoint_of, form, questions, read_evaluation
 from support import cli
-from support.checkpoint import finite, read_json, write_json
+from support.checkpoint import finite, write_json
 from support.endpoint import soft_votes
 from support.verdict import outcome, read_verdict
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
-    p.add_argument("--run", required=True, help="a run with an eval.json")
-    p.add_argument("--against", default="before", choices=("before", "chosen"),
-                   help="the reference's samples, or the data set's chosen answers (default: %(default)s)")
+    p.add_argument("--run", help="a run with an eval.json")
+    p.add_argument("--arena", nargs="+", help="runs to judge against each other; writes into --out_dir")
+    p.add_argument("--out_dir", help="folder of arena.json and its answers (default: out/judge)")
+    p.add_argument("--against", choices=("before", "chosen"),
+                   help="the reference's samples, or the data set's chosen answers (default: before)")
     p.add_argument("--task", default="dialogue", choices=list(ASK), help="what is judged (default: %(default)s)")
     p.add_argument("--verdict", default="text", choices=list(VERDICT),
                    help="text: a reason and a verdict. choice: one letter, for small models (default: %(default)s)")
@@ -43,7 +47,14 @@ def get_args(argv=None):
     p.add_argument("--judge_price", type=cli.not_negative, nargs=2, metavar=("IN", "OUT"),
                    help="dollars per million tokens, for the estimate")
     args = p.parse_args(argv)
-    cli.refuse(p, args, [("judge_max_tokens", args.verdict == "text", "with --verdict choice: it asks for one token")])
+    if not args.run and not args.arena:
+        p.error("name a --run, or several with --arena")
+    cli.refuse(p, args, [("judge_max_tokens", args.verdict == "text", "with --verdict choice: it asks for one token"),
+                         ("run", not args.arena, "with --arena, which names the runs"),
+                         ("against", not args.arena, "with --arena, where runs meet each other"),
+                         ("temperature", not args.arena, "with --arena, which takes eval.py's first temperature"),
+                         ("out_dir", args.arena, "without --arena: results go into the run's folder")])
+    args.against = args.against or "before"
     args.judge_max_tokens = args.judge_max_tokens or {"text": 2048, "choice": 1}[args.verdict]
     return args
 
@@ -121,6 +132,7 @@ def show(rows):
         cells = "".join(f"{rate(r):22}" for r in row["rates"].values())
         print(f"{row['temperature']:<12g}{cells}{', '.join(f'{w:.1f}' for w in row['words'].values()) or '-'}")
     for row in rows:
+        print(f"temperature {row['temperature']:g}: the run {arena.in_words(row['equal_length'])}")
         if row.get("soft"):
             print(f"temperature {row['temperature']:g}: the judge gives the run a probability of {rate(row['soft'])} "
                   f"(mean of both orders; {row['logprobs']} of {2 * row['pairs']} answers came with log-probs)")
@@ -129,16 +141,14 @@ def main(argv=None):
     """Returns what judge.json holds: the results at the first temperature, and those at each under "temperatures"."""
     args = get_args(argv)
     with cli.interruptible("judge.py", args, argv):
-        return judge(args)
+        return arena.arena(args) if args.arena else judge(args)
 
 def judge(args):
     """Asks what is not known yet, prints and writes the results. Returns as main does."""
     how = {"against": args.against, "task": form(args.task, args.verdict), "model": args.judge_model}
     path = Path(args.run) / "judge.jsonl"
     with cli.bad_input():
-        found = read_json(Path(args.run) / "eval.json")
-        if not isinstance(found, dict) or not {"temperature", "samples"} <= found.keys():
-            raise ValueError(f"{args.run}: eval.json is not as eval.py writes it: run eval.py again")
+        found = read_evaluation(args.run)
         at, asked = {}, []    # temperature -> samples; the questions about all of them
         for t in dict.fromkeys(args.temperature or [found["temperature"]]):    # each once
             at[t] = samples_at(found, t, against=args.against, limit=args.judge_limit, run=args.run)
@@ -146,6 +156,10 @@ def judge(args):
         known, failures = ask_missing(asked, path, **endpoint_of(args))
         votes = soft_votes(path)
     rows = [{"temperature": t} | judged(samples, known, **how) for t, samples in at.items()]
+    for row in rows:
+        samples = at[row["temperature"]]
+        cast = arena.pair_votes(samples, known, votes if args.verdict == "choice" else {}, **how)
+        row["equal_length"] = arena.at_equal_length(samples, cast, args.against)
     if args.verdict == "choice":
         rows = [row | soft_share(at[row["temperature"]], votes, known, **how) for row in rows]
     result = rows[0] | {"verdict": args.verdict, "temperatures": rows}

@@ -90,7 +90,7 @@ def preference(gamma):
     """What the interval of gamma, [value, low, high], says about the judge."""
     if gamma[1] > 0:
         return "prefers longer answers"
-    return "prefers shorter answers" if gamma[2] < 0 else "no clear preference for a length"
+    return "prefers shorter answers" if gamma[2] < 0 else "shows no clear preference for a length"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Many runs

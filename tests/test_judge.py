@@ -242,7 +242,7 @@ def test_a_win_rate_for_each_temperature(run, serve, capsys):
     assert both["rates"]["win"][0] == 0.6
     assert len(server.asked) == 19 + 8 and set(server.asked.values()) == {1}
     lines = capsys.readouterr().out.splitlines()
-    assert "20 pairs" in lines[0] and [line.split()[:2] for line in lines[2:]] == [["1", "0.600"], ["0.5", "1.000"]]
+    assert "20 pairs" in lines[0] and [line.split()[:2] for line in lines[2:4]] == [["1", "0.600"], ["0.5", "1.000"]]
     assert ask(run, server, "--temperature", "0.5")["rates"]["win"][0] == 1
     with pytest.raises(SystemExit):
         judge.main(["--run", str(run), "--temperature", "0.5", "0.7"])

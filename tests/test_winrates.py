@@ -123,7 +123,7 @@ def test_the_judges_taste_in_words():
     """Only an interval on one side of 0 is a preference."""
     assert preference([1.0, 0.2, 2.0]) == "prefers longer answers"
     assert preference([-1.0, -2.0, -0.2]) == "prefers shorter answers"
-    assert preference([1.0, -0.1, 2.0]) == "no clear preference for a length"
+    assert preference([1.0, -0.1, 2.0]) == "shows no clear preference for a length"
     votes, d = judged(500, 0.3, 1.5)
     assert preference(length_controlled(votes, d)["gamma"]) == "prefers longer answers"
 
