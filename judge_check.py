@@ -32,7 +32,6 @@ MOST_PAIRS = 5_000
 ENOUGH = 30           # readable pairs, below which the check draws no conclusion; half of it for either length
 REVIEWS = ("toy", "imdb")    # their question is which review is more positive
 SAME = ("judge", "what", "task", "verdict")    # a check replaces an earlier one in which these are the same
-FIELDS = {*SAME, "url", "pairs", "accuracy", "position", "length", "says"}    # that a later win rate shows
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Pairs with a known order: dicts of prompt, after (the better answer) and worse
@@ -215,24 +214,31 @@ def report(found):
     return [f"{found['judge']} on {found['what']}, {found['pairs']} pairs with a known order, 95% intervals over pairs",
             *lines, *(f"The judge: {line}" for line in found["says"])]
 
-def stored_checks(folder):
-    """The checks in a folder, as check writes them: dicts. Raises ValueError for another file in its place."""
-    path = folder / "check.json"
-    checks = read_json(path) if path.exists() else []
-    if not isinstance(checks, list) or not all(isinstance(c, dict) and FIELDS <= c.keys() for c in checks):
-        raise ValueError(f"{path}: is not as judge.py --check writes it; delete it")
-    return checks
-
-def known_checks(model, verdict, check_dir=None):
-    """The checks of a judge with this form of verdict. Two names may share a folder, so the stored name decides."""
-    return [c for c in stored_checks(folder_of(model, check_dir)) if (c["judge"], c["verdict"]) == (model, verdict)]
-
 def summary(found, url):
     """One check of a judge as a line. url: where the judge is asked now."""
     elsewhere = "" if found["url"] == url else f" (at {found['url']})"
     return (f"The judge, checked on {found['what']}{elsewhere}, {found['pairs']} pairs: accuracy "
             f"{rate(found['accuracy'])}, first answer {rate(found['position'])}, accuracy where longer less shorter "
             f"{rate(found['length'], '+')}: {'; '.join(found['says'])}")
+
+def can_be_shown(found):
+    """Whether a check from a file has all that a later win rate shows."""
+    try:
+        return bool(summary(found, url="")) and all(isinstance(found[name], str) for name in SAME)
+    except (TypeError, KeyError, ValueError, IndexError):
+        return False
+
+def stored_checks(folder):
+    """The checks in a folder, as check writes them: dicts. Raises ValueError for another file in its place."""
+    path = folder / "check.json"
+    checks = read_json(path) if path.exists() else []
+    if not isinstance(checks, list) or not all(map(can_be_shown, checks)):
+        raise ValueError(f"{path}: is not as judge.py --check writes it; delete it")
+    return checks
+
+def known_checks(model, verdict, check_dir=None):
+    """The checks of a judge with this form of verdict. Two names may share a folder, so the stored name decides."""
+    return [c for c in stored_checks(folder_of(model, check_dir)) if (c["judge"], c["verdict"]) == (model, verdict)]
 
 def summaries(checks, url, model, verdict):
     """What is known of a judge that is asked at url, in lines: its checks, or the command that checks it."""

@@ -376,7 +376,9 @@ def test_input_that_cannot_be_used_is_one_line(run, flags, words, capsys):
     (run.parent / "news" / "test.jsonl").write_text('{"article": "a", "highlights": "b"}\n')
     open("texts.jsonl", "w").write('{"text": "no pair"}\n')
     (run.parent / "damaged").mkdir()
-    (run.parent / "damaged" / "check.json").write_text('[{"judge": "default"}]')
+    good = {"judge": "default", "what": "toy", "task": "sentiment", "verdict": "text", "url": "u", "says": ["x"],
+            "pairs": 1, "accuracy": [1, 0, 1], "position": [1, 0, 1], "length": [1, 0, 1]}
+    (run.parent / "damaged" / "check.json").write_text(json.dumps([good | {"accuracy": "good"}]))
     with pytest.raises(SystemExit) as end:
         judge.main([*flags, "--judge_url", "http://127.0.0.1:9/v1"])
     error = capsys.readouterr().err
