@@ -5,6 +5,7 @@ An LLM as the judge: which of two answers is better? It works with any OpenAI-co
     python judge.py --run out/hh/dpo --against chosen --judge_limit 100 --judge_workers 8
     python judge.py --run out/tldr/dpo --task summary --temperature 0 0.25 0.5 0.75 1    # temperatures given to eval.py
     python judge.py --check toy --verdict choice    # is the judge any good? See judge_check.py
+    python judge.py --arena out/hh/dpo out/hh/ipo out/hh/kto    # runs against each other, as arena.py says
 
 Compares the samples in the run's eval.json with the reference's samples, or with the data set's chosen answers. Judges
 prefer the answer that stands first, so every pair is asked in both orders. docs/judge.md says how verdicts are counted.
@@ -14,21 +15,24 @@ Read next: judge_check.py
 from collections import Counter
 from pathlib import Path
 
+import arena
 import judge_check
 from measures import bootstrap, wilson
-from questions import ASK, VERDICT, ask_missing, check_answers, endpoint_of, form, questions
+from questions import ASK, VERDICT, ask_missing, check_answers, endpoint_of, form, questions, read_evaluation
 from support import cli, sources
-from support.checkpoint import finite, read_json, write_json
+from support.checkpoint import finite, write_json
 from support.endpoint import soft_votes
 from support.verdict import outcome, read_verdict
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
     p.add_argument("--run", help="a run with an eval.json")
+    p.add_argument("--arena", nargs="+", help="runs to judge against each other; writes into --out_dir")
     p.add_argument("--check", metavar="WHAT", help="instead of a run, check the judge on pairs whose better answer is "
                    "known: toy, imdb, another data set, or a file with prompt, chosen and rejected")
     p.add_argument("--data_dir", help="with --check: folder with the data set's files, instead of the hub")
     p.add_argument("--check_dir", help="folder of the judge's checks (default: out/judge/MODEL)")
+    p.add_argument("--out_dir", help="folder of arena.json and its answers (default: out/judge)")
     p.add_argument("--against", choices=("before", "chosen"),
                    help="the reference's samples, or the data set's chosen answers (default: before)")
     p.add_argument("--task", choices=list(ASK), help="what is judged (default: dialogue)")
@@ -54,10 +58,12 @@ def get_args(argv=None):
 
 def check_flags(p, args):
     """Refuses flags that have no effect, and sets the defaults of those that depend on others."""
-    if not (args.run or args.check):
-        p.error("--run is needed, or --check to check the judge itself")
-    with_check = [(name, not args.check, "with --check") for name in ("run", "against", "temperature")]
-    cli.refuse(p, args, [*with_check,
+    if not (args.run or args.arena or args.check):
+        p.error("name a --run, or several with --arena, or --check the judge")
+    alone = "check" if args.check else "arena" if args.arena else None
+    names = [name for name in ("run", "arena", "against", "temperature") if alone and name != alone]
+    cli.refuse(p, args, [*((name, False, f"with --{alone}") for name in names),
+        ("out_dir", args.arena, "without --arena: results go into the run's folder"),
         ("data_dir", args.check in sources.HUB, "without --check and the name of a data set"),
         ("task", args.check not in judge_check.REVIEWS, f"with --check {args.check}, which asks about sentiment"),
         ("judge_max_tokens", args.verdict == "text", "with --verdict choice: it asks for one token")])
@@ -139,6 +145,7 @@ def show(rows):
         cells = "".join(f"{rate(r):22}" for r in row["rates"].values())
         print(f"{row['temperature']:<12g}{cells}{', '.join(f'{w:.1f}' for w in row['words'].values()) or '-'}")
     for row in rows:
+        print(f"temperature {row['temperature']:g}: the run {arena.in_words(row['equal_length'])}")
         if row.get("soft"):
             print(f"temperature {row['temperature']:g}: the judge gives the run a probability of {rate(row['soft'])} "
                   f"(mean of both orders; {row['logprobs']} of {2 * row['pairs']} answers came with log-probs)")
@@ -150,21 +157,24 @@ def main(argv=None):
     """
     args = get_args(argv)
     with cli.interruptible("judge.py", args, argv):
-        if not args.check:
-            return judge(args)
+        if args.check:
+            with cli.bad_input():
+                return judge_check.check(args.check, task=args.task, n=args.judge_limit, data_dir=args.data_dir,
+                                         check_dir=args.check_dir, **endpoint_of(args))
         with cli.bad_input():
-            return judge_check.check(args.check, task=args.task, n=args.judge_limit, data_dir=args.data_dir,
-                                     check_dir=args.check_dir, **endpoint_of(args))
+            checks = judge_check.known_checks(args.judge_model, args.verdict, args.check_dir)
+        about = judge_check.summaries(checks, args.judge_url, args.judge_model, args.verdict)
+        return arena.arena(args, checks, about) if args.arena else judge(args, checks, about)
 
-def judge(args):
-    """Asks what is not known yet, prints and writes the results. Returns as main does."""
+def judge(args, checks, about_judge):
+    """
+    Asks what is not known yet, prints and writes the results. Returns as main does. checks: those of the judge;
+    about_judge: what they say, in lines.
+    """
     how = {"against": args.against, "task": form(args.task, args.verdict), "model": args.judge_model}
     path = Path(args.run) / "judge.jsonl"
     with cli.bad_input():
-        found = read_json(Path(args.run) / "eval.json")
-        if not isinstance(found, dict) or not {"temperature", "samples"} <= found.keys():
-            raise ValueError(f"{args.run}: eval.json is not as eval.py writes it: run eval.py again")
-        checks = judge_check.known_checks(args.judge_model, args.verdict, args.check_dir)
+        found = read_evaluation(args.run)
         at, asked = {}, []    # temperature -> samples; the questions about all of them
         for t in dict.fromkeys(args.temperature or [found["temperature"]]):    # each once
             at[t] = samples_at(found, t, against=args.against, limit=args.judge_limit, run=args.run)
@@ -172,13 +182,17 @@ def judge(args):
         known, failures = ask_missing(asked, path, **endpoint_of(args))
         votes = soft_votes(path)
     rows = [{"temperature": t} | judged(samples, known, **how) for t, samples in at.items()]
+    for row in rows:
+        samples = at[row["temperature"]]
+        cast = arena.pair_votes(samples, known, votes if args.verdict == "choice" else {}, **how)
+        row["equal_length"] = arena.at_equal_length(samples, cast, args.against)
     if args.verdict == "choice":
         rows = [row | soft_share(at[row["temperature"]], votes, known, **how) for row in rows]
     result = rows[0] | {"verdict": args.verdict, "checks": checks, "temperatures": rows}
     write_json(Path(args.run) / "judge.json", result)
     if any(row["rates"]["win"][0] is not None for row in rows):
         show(rows)
-        print("\n".join(judge_check.summaries(checks, args.judge_url, args.judge_model, args.verdict)))
+        print("\n".join(about_judge))
     check_answers(asked, known, failures, path, args.verdict)
     return result
 

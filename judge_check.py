@@ -32,7 +32,6 @@ MOST_PAIRS = 5_000
 ENOUGH = 30           # readable pairs, below which the check draws no conclusion; half of it for either length
 REVIEWS = ("toy", "imdb")    # their question is which review is more positive
 SAME = ("judge", "what", "task", "verdict")    # a check replaces an earlier one in which these are the same
-FIELDS = {*SAME, "url", "pairs", "accuracy", "position", "length", "says"}    # that a later win rate shows
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Pairs with a known order: dicts of prompt, after (the better answer) and worse
@@ -42,23 +41,27 @@ def plain(text):
     sentences = [" ".join(sentence.split()) for sentence in text.replace(" ,", ",").split(".")]
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences if sentence)
 
+def find_length(texts, least=0, most=math.inf):
+    """The index of the first of [(words, text)] that has so many words, or None."""
+    return next((i for i, (words, _) in enumerate(texts) if least <= words <= most), None)
+
 def balanced(better, worse, n):
     """
     n pairs of a better and a worse review, fewer if there are no more: the better one is the longer one in every second
     pair, and the shorter one in the others. Otherwise a judge that prefers length would seem to be right.
     better, worse: lists of texts in random order. Each text is in one pair at most.
     """
-    pairs, worse = [], list(worse)
+    pairs, worse = {True: [], False: []}, [(len(text.split()), text) for text in worse]    # is the better one longer?
     for text in better:
         words = len(text.split())
-        for i, other in enumerate(worse[:200]):
-            short, long = sorted((words, len(other.split())))
-            if long >= LONGER * short and (words == long) == (len(pairs) % 2 == 0):
-                pairs.append({"prompt": "", "after": text, "worse": worse.pop(i)})
+        rarer_first = sorted(pairs, key=lambda kind: len(pairs[kind]))
+        for longer in (kind for kind in rarer_first if len(pairs[kind]) < (n + kind) // 2):    # not yet full
+            i = find_length(worse, most=words / LONGER) if longer else find_length(worse, least=words * LONGER)
+            if i is not None:
+                pairs[longer].append({"prompt": "", "after": text, "worse": worse.pop(i)[1]})
                 break
-        if len(pairs) == n:
-            break
-    return pairs[:len(pairs) // 2 * 2] if len(pairs) < n else pairs    # as many of one kind as of the other
+    most = min(n, 2 * min(map(len, pairs.values())) + (len(pairs[True]) > len(pairs[False])))
+    return [pairs[i % 2 == 0][i // 2] for i in range(most)]
 
 def toy_pairs(n, seed=0):
     """n pairs of reviews of the toy world, in plain words, ordered by the exact reward."""
@@ -186,7 +189,7 @@ def conclusions(found):
 
 def folder_of(model, check_dir=None):
     """The folder of a judge's checks: check_dir, or out/judge/MODEL. Other names than plain ones get a hash."""
-    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", model).strip(".-")[:60]
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", model).strip(".-")[:60] or "judge"
     if safe != model:
         safe += "-" + hashlib.sha256(model.encode()).hexdigest()[:6]
     return Path(check_dir or Path("out") / "judge" / safe)
@@ -211,24 +214,31 @@ def report(found):
     return [f"{found['judge']} on {found['what']}, {found['pairs']} pairs with a known order, 95% intervals over pairs",
             *lines, *(f"The judge: {line}" for line in found["says"])]
 
-def stored_checks(folder):
-    """The checks in a folder, as check writes them: dicts. Raises ValueError for another file in its place."""
-    path = folder / "check.json"
-    checks = read_json(path) if path.exists() else []
-    if not isinstance(checks, list) or not all(isinstance(c, dict) and FIELDS <= c.keys() for c in checks):
-        raise ValueError(f"{path}: is not as judge.py --check writes it; delete it")
-    return checks
-
-def known_checks(model, verdict, check_dir=None):
-    """The checks of a judge with this form of verdict. Two names may share a folder, so the stored name decides."""
-    return [c for c in stored_checks(folder_of(model, check_dir)) if (c["judge"], c["verdict"]) == (model, verdict)]
-
 def summary(found, url):
     """One check of a judge as a line. url: where the judge is asked now."""
     elsewhere = "" if found["url"] == url else f" (at {found['url']})"
     return (f"The judge, checked on {found['what']}{elsewhere}, {found['pairs']} pairs: accuracy "
             f"{rate(found['accuracy'])}, first answer {rate(found['position'])}, accuracy where longer less shorter "
             f"{rate(found['length'], '+')}: {'; '.join(found['says'])}")
+
+def can_be_shown(found):
+    """Whether a check from a file has all that a later win rate shows."""
+    try:
+        return bool(summary(found, url="")) and all(isinstance(found[name], str) for name in SAME)
+    except (TypeError, KeyError, ValueError, IndexError):
+        return False
+
+def stored_checks(folder):
+    """The checks in a folder, as check writes them: dicts. Raises ValueError for another file in its place."""
+    path = folder / "check.json"
+    checks = read_json(path) if path.exists() else []
+    if not isinstance(checks, list) or not all(map(can_be_shown, checks)):
+        raise ValueError(f"{path}: is not as judge.py --check writes it; delete it")
+    return checks
+
+def known_checks(model, verdict, check_dir=None):
+    """The checks of a judge with this form of verdict. Two names may share a folder, so the stored name decides."""
+    return [c for c in stored_checks(folder_of(model, check_dir)) if (c["judge"], c["verdict"]) == (model, verdict)]
 
 def summaries(checks, url, model, verdict):
     """What is known of a judge that is asked at url, in lines: its checks, or the command that checks it."""

@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 from collections import Counter
+from pathlib import Path
 
+from support.checkpoint import read_json
 from support.endpoint import ask_all, known_answers
 from support.verdict import read_verdict, vote_in
 
@@ -36,6 +38,13 @@ def form(task, verdict):
 
 QUESTIONS = {form(task, verdict): ASK[task] + VERDICT[verdict].replace("{which}", WHICH[task])
              for verdict in VERDICT for task in ASK}
+
+def read_evaluation(run):
+    """What a run's eval.json holds. Raises ValueError if eval.py has not written it."""
+    found = read_json(Path(run) / "eval.json")
+    if not isinstance(found, dict) or not {"temperature", "samples"} <= found.keys():
+        raise ValueError(f"{run}: eval.json is not as eval.py writes it: run eval.py again")
+    return found
 
 def questions(samples, *, against, task, model):
     """

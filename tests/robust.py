@@ -35,13 +35,13 @@ from matplotlib.figure import Figure
 import adapters
 import data
 import eval
-import judge
+import judge_check
 import sampling
 import toy
 import train_pref
 import train_sft
 from model import GPT, GPTConfig
-from support import checkpoint, rundir
+from support import checkpoint, endpoint, rundir
 from support.log import read_log
 from tests.processes import child, ended
 
@@ -285,11 +285,15 @@ def readers(folder):
     """{name: (a valid file, a function that reads it)} for everything of nanoPref that takes a file from outside."""
     folder, tokenizer = Path(folder), toy.encoding()
     answers = folder / "judge.jsonl"
-    answers.write_text("".join(json.dumps({"key": f"{i:064x}", "answer": "Verdict: A"}) + "\n" for i in range(9)))
+    answers.write_text("".join(json.dumps({"key": f"{i:064x}", "answer": "A", "p": 0.75}) + "\n" for i in range(9)))
+    numbers = {"pairs": 100, "accuracy": [0.9, 0.8, 1.0], "position": [0.5, 0.4, 0.6], "length": [None, 0.1, 0.3]}
+    names = {"judge": "m", "what": "toy", "task": "sentiment", "verdict": "text", "url": "u", "says": ["no bias"]}
+    checkpoint.write_json(folder / "check.json", [names | numbers])
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=64, vocab_size=tokenizer.n_vocab, n_layer=1, n_head=2, n_embd=8))
     found = own_files(folder, tokenizer) | hub_files(folder, tokenizer)
-    found["judge.jsonl"] = answers, lambda: judge.known_answers(answers)
+    found["judge.jsonl"] = answers, lambda: (endpoint.known_answers(answers), endpoint.soft_votes(answers))
+    found["check.json"] = folder / "check.json", lambda: judge_check.known_checks("m", "text", folder)
     found |= model_files(folder, model)
     return found | run_files(folder / "run", folder / "a", model, tokenizer)
 
