@@ -123,8 +123,11 @@ def show(result):
         print(f"{' against '.join(row['runs'])}: {in_words(row)}; {row['pairs']} pairs, {row['tie']} ties, "
               f"{row['flip']} flips, {row['invalid']} unreadable")
 
-def arena(args):
-    """Asks what is not known yet, prints and writes the results. Returns what arena.json holds."""
+def arena(args, checks, about_judge):
+    """
+    Asks what is not known yet, prints and writes the results. Returns what arena.json holds. checks: those of the
+    judge; about_judge: what they say, in lines.
+    """
     how = {"against": "before", "task": form(args.task, args.verdict), "model": args.judge_model}
     out_dir = Path(args.out_dir or "out/judge")
     path = out_dir / "arena.jsonl"
@@ -136,8 +139,10 @@ def arena(args):
         soft = soft_votes(path) if args.verdict == "choice" else {}
         check_answers(asked, known, failures, path, args.verdict)    # a ranking needs all answers
         votes = {both: pair_votes(samples, known, soft, **how) for both, samples in met.items()}
-        result = {"judge": args.judge_model, "verdict": args.verdict} | results(met, votes, known, **how)
+        about = {"judge": args.judge_model, "verdict": args.verdict, "checks": checks}
+        result = about | results(met, votes, known, **how)
         write_json(out_dir / "arena.json", result)
     show(result)
+    print("\n".join(about_judge))
     print(f"in {out_dir}: arena.json, arena.jsonl")
     return result

@@ -4,20 +4,22 @@ An LLM as the judge: which of two answers is better? It works with any OpenAI-co
     python judge.py --run out/hh/dpo --judge_url http://localhost:8080/v1 --judge_model llama-2-7b-chat
     python judge.py --run out/hh/dpo --against chosen --judge_limit 100 --judge_workers 8
     python judge.py --run out/tldr/dpo --task summary --temperature 0 0.25 0.5 0.75 1    # temperatures given to eval.py
+    python judge.py --check toy --verdict choice    # is the judge any good? See judge_check.py
     python judge.py --arena out/hh/dpo out/hh/ipo out/hh/kto    # runs against each other, as arena.py says
 
 Compares the samples in the run's eval.json with the reference's samples, or with the data set's chosen answers. Judges
 prefer the answer that stands first, so every pair is asked in both orders. docs/judge.md says how verdicts are counted.
 Writes RUN/judge.json, and each answer to RUN/judge.jsonl as it arrives, so that no question is asked twice.
-Read next: reward.py
+Read next: judge_check.py
 """
 from collections import Counter
 from pathlib import Path
 
 import arena
+import judge_check
 from measures import bootstrap, wilson
 from questions import ASK, VERDICT, ask_missing, check_answers, endpoint_of, form, questions, read_evaluation
-from support import cli
+from support import cli, sources
 from support.checkpoint import finite, write_json
 from support.endpoint import soft_votes
 from support.verdict import outcome, read_verdict
@@ -26,10 +28,14 @@ def get_args(argv=None):
     p = cli.Parser(__doc__)
     p.add_argument("--run", help="a run with an eval.json")
     p.add_argument("--arena", nargs="+", help="runs to judge against each other; writes into --out_dir")
+    p.add_argument("--check", metavar="WHAT", help="instead of a run, check the judge on pairs whose better answer is "
+                   "known: toy, imdb, another data set, or a file with prompt, chosen and rejected")
+    p.add_argument("--data_dir", help="with --check: folder with the data set's files, instead of the hub")
+    p.add_argument("--check_dir", help="folder of the judge's checks (default: out/judge/MODEL)")
     p.add_argument("--out_dir", help="folder of arena.json and its answers (default: out/judge)")
     p.add_argument("--against", choices=("before", "chosen"),
                    help="the reference's samples, or the data set's chosen answers (default: before)")
-    p.add_argument("--task", default="dialogue", choices=list(ASK), help="what is judged (default: %(default)s)")
+    p.add_argument("--task", choices=list(ASK), help="what is judged (default: dialogue)")
     p.add_argument("--verdict", default="text", choices=list(VERDICT),
                    help="text: a reason and a verdict. choice: one letter, for small models (default: %(default)s)")
     p.add_argument("--temperature", type=float, nargs="+",
@@ -39,7 +45,7 @@ def get_args(argv=None):
     p.add_argument("--judge_key", default="OPENAI_API_KEY",
                    help="NAME of the environment variable with the API key (default: %(default)s)")
     p.add_argument("--judge_workers", type=cli.positive, default=4, help="questions at a time (default: %(default)s)")
-    p.add_argument("--judge_limit", type=cli.positive, help="pairs to judge at most (default: all)")
+    p.add_argument("--judge_limit", type=cli.positive, help="pairs to judge at most (default: all; with --check 100)")
     p.add_argument("--judge_timeout", type=cli.above_zero, default=120.0,
                    help="seconds for a question, including its retries (default: %(default)s)")
     p.add_argument("--judge_max_tokens", type=cli.positive,
@@ -47,16 +53,23 @@ def get_args(argv=None):
     p.add_argument("--judge_price", type=cli.not_negative, nargs=2, metavar=("IN", "OUT"),
                    help="dollars per million tokens, for the estimate")
     args = p.parse_args(argv)
-    if not args.run and not args.arena:
-        p.error("name a --run, or several with --arena")
-    cli.refuse(p, args, [("judge_max_tokens", args.verdict == "text", "with --verdict choice: it asks for one token"),
-                         ("run", not args.arena, "with --arena, which names the runs"),
-                         ("against", not args.arena, "with --arena, where runs meet each other"),
-                         ("temperature", not args.arena, "with --arena, which takes eval.py's first temperature"),
-                         ("out_dir", args.arena, "without --arena: results go into the run's folder")])
-    args.against = args.against or "before"
-    args.judge_max_tokens = args.judge_max_tokens or {"text": 2048, "choice": 1}[args.verdict]
+    check_flags(p, args)
     return args
+
+def check_flags(p, args):
+    """Refuses flags that have no effect, and sets the defaults of those that depend on others."""
+    if not (args.run or args.arena or args.check):
+        p.error("name a --run, or several with --arena, or --check the judge")
+    alone = "check" if args.check else "arena" if args.arena else None
+    names = [name for name in ("run", "arena", "against", "temperature") if alone and name != alone]
+    cli.refuse(p, args, [*((name, False, f"with --{alone}") for name in names),
+        ("out_dir", args.arena, "without --arena: results go into the run's folder"),
+        ("data_dir", args.check in sources.HUB, "without --check and the name of a data set"),
+        ("task", args.check not in judge_check.REVIEWS, f"with --check {args.check}, which asks about sentiment"),
+        ("judge_max_tokens", args.verdict == "text", "with --verdict choice: it asks for one token")])
+    args.against, args.task = args.against or "before", args.task or "dialogue"
+    args.judge_limit = args.judge_limit or (100 if args.check else None)
+    args.judge_max_tokens = args.judge_max_tokens or {"text": 2048, "choice": 1}[args.verdict]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Samples
@@ -138,13 +151,26 @@ def show(rows):
                   f"(mean of both orders; {row['logprobs']} of {2 * row['pairs']} answers came with log-probs)")
 
 def main(argv=None):
-    """Returns what judge.json holds: the results at the first temperature, and those at each under "temperatures"."""
+    """
+    Returns what judge.json holds: the results at the first temperature, and those at each under "temperatures". With
+    --check, returns the measures of the judge.
+    """
     args = get_args(argv)
     with cli.interruptible("judge.py", args, argv):
-        return arena.arena(args) if args.arena else judge(args)
+        if args.check:
+            with cli.bad_input():
+                return judge_check.check(args.check, task=args.task, n=args.judge_limit, data_dir=args.data_dir,
+                                         check_dir=args.check_dir, **endpoint_of(args))
+        with cli.bad_input():
+            checks = judge_check.known_checks(args.judge_model, args.verdict, args.check_dir)
+        about = judge_check.summaries(checks, args.judge_url, args.judge_model, args.verdict)
+        return arena.arena(args, checks, about) if args.arena else judge(args, checks, about)
 
-def judge(args):
-    """Asks what is not known yet, prints and writes the results. Returns as main does."""
+def judge(args, checks, about_judge):
+    """
+    Asks what is not known yet, prints and writes the results. Returns as main does. checks: those of the judge;
+    about_judge: what they say, in lines.
+    """
     how = {"against": args.against, "task": form(args.task, args.verdict), "model": args.judge_model}
     path = Path(args.run) / "judge.jsonl"
     with cli.bad_input():
@@ -162,10 +188,11 @@ def judge(args):
         row["equal_length"] = arena.at_equal_length(samples, cast, args.against)
     if args.verdict == "choice":
         rows = [row | soft_share(at[row["temperature"]], votes, known, **how) for row in rows]
-    result = rows[0] | {"verdict": args.verdict, "temperatures": rows}
+    result = rows[0] | {"verdict": args.verdict, "checks": checks, "temperatures": rows}
     write_json(Path(args.run) / "judge.json", result)
     if any(row["rates"]["win"][0] is not None for row in rows):
         show(rows)
+        print("\n".join(about_judge))
     check_answers(asked, known, failures, path, args.verdict)
     return result
 

@@ -22,17 +22,22 @@ ASK = {    # task -> the question; an instruction follows it
                 "<answer A>\n{a}\n</answer A>\n\n<answer B>\n{b}\n</answer B>\n\n",
     "summary": "Below are a text and two summaries of it. A good summary has the main points, adds nothing that is not "
                "in the text, and is short.\n\n<text>\n{prompt}\n</text>\n\n"
-               "<answer A>\n{a}\n</answer A>\n\n<answer B>\n{b}\n</answer B>\n\n"}
+               "<answer A>\n{a}\n</answer A>\n\n<answer B>\n{b}\n</answer B>\n\n",
+    "sentiment": "Below are two film reviews. The better one is the one that is more positive about its film.\n\n"
+                 "<review A>\n{review_a}\n</review A>\n\n<review B>\n{review_b}\n</review B>\n\n"}
+WHICH = {"dialogue": "Which answer is better?", "summary": "Which summary is better?",
+         "sentiment": "Which review is more positive?"}
 VERDICT = {    # the form of the verdict -> the instruction
     "text": "First compare the two in one or two sentences. Then give your verdict on a line of its own, as one of\n"
             "Better: A\nBetter: B\nBetter: neither",
-    "choice": "Which of the two is better? Answer with one letter, A or B, and nothing else."}
+    "choice": "{which} Answer with one letter, A or B, and nothing else."}
 
 def form(task, verdict):
     """The name of a question: its task, and the form of the verdict unless it is text."""
     return task if verdict == "text" else f"{task}, {verdict}"
 
-QUESTIONS = {form(task, verdict): ASK[task] + VERDICT[verdict] for verdict in VERDICT for task in ASK}
+QUESTIONS = {form(task, verdict): ASK[task] + VERDICT[verdict].replace("{which}", WHICH[task])
+             for verdict in VERDICT for task in ASK}
 
 def read_evaluation(run):
     """What a run's eval.json holds. Raises ValueError if eval.py has not written it."""
@@ -48,10 +53,11 @@ def questions(samples, *, against, task, model):
     """
     out = []
     for pair, s in enumerate(samples, 1):
-        mine, other = s["after"].strip(), s[against].strip()
+        prompt, mine, other = s["prompt"].strip(), s["after"].strip(), s[against].strip()
         for swapped in (False, True):
             a, b = (other, mine) if swapped else (mine, other)
-            text = QUESTIONS[task].format(prompt=s["prompt"].strip(), a=a, b=b)
+            whole = {"review_a": f"{prompt} {a}".strip(), "review_b": f"{prompt} {b}".strip()}
+            text = QUESTIONS[task].format(prompt=prompt, a=a, b=b, **whole)
             key = hashlib.sha256(f"{model}\n{text}".encode()).hexdigest()[:24]
             out.append({"name": f"pair {pair}{', swapped' if swapped else ''}", "key": key, "text": text})
     return out
@@ -120,6 +126,6 @@ def check_answers(asked, known, failures, path, verdict):
     if len(unread) > len(asked) / 2 or not pairs:
         number = f"none of the {len(asked)}" if len(unread) == len(asked) else f"{len(unread)} of {len(asked)}"
         has = "has a" if number.startswith("none") else "have no"
-        rates = "" if pairs else "; no pair has two readable verdicts, so there is no win rate"
+        rates = "" if pairs or len(unread) == len(asked) else "; no pair has two readable verdicts"
         raise SystemExit(f"error: {number} answers {has} verdict that can be read, such as {unread[0][-80:]!r} "
                          f"(all are in {path}){rates}: {OTHER[verdict]}")

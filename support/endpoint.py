@@ -105,6 +105,18 @@ async def connect(url, key, timeout):
             raise ValueError(f"--judge_url {url}: no endpoint there ({e.__cause__})") from None
     return client
 
+def words_of(error):
+    """
+    An error in one line, with what the endpoint said. The openai package shows error.message of a reply alone, but
+    servers made with FastAPI send "detail", as a text or as [{"loc": [...], "msg": text}], and others plain text.
+    """
+    body = getattr(error, "body", None)
+    if isinstance(body, dict):
+        body = None if body.get("message") else body.get("detail") or body
+    if isinstance(body, list):    # "input" is left out: it can be the whole request, with the name of every option
+        body = "; ".join(f"{d.get('loc')}: {d.get('msg')}" if isinstance(d, dict) else str(d) for d in body)
+    return " ".join((f"{error}: {body}" if body else str(error)).split())
+
 async def reply_to(text, client, model, options):
     """
     The endpoint's reply to a question. options: sent with every question. If the endpoint refuses one, this dict is
@@ -114,7 +126,7 @@ async def reply_to(text, client, model, options):
     try:
         return await client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}], **sent)
     except Exception as e:
-        refused = [name for name in sent if name in str(e) and getattr(e, "status_code", 0) in (400, 422)]
+        refused = [name for name in sent if name in words_of(e) and getattr(e, "status_code", 0) in (400, 422)]
         if not refused:
             raise
     if options == sent:    # only the first question to find out changes options, and tells
@@ -139,7 +151,7 @@ def why(error, timeout):
     """The reason why a question got no answer, in one line."""
     if isinstance(error, asyncio.TimeoutError):
         return f"no answer in {timeout:g} s: allow more --judge_timeout"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}".removeprefix("ValueError: ")
+    return f"{type(error).__name__}: {words_of(error)[:160]}".removeprefix("ValueError: ")
 
 async def wait_for_all(tasks, bar):
     """Waits for all tasks. Raises an error that is no failure of a question, such as a full disk."""
@@ -176,7 +188,8 @@ async def ask_all(questions, keep, *, url, key, model, workers, timeout, max_tok
             try:
                 answer = read(await asyncio.wait_for(reply_to(text, client, model, options), timeout))
             except Exception as e:    # the client raises a dozen types
-                in_a_row += getattr(e, "status_code", 0) not in (400, 422)    # these two concern this question only
+                only_this = bar.n and getattr(e, "status_code", 0) in (400, 422)    # too long, for example
+                in_a_row += not only_this    # before the first answer it may be every question: a wrong model
                 failures.append(why(e, timeout))
                 tell(f"{name}: {failures[-1]}")
                 return

@@ -47,16 +47,20 @@ def larger(text, measure):
     a, b = (measure(prompt, answer) for answer in answers)
     return said(text, "A" if a > b else "B" if b > a else "neither")
 
+def log_odds(prompt, answer):
+    """The toy world's exact log-odds of a review, in the grammar's spelling or in plain words."""
+    return toy.log_odds(f"{prompt} {answer}".lower().replace(",", " ,"))
+
 # ---------------------------------------------------------------------------------------------------------------------
 # judges
 
 def honest(text, body=None):
     """Prefers the review that is more positive by the toy world's exact reward. It has no bias."""
-    return larger(text, lambda prompt, answer: toy.log_odds(f"{prompt} {answer}"))
+    return larger(text, log_odds)
 
 def contrary(text, body=None):
     """Prefers the review that is less positive."""
-    return larger(text, lambda prompt, answer: -toy.log_odds(f"{prompt} {answer}"))
+    return larger(text, lambda prompt, answer: -log_odds(prompt, answer))
 
 def first(text, body=None):
     """Position bias: the answer that stands first, whatever it says."""
@@ -117,6 +121,7 @@ class Endpoint:
     """
     say(text, body) gives an answer, or a dict of status, error, content, finish, seconds, logprobs. asked: the bodies
     in order. logprobs: {token: log-prob}, or the field as it is sent; it is sent where the question asks for it.
+    reply: the whole reply, in place of a chat completion.
     """
     def __init__(self, say):
         self.asked, lock, here = [], threading.Lock(), self
@@ -136,7 +141,8 @@ class Endpoint:
                     found = said["logprobs"]
                     choice["logprobs"] = found if "content" in found else log_probs(found)
                 reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-                reply = json.dumps({"error": {"message": said["error"]}} if "error" in said else reply).encode()
+                reply = {"error": {"message": said["error"]}} if "error" in said else said.get("reply", reply)
+                reply = json.dumps(reply).encode()
                 try:
                     self.send_response(said.get("status", 200))
                     self.send_header("Content-Type", "application/json")

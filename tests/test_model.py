@@ -991,6 +991,14 @@ def test_a_bin_file_with_something_else_than_named_tensors_is_refused(extra, tmp
     """A training checkpoint (model, optimizer, epoch) does not hold a model's weights only."""
     refused(tmp_path, as_bin(tmp_path, extra))
 
+def test_a_bin_file_that_was_saved_on_a_gpu_is_loaded_on_the_cpu(tmp_path, monkeypatch):
+    """torch.load wants each tensor back on the device that the file names. Most machines of students have none."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
+        as_bin(tmp_path, {})
+    m, want = GPT.from_pretrained(tmp_path), tiny().state_dict()
+    assert all(v.device.type == "cpu" and torch.equal(v, want[k]) for k, v in m.state_dict().items())
+
 def test_a_bin_file_that_holds_a_list_is_refused(tmp_path):
     """A list has no .items()."""
     path = as_bin(tmp_path)

@@ -9,6 +9,9 @@ FAULTS = {
     "the last shard that holds a weight counts": (
         "support/weights.py", "names = [name for name in shard_of if shard_of[name] == shard]", "names = shard_of.keys() & held.keys()",
         "test_elsewhere.py::test_of_a_weight_in_two_shards_the_one_that_the_index_names_counts"),
+    "tensors go back to the GPU that a file names": (
+        "support/weights.py", 'torch.load(path, map_location="cpu", weights_only=True)', "torch.load(path, weights_only=True)",
+        "test_model.py::test_a_bin_file_that_was_saved_on_a_gpu_is_loaded_on_the_cpu"),
     # names, heads, padding
     "only one prefix is taken off": ("support/weights.py", r"^((_orig_mod|module)\.)+", r"^((_orig_mod|module)\.)",
                                      "test_elsewhere.py::test_prefixes_of_compile_and_data_parallel_are_taken_off"),
