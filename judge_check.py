@@ -42,23 +42,27 @@ def plain(text):
     sentences = [" ".join(sentence.split()) for sentence in text.replace(" ,", ",").split(".")]
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences if sentence)
 
+def find_length(texts, least=0, most=math.inf):
+    """The index of the first of [(words, text)] that has so many words, or None."""
+    return next((i for i, (words, _) in enumerate(texts) if least <= words <= most), None)
+
 def balanced(better, worse, n):
     """
     n pairs of a better and a worse review, fewer if there are no more: the better one is the longer one in every second
     pair, and the shorter one in the others. Otherwise a judge that prefers length would seem to be right.
     better, worse: lists of texts in random order. Each text is in one pair at most.
     """
-    pairs, worse = [], list(worse)
+    pairs, worse = {True: [], False: []}, [(len(text.split()), text) for text in worse]    # is the better one longer?
     for text in better:
         words = len(text.split())
-        for i, other in enumerate(worse[:200]):
-            short, long = sorted((words, len(other.split())))
-            if long >= LONGER * short and (words == long) == (len(pairs) % 2 == 0):
-                pairs.append({"prompt": "", "after": text, "worse": worse.pop(i)})
+        rarer_first = sorted(pairs, key=lambda kind: len(pairs[kind]))
+        for longer in (kind for kind in rarer_first if len(pairs[kind]) < (n + kind) // 2):    # not yet full
+            i = find_length(worse, most=words / LONGER) if longer else find_length(worse, least=words * LONGER)
+            if i is not None:
+                pairs[longer].append({"prompt": "", "after": text, "worse": worse.pop(i)[1]})
                 break
-        if len(pairs) == n:
-            break
-    return pairs[:len(pairs) // 2 * 2] if len(pairs) < n else pairs    # as many of one kind as of the other
+    most = min(n, 2 * min(map(len, pairs.values())) + (len(pairs[True]) > len(pairs[False])))
+    return [pairs[i % 2 == 0][i // 2] for i in range(most)]
 
 def toy_pairs(n, seed=0):
     """n pairs of reviews of the toy world, in plain words, ordered by the exact reward."""
@@ -186,7 +190,7 @@ def conclusions(found):
 
 def folder_of(model, check_dir=None):
     """The folder of a judge's checks: check_dir, or out/judge/MODEL. Other names than plain ones get a hash."""
-    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", model).strip(".-")[:60]
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", model).strip(".-")[:60] or "judge"
     if safe != model:
         safe += "-" + hashlib.sha256(model.encode()).hexdigest()[:6]
     return Path(check_dir or Path("out") / "judge" / safe)
