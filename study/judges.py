@@ -56,22 +56,23 @@ def larger(text, measure):
     return said(text, "A" if a > b else "B" if b > a else "neither")
 
 def log_odds(prompt, answer):
-    """
-    The toy world's exact log-odds of a review in nats, in the grammar's spelling or in plain words. Rounded, since the
-    order of a sum leaves its last digit open, and equal reviews should tie.
-    """
-    return round(toy.log_odds(f"{prompt} {answer}".lower().replace(",", " ,")), 9)
+    """The toy world's exact log-odds of a review, in the grammar's spelling or in plain words."""
+    return toy.log_odds(f"{prompt} {answer}".lower().replace(",", " ,"))
+
+def evidence(prompt, answer):
+    """log_odds without the last digits, which depend on the order of the sentences: reviews of equal evidence tie."""
+    return round(log_odds(prompt, answer), 9)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # judges
 
 def honest(text, body=None):
     """Prefers the review that is more positive by the toy world's exact reward. It has no bias."""
-    return larger(text, log_odds)
+    return larger(text, evidence)
 
 def contrary(text, body=None):
     """Prefers the review that is less positive."""
-    return larger(text, lambda prompt, answer: -log_odds(prompt, answer))
+    return larger(text, lambda prompt, answer: -evidence(prompt, answer))
 
 def first(text, body=None):
     """Position bias: the answer that stands first, whatever it says."""
@@ -137,7 +138,7 @@ def filled(answers, seed):
 
 def exact(samples):
     """The win rate by the toy world's exact reward, with ties as half."""
-    gaps = [log_odds(s["prompt"], s["after"]) - log_odds(s["prompt"], s["before"]) for s in samples]
+    gaps = [evidence(s["prompt"], s["after"]) - evidence(s["prompt"], s["before"]) for s in samples]
     return float(ties_half(np.array(gaps)).mean())
 
 def judged(samples, judge):

@@ -163,7 +163,7 @@ def test_flags_without_effect_are_refused(runs, capsys):
 def test_a_judging_has_the_win_rate_at_equal_length(tmp_path, capsys):
     """
     A judge of length alone, and a run that is longer in 14 of 20 pairs and as long in one. Its raw win rate is 0.725.
-    At equal length nothing is left of it, and the judge's taste is printed.
+    At equal length nothing is left of it, and the effect of length is printed.
     """
     samples = [{"prompt": f"question {i}?", "after": "word " * (6 + i), "before": "word " * 11} for i in range(20)]
     (tmp_path / "eval.json").write_text(json.dumps({"temperature": 1, "samples": samples}))
@@ -173,7 +173,7 @@ def test_a_judging_has_the_win_rate_at_equal_length(tmp_path, capsys):
     assert equal["raw"][0] == found["rates"]["win"][0] + 0.025 == 0.725
     assert equal["win_rate"][0] == pytest.approx(0.5, abs=0.1) and equal["gamma"][1] > 0
     assert json.loads((tmp_path / "judge.json").read_text())["equal_length"] == equal
-    assert "at equal length: the judge prefers longer answers" in capsys.readouterr().out
+    assert "at equal length (longer answers win more often: gamma" in capsys.readouterr().out
 
 def test_votes_by_hand():
     """Of the four kinds of pairs, and of one whose answer is missing. A flip is half a win, like a tie."""

@@ -61,6 +61,8 @@ def test_a_study_by_hand(tmp_path, capsys):
     rows = places.read_csv(tmp_path / "out" / "judges.csv")
     plain = {row["judge"]: row for row in rows if row["answers"] == "as they are"}
     assert {float(row["exact"]) for row in rows} == {0.875} and len(rows) == 2 * len(STUDIED)
+    fuller = {row["judge"]: row for row in rows if row["answers"] == "with filler"}
+    assert (float(fuller["honest"]["words"]), float(fuller["honest"]["other_words"]) > 6) == (5, True)
     columns = lambda judge: [float(plain[judge][key]) for key in ("one_order", "both", "flips", "words", "other_words")]
     assert columns("honest") == [0.875, 0.875, 0, 5, 6] and columns("first answer") == [1, 0.5, 1, 5, 6]
     assert columns("longer") == [0, 0, 0, 5, 6]
@@ -116,7 +118,11 @@ def test_the_other_numbers_of_the_page(stored):
     longer = stored["with filler", "longer"]
     assert [round(mean(longer, key), 2) for key in ("equal", "equal_words")] == [0.59, 0.49]
     checks = {row["judge"]: row for row in table.read("judges_check.csv")}
-    assert checks["sentiment words"]["accuracy"] == pytest.approx(0.97, abs=0.005)
-    assert {row["pairs"] for row in checks.values()} == {400}
+    assert checks["sentiment words"]["accuracy"] > 0.95 and {row["pairs"] for row in checks.values()} == {400}
     assert "no bias" in checks["honest"]["says"] and "longer" in checks["half honest, half longer"]["says"]
     assert "no bias" in checks["sentiment words"]["says"]
+
+def test_the_stored_check_is_what_the_check_says_now(tmp_path):
+    """If judge.py --check changes, its table does not change by itself. `python -m study.judges --update` writes it."""
+    places.write_csv(tmp_path / "now.csv", judges.CHECK_HEAD, judges.check_rows())
+    assert (tmp_path / "now.csv").read_text() == (places.RESULTS / "judges_check.csv").read_text()

@@ -30,8 +30,8 @@ FAULTS = {
     "equal lengths are divided by 0": (FILE, " if std > 0 else torch.zeros_like(d)", "", EXTREME),
     "the interval is one standard error": (FILE, "[2.5, 97.5]", "[16, 84]", COVERED),
     "a gradient without its weights": (FILE, "(weights * (votes - p))", "(votes - p)", COVERED),
-    "a point estimate is enough for a preference": (FILE, "if gamma[1] > 0:", "if gamma[0] > 0:",
-                                                    "test_winrates.py::test_the_judges_taste_in_words"),
+    "a point estimate is enough for an effect": (FILE, "if gamma[1] > 0:", "if gamma[0] > 0:",
+                                                    "test_winrates.py::test_the_effect_of_length_in_words"),
     "lengths of the other side": (FILE, "torch.tanh(d / std)", "torch.tanh(d.abs() / std)",
                                   "test_winrates.py::test_swapped_sides_swap_the_win_rate"),
     # strengths
@@ -73,4 +73,14 @@ FAULTS = {
         "arena.py", "        check_answers(asked, known, failures, path, args.verdict)", "        pass",
         "test_arena.py::test_a_ranking_needs_all_answers"),
     "neighbors alone meet": ("arena.py", "in combinations(answers, 2)", "in zip(answers, list(answers)[1:])", ARENA),
+    # the study of biased judges
+    "filler has an opinion": ("study/judges.py", "toy.opening(rng)", "toy.opinion(rng, True)",
+                              "test_judge_bias.py::test_filler_says_nothing_and_is_fixed_by_its_seed"),
+    "equal evidence has a winner": ("study/judges.py", "return round(log_odds(prompt, answer), 9)",
+                                    "return log_odds(prompt, answer)",
+                                    "test_judge_bias.py::test_equal_reviews_tie_whatever_the_order_of_their_sentences"),
+    "one order is the other order": ("study/judges.py", "verdict in verdicts[::2]])", "verdict in verdicts[1::2]])",
+                                     "test_judge_bias.py::test_a_study_by_hand"),
+    "filler behind both": ("study/judges.py", "fuller = {run: answers[run],", "fuller = {run: filled(answers[run], 1),",
+                           "test_judge_bias.py::test_a_study_by_hand"),
 }
