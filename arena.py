@@ -19,7 +19,7 @@ from support import cli
 from support.checkpoint import finite, write_json
 from support.endpoint import soft_votes
 from support.verdict import outcome, read_verdict
-from winrates import length_controlled, preference, strengths
+from winrates import effect_of_length, length_controlled, strengths
 
 VOTES = {"win": 1.0, "tie": 0.5, "flip": 0.5, "lose": 0.0, "invalid": None}    # outcome -> vote for the run
 
@@ -57,8 +57,8 @@ def in_words(found):
     """at_equal_length's result in one line."""
     rate = lambda r: "none" if r[0] is None else f"{r[0]:.3f} [{r[1]:.3f}, {r[2]:.3f}]"
     value, low, high = found["gamma"]
-    return (f"wins {rate(found['raw'])}, ties as half; {rate(found['win_rate'])} at equal length: the judge "
-            f"{preference(found['gamma'])} (gamma {value:.2f} [{low:.2f}, {high:.2f}])")
+    return (f"wins {rate(found['raw'])}, ties as half; {rate(found['win_rate'])} at equal length "
+            f"({effect_of_length(found['gamma'])}: gamma {value:.2f} [{low:.2f}, {high:.2f}])")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Many runs

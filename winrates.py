@@ -86,11 +86,11 @@ def length_controlled(votes, length_differences, n=1000, seed=0, ridge=0.1):
     w = logistic(features, v, resampled(len(v), n, seed), torch.tensor([1e-6, ridge], dtype=torch.float64))
     return {"win_rate": interval(torch.sigmoid(w[:, 0])), "gamma": interval(w[:, 1])}
 
-def preference(gamma):
-    """What the interval of gamma, [value, low, high], says about the judge."""
+def effect_of_length(gamma):
+    """What the interval of gamma, [value, low, high], says. It does not say why: longer answers may be better ones."""
     if gamma[1] > 0:
-        return "prefers longer answers"
-    return "prefers shorter answers" if gamma[2] < 0 else "shows no clear preference for a length"
+        return "longer answers win more often"
+    return "shorter answers win more often" if gamma[2] < 0 else "no clear effect of length"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Many runs

@@ -453,6 +453,28 @@ def ches_table(results=RESULTS):
         ("by_ches", "CHES", "+.2f"), ("by_ches_mean", "CHES, length-normalized", "+.2f"),
         ("by_length", "length of chosen", "+.2f"), ("by_reward", "reward of chosen", "+.2f")), spread=True)
 
+def judge_bias_table(results=RESULTS):
+    """Win rates by judges with a known bias, with their range over seeds, in both orders and at equal length."""
+    groups = grouped(read("judges.csv", results), "answers", "judge")
+    cell = lambda rows, key: mean(rows, key, ".2f", spread=True)
+    shown = [("as they are", "one_order"), ("as they are", "both"), ("as they are", "equal"), ("with filler", "both"),
+             ("with filler", "equal")]
+    judges = dict.fromkeys(judge for _, judge in groups)
+    lines = [["exact reward", *("-" if key == "equal" else cell(groups[answers, "honest"], "exact")
+                                for answers, key in shown)]]
+    for judge in judges:
+        lines.append([judge, *(cell(groups[answers, judge], key) for answers, key in shown)])
+    return markdown(["judge", "one order", "both orders", "at equal length", "with filler: both orders",
+                     "with filler: at equal length"], lines)
+
+def judge_check_table(results=RESULTS):
+    """What judge.py --check toy says about judges with a known bias."""
+    lines = []
+    for row in read("judges_check.csv", results):
+        numbers = [f"{row['accuracy']:.2f}", f"{row['position']:.2f}", f"{row['length']:+.2f}"]
+        lines.append([row["judge"], *numbers, row["says"]])
+    return markdown(["judge", "accuracy", "first answer", "longer less shorter", "what the check says"], lines)
+
 TABLES = {
     "example": example, "whole example": whole_example, "front": front_table, "loss names": front_losses,
     "results": results_table, "bandit": bandit_table, "losses": losses_table, "behavior": behavior_table,
@@ -460,7 +482,8 @@ TABLES = {
     "robust": robust_table, "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table,
     "judge": judge_table, "grpo": grpo_table, "rounds": rounds_table, "models": models_table, "real": real_table,
     "samples": real_samples, "claims": claims_table, "credit": credit_table, "words": words_table, "beta": beta_table,
-    "estimators": estimators_table, "displacement": displacement_table, "ches": ches_table}
+    "estimators": estimators_table, "displacement": displacement_table, "ches": ches_table,
+    "judge bias": judge_bias_table, "judge check": judge_check_table}
 
 def filled(text):
     """A document's text with every table between markers made again. Raises KeyError for an unknown table."""

@@ -1,5 +1,5 @@
 """
-Judges whose bias is known, as functions: question -> answer. And a local endpoint that any of them can stand behind.
+A local endpoint that a judge with a known bias can stand behind. The judges are those of study/judges.py.
 
     with judges.serving(judges.first) as there:
         judge.main(["--run", run, "--judge_url", there.url])
@@ -7,97 +7,22 @@ Judges whose bias is known, as functions: question -> answer. And a local endpoi
 Each judge is deterministic: the same question gives the same answer, in any order and in any process. A question that
 asks for one letter is answered with one letter; `soft` adds the log-probs of A and B that a model's endpoint sends.
 """
-import hashlib
 import json
 import math
-import re
 import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import toy
+# for the tests, which name all of them as judges.NAME
+from study.judges import ALL, JUDGES, chance, contrary, first, honest, long, mixed, one_letter
+from study.judges import larger, log_odds, said, second, sentiment, short, shown, unreadable
 
-# ---------------------------------------------------------------------------------------------------------------------
-# questions
-
-def shown(text):
-    """(prompt, answer A, answer B) of a question. The prompt is "" where only two reviews are shown."""
-    prompt = re.search(r"<(?:message|text)>\n(.*?)\n</(?:message|text)>", text, re.S)
-    sides = [re.search(rf"<(?:answer|review) {side}>\n(.*?)\n</", text, re.S) for side in "AB"]
-    return (prompt[1] if prompt else "", *(side[1] for side in sides))
-
-def one_letter(text):
-    """Whether a question asks for one letter alone."""
-    return "one letter" in text
-
-def said(text, vote):
-    """The answer to a question whose vote is A, B or neither, in the form that the question asks for."""
-    if one_letter(text):
-        return "AB"[share(text) < 0.5] if vote == "neither" else vote    # it has to choose, in either order by chance
-    return f"They differ in detail.\n\nBetter: {vote}"
-
-def share(text):
-    """A number in [0, 1) from a hash of the text."""
-    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32
-
-def larger(text, measure):
-    """The answer of a judge that prefers the larger measure. measure: a function of a prompt and an answer."""
-    prompt, *answers = shown(text)
-    a, b = (measure(prompt, answer) for answer in answers)
-    return said(text, "A" if a > b else "B" if b > a else "neither")
-
-def log_odds(prompt, answer):
-    """The toy world's exact log-odds of a review, in the grammar's spelling or in plain words."""
-    return toy.log_odds(f"{prompt} {answer}".lower().replace(",", " ,"))
+__all__ = ["ALL", "JUDGES", "Endpoint", "chance", "contrary", "first", "honest", "larger", "log_odds", "long", "mixed",
+           "one_letter", "said", "second", "sentiment", "serving", "short", "shown", "soft", "unreadable"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # judges
-
-def honest(text, body=None):
-    """Prefers the review that is more positive by the toy world's exact reward. It has no bias."""
-    return larger(text, log_odds)
-
-def contrary(text, body=None):
-    """Prefers the review that is less positive."""
-    return larger(text, lambda prompt, answer: -log_odds(prompt, answer))
-
-def first(text, body=None):
-    """Position bias: the answer that stands first, whatever it says."""
-    return said(text, "A")
-
-def second(text, body=None):
-    """Position bias: the answer that stands second."""
-    return said(text, "B")
-
-def long(text, body=None):
-    """Length bias: the answer with more words."""
-    return larger(text, lambda prompt, answer: len(answer.split()))
-
-def short(text, body=None):
-    """Length bias: the answer with fewer words."""
-    return larger(text, lambda prompt, answer: -len(answer.split()))
-
-def sentiment(text, body=None):
-    """Counts good words less bad words. It does not read "not", and the verdict counts no more than an opinion."""
-    words = lambda answer: re.findall(r"[a-z]+", answer.lower())
-    good, bad = {*toy.GOOD, *toy.GEM}, {*toy.BAD, *toy.BORE}
-    return larger(text, lambda prompt, answer: sum((w in good) - (w in bad) for w in words(answer)))
-
-def chance(text, body=None):
-    """A or B by a hash of the question: no bias, and no skill."""
-    return said(text, "AB"[share(f"chance {text}") < 0.5])
-
-def unreadable(text, body=None):
-    """Never a verdict, in either form."""
-    return "Both" if one_letter(text) else "Both have their merits, and much can be said for each."
-
-ALL = (honest, contrary, first, second, long, short, sentiment, chance, unreadable)
-JUDGES = {judge.__name__: judge for judge in ALL}
-
-def mixed(judge, other, portion):
-    """A judge that answers as `other` on a portion (0 to 1) of the questions, chosen by a hash, and else as `judge`."""
-    return lambda text, body=None: (other if share(f"mixed {text}") < portion else judge)(text, body)
 
 def soft(judge, p=0.9):
     """A judge whose endpoint sends log-probs: p for the letter that the judge prefers, 1 - p for the other."""

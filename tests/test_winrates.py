@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from winrates import bradley_terry, length_controlled, preference, strengths
+from winrates import bradley_terry, effect_of_length, length_controlled, strengths
 
 sigmoid = lambda x: 1 / (1 + np.exp(-x))
 
@@ -119,13 +119,13 @@ def test_votes_that_cannot_be_are_refused(votes, d):
     with pytest.raises(ValueError, match="vote"):
         length_controlled(votes, d)
 
-def test_the_judges_taste_in_words():
-    """Only an interval on one side of 0 is a preference."""
-    assert preference([1.0, 0.2, 2.0]) == "prefers longer answers"
-    assert preference([-1.0, -2.0, -0.2]) == "prefers shorter answers"
-    assert preference([1.0, -0.1, 2.0]) == "shows no clear preference for a length"
+def test_the_effect_of_length_in_words():
+    """Only an interval on one side of 0 is an effect."""
+    assert effect_of_length([1.0, 0.2, 2.0]) == "longer answers win more often"
+    assert effect_of_length([-1.0, -2.0, -0.2]) == "shorter answers win more often"
+    assert effect_of_length([1.0, -0.1, 2.0]) == "no clear effect of length"
     votes, d = judged(500, 0.3, 1.5)
-    assert preference(length_controlled(votes, d)["gamma"]) == "prefers longer answers"
+    assert effect_of_length(length_controlled(votes, d)["gamma"]) == "longer answers win more often"
 
 @pytest.mark.parametrize("seed", range(3))
 def test_newtons_method_converges_on_uneven_votes(seed):
