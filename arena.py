@@ -4,8 +4,8 @@ Several runs judged against each other: every two of them on the same held-out p
     python judge.py --arena out/toy/dpo out/toy/ipo out/toy/simpo --judge_url http://localhost:8080/v1
 
 The answers are the samples in each run's eval.json. Two answers to a prompt are shown in both orders, and a tie is half
-a win for each. judge.py has the flags. Writes arena.json into --arena_dir, and each answer into arena.jsonl beside it as
-it arrives: a fourth run costs only its own comparisons. docs/judge.md explains the numbers.
+a win for each. judge.py has the flags. Writes arena.json into --arena_dir, and each answer into arena.jsonl there as it
+arrives, so that a fourth run costs only its own comparisons. docs/judge.md explains the numbers.
 Read first: questions.py, winrates.py. Read next: judge.py
 """
 from itertools import combinations
