@@ -150,6 +150,17 @@ def test_an_honest_judge_is_not_accused():
             "better than chance, and no bias was found"]
     assert accused <= 4
 
+@pytest.mark.slow
+def test_how_often_a_fair_judge_is_accused_by_chance(pairs):
+    """docs/judge.md: of 2,000 judges with a coin in 3 of 10 questions 4.7% have a position bias, 0.6% a length bias."""
+    rng, n_position, n_length = random.Random(0), 0, 0
+    verdict = lambda right: right if rng.random() > 0.3 else rng.choice("AB")
+    for _ in range(2000):
+        found = judge_check.measured(pairs, [(verdict("A"), verdict("B")) for _ in pairs])
+        n_position += not found["position"][1] <= 0.5 <= found["position"][2]
+        n_length += not found["length"][1] <= 0 <= found["length"][2]
+    assert n_position / 2000 == pytest.approx(0.047, abs=0.014) and n_length / 2000 == pytest.approx(0.006, abs=0.005)
+
 def test_few_pairs_allow_no_conclusion(pairs):
     """Four of four heads are no proof of a biased coin."""
     found, said = checked(judges.first, pairs[:28])
