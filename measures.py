@@ -57,8 +57,7 @@ def wilson(k, n, z=1.96):
         return [float("nan"), 0.0, 1.0]
     p, d = k / n, 1 + z * z / n
     half = z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
-    low, high = (p + z * z / (2 * n) - half) / d, (p + z * z / (2 * n) + half) / d
-    return [p, max(low, 0.0), min(high, 1.0)]    # rounding could give -1e-17, which prints as -0.000
+    return [p, (p + z * z / (2 * n) - half) / d, (p + z * z / (2 * n) + half) / d]
 
 def ties_half(gap):
     """1 where a gap is positive, 0.5 where it is 0, 0 where it is negative. Arrays give arrays, tensors tensors."""

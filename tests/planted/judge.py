@@ -47,7 +47,6 @@ FAULTS = {
     "winners' and losers' words swapped": ("judge.py", 'words["winners"].append(mine if result == "win" else other)',
                                             'words["winners"].append(other if result == "win" else mine)', HAND),
     "Wilson's interval for 90%": ("measures.py", "def wilson(k, n, z=1.96)", "def wilson(k, n, z=1.645)", HAND),
-    "an interval of shares below 0": ("measures.py", "max(low, 0.0)", "low", "test_judge.py::test_wilsons_interval_stays_within_0_and_1"),
     "Wald's interval": ("measures.py", "half = z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5",
                         "half = z * (p * (1 - p) / n) ** 0.5", HAND),
     "NaN in the file": ("support/checkpoint.py", "None if isinstance(content, float) and not math.isfinite(content) else content", "content",
