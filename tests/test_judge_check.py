@@ -222,15 +222,16 @@ def imdb(tmp_path):
     (folder / "train.jsonl").write_text(json.dumps({"text": "of the training set", "label": 1}) + "\n")
     return folder
 
-def test_pairs_of_imdb(imdb):
+def test_pairs_of_imdb(imdb, capsys):
     """Positive against negative, from the test split, without reviews that do not fit a small judge's context."""
     found = judge_check.known_pairs("imdb", 40, str(imdb))
     assert len(found) == 40 and all("superb" in p["after"] and "dull" in p["worse"] for p in found)
     assert [len(p["after"]) > len(p["worse"]) for p in found] == [True, False] * 20
+    assert "120 examples to draw pairs from; dropped: 1 longer than 200 words" in capsys.readouterr().out
     assert not any("training" in p["after"] or len(p["after"].split()) > 200 for p in found)
 
-def test_pairs_of_a_file_keep_their_prompt_and_question(tmp_path):
-    """Chosen is the better one. Equal and empty answers have no order and are left out."""
+def test_pairs_of_a_file_keep_their_prompt_and_question(tmp_path, capsys):
+    """Chosen is the better one. Equal and empty answers have no order: they are dropped and counted."""
     rows = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No idea."} for i in range(5)]
     rows += [{"prompt": "x", "chosen": "same", "rejected": "same "}, {"prompt": "x", "chosen": " ", "rejected": "b"}]
     path = tmp_path / "mine.jsonl"
@@ -238,7 +239,9 @@ def test_pairs_of_a_file_keep_their_prompt_and_question(tmp_path):
     found = judge_check.known_pairs(str(path), 100, None)
     assert sorted(p["prompt"].strip() for p in found) == [f"What is {i}?" for i in range(5)]
     assert all(p["after"].strip().startswith("It is") and p["worse"].strip() == "No idea." for p in found)
-    assert len(judge_check.known_pairs(str(path), 3, None)) == 3
+    out = capsys.readouterr().out
+    assert "5 examples to draw pairs from; dropped: 1 chosen == rejected, 1 with an empty answer" in out
+    assert judge_check.known_pairs(str(path), 3, None) == found[:3]    # a longer check asks about these again
 
 def test_a_rate_in_words():
     """Rounding gives Wilson's interval of 0 of 60 a lower end of -1e-17, which would be shown as -0.000."""
