@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from support import weights
 from support.checkpoint import digest, save_tensors, write_json
@@ -225,6 +226,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False    # scripts set it; it changes memory and time, no number
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),
             wpe=nn.Embedding(config.block_size, config.n_embd),
@@ -251,7 +253,11 @@ class GPT(nn.Module):
             positions = torch.arange(T, device=idx.device)     # (T,)
         x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(positions))    # (B, T, C)
         for layer, block in enumerate(self.transformer.h):
-            x = block(x, layer, cache, mask)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                # keeps the block's input only; backward runs the block again, with the same dropout, for the rest
+                x = checkpoint(block, x, layer, cache, mask, use_reentrant=False)
+            else:
+                x = block(x, layer, cache, mask)
         return self.transformer.ln_f(x)
 
     def forward(self, idx):

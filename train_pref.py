@@ -54,6 +54,7 @@ def get_args(argv=None):
     pref_flags.check_adapter_flags(p, args, start, about)
     pref_flags.check_loss_flags(p, args, LOSSES)
     cli.check_sampling_flags(p, args)
+    cli.refuse(p, args, (("compile", not args.activation_checkpointing, "with --activation_checkpointing"),))
     rounds.check_flags(p, args)
     if args.adam_epsilon is None:
         args.adam_epsilon = 1e-3 if args.data == "toy" and not args.adapter else 1e-8
@@ -126,6 +127,7 @@ def train(args):
             try_out(args.loss, hparams_at(step), Pairs)    # refuses a value out of its range now, not after an hour
         model, about, base, rows, autocast, later = prepare(args, hparams)
     batches = make_batches(args, loss, model, about, base, rows, autocast, later)
+    model.activation_checkpointing = args.activation_checkpointing
     if args.compile:
         model.features = torch.compile(model.features, dynamic=True)
 

@@ -1,0 +1,177 @@
+"""Tests of memory: activation checkpointing, which keeps the input of each block only and changes no number."""
+import json
+
+import pytest
+import torch
+
+import adapters
+import data
+import eval
+import loop
+import model as model_file
+import toy
+import train_pref
+import train_sft
+from losses import LOSSES
+from model import GPT, GPTConfig, ScalarGPT
+from objective import preference_loss
+from reference import add_reference
+from rlhf import train_ppo, train_reward
+
+SIZES = dict(block_size=32, vocab_size=40, n_layer=3, n_head=2, n_embd=16)
+EXAMPLES = toy.examples
+OFF = torch.autocast("cpu", enabled=False)
+
+def made(mode=None, dropout=0.0):
+    """A small GPT-2 in training mode, with adapters whose output is not 0 if mode names a kind."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**SIZES, dropout=dropout))
+    if mode:
+        adapters.add_adapters(model, mode, 4)
+        for module in adapters.adapter_modules(model):
+            torch.nn.init.normal_(module.up.weight, std=0.1)
+    return model.train()
+
+def batch_of(model, share_prefix=False):
+    """A batch of 4 pairs of different lengths, with the log-probs of a reference."""
+    numbers = torch.Generator().manual_seed(1)
+    tokens = lambda n: torch.randint(39, (n,), generator=numbers).tolist()
+    rows = [{"prompt": tokens(4 + i), "chosen": tokens(3 + i), "rejected": tokens(5)} for i in range(4)]
+    batches = data.Batches(rows, 4, share_prefix=share_prefix)
+    add_reference(GPT(GPTConfig(**SIZES)), batches, OFF)
+    return batches[0]
+
+def update(checkpointing, mode=None, dropout=0.0, share_prefix=False, autocast=OFF):
+    """The gradients of a DPO loss, the loss, and the state of the random generator after backward."""
+    model = made(mode, dropout)
+    batch = batch_of(model, share_prefix)
+    model.activation_checkpointing = checkpointing
+    torch.manual_seed(2)
+    with autocast:
+        loss, _ = preference_loss(model, batch, LOSSES["dpo"], {"beta": 0.1})
+    loss.backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    return grads, loss.detach(), torch.get_rng_state()
+
+@pytest.mark.parametrize("share_prefix", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("mode", [None, *adapters.MODES])
+def test_checkpointing_changes_no_bit_of_loss_and_gradients(mode, dropout, share_prefix):
+    """
+    The second pass through a block may draw other dropout. With a frozen base, the input of the first block has no
+    gradient, and a checkpoint that looks at its inputs only would leave out the adapter of that block.
+    """
+    (grads, *rest), (plain, *plain_rest) = (update(on, mode, dropout, share_prefix) for on in (True, False))
+    assert grads.keys() == plain.keys() and all(torch.equal(grads[name], plain[name]) for name in plain)
+    assert all(torch.equal(a, b) for a, b in zip(rest, plain_rest))
+    assert any(p.abs().max() > 0 for name, p in grads.items() if ".h.0." in name)
+
+@pytest.mark.parametrize("mode", [None, "sequential"])
+def test_checkpointing_changes_no_bit_under_autocast(mode):
+    """Backward runs outside the autocast. A block that is computed again there would be in float32."""
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+    (grads, loss, _), (plain, plain_loss, _) = (update(on, mode, 0.3, autocast=autocast) for on in (True, False))
+    assert torch.equal(loss, plain_loss) and all(torch.equal(grads[name], plain[name]) for name in plain)
+    assert not torch.equal(plain_loss, update(False, mode, 0.3)[1])    # the products were in bfloat16
+
+def kept_for_backward(model, idx):
+    """Bytes of all tensors but parameters that a forward pass keeps, each storage once."""
+    seen, own = {}, {p.data_ptr() for p in model.parameters()}
+    def pack(x):
+        if x.data_ptr() not in own:
+            seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes(), x    # x: else its place is used again
+        return x
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        model.features(idx)
+    return sum(size for size, _ in seen.values())
+
+@pytest.mark.parametrize("mode", [None, *adapters.MODES])
+def test_checkpointing_keeps_one_input_a_block(mode):
+    """A flag that is read in the wrong place gives the same numbers and saves nothing."""
+    model, idx = made(mode), torch.arange(24).view(2, 12)
+    plain = kept_for_backward(model, idx)
+    model.activation_checkpointing = True
+    checkpointed = kept_for_backward(model, idx)
+    state = idx.numel() * SIZES["n_embd"] * 4    # bytes of (B, T, C)
+    # the inputs of 3 blocks, and of the last LayerNorm with its means and stds; idx and positions are integers
+    assert 3 * state <= checkpointed <= 5 * state < plain / 3
+
+def count_blocks(monkeypatch):
+    """A list that gets an entry for each checkpointed block."""
+    calls, real = [], model_file.checkpoint
+    monkeypatch.setattr(model_file, "checkpoint", lambda *args, **more: calls.append(1) or real(*args, **more))
+    return calls
+
+def test_nothing_is_checkpointed_without_a_gradient(monkeypatch):
+    """Evaluation and generation keep no activations, and each checkpoint would read the random state."""
+    calls, model, idx = count_blocks(monkeypatch), made(), torch.arange(8).view(2, 4)
+    model.activation_checkpointing = True
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        model(idx)
+        loop.evaluate(model, lambda batch: (model(batch["idx"]).mean(), {}), [{"idx": idx, "weight": 2}])
+    model.generate(idx, 3, temperature=0)
+    assert calls == [] and torch.equal(torch.get_rng_state(), before)
+    model(idx).sum().backward()
+    assert len(calls) == SIZES["n_layer"]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the flag
+
+@pytest.fixture
+def run(sft_run, tokenizer, tmp_path, monkeypatch):
+    """Runs train_pref.py for some updates on pairs with dropout, and returns the weights after the last one."""
+    lines = [{"prompt": f"the plot {i}", "chosen": f" was superb {i} .", "rejected": " was dull ."} for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(data, "get_tokenizer", lambda *args: tokenizer)
+    monkeypatch.setattr(loop, "plot_curves", lambda folder: None)
+    monkeypatch.setattr(eval, "main", lambda *args, **more: {})
+    def go(name, *flags):
+        train_pref.main(["--data", str(tmp_path / "pairs.jsonl"), "--init_from", str(sft_run), "--batch_size", "4",
+                         "--dropout", "0.2", "--out_dir", str(tmp_path / name), "--eval_every", "1", *flags])
+        return torch.load(tmp_path / name / "state.pt", weights_only=True)["model"]
+    return go
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+def test_a_run_resumed_with_or_without_checkpointing_has_the_same_weights(run, monkeypatch, tmp_path):
+    """The flag may change on --resume only because no bit of the run depends on it."""
+    calls = count_blocks(monkeypatch)
+    plain = [run("plain", "--max_steps", "2"), run("plain", "--max_steps", "4", "--resume")]
+    assert calls == []
+    on = run("mixed", "--max_steps", "2", "--activation_checkpointing")
+    assert len(calls) == 2 * GPT.from_pretrained(tmp_path / "mixed").config.n_layer
+    assert same(on, plain[0])
+    run("other", "--max_steps", "2")
+    assert same(run("other", "--max_steps", "4", "--resume", "--activation_checkpointing"), plain[1])
+    names = [(tmp_path / name / "config.json").read_bytes() for name in ("plain", "mixed")]
+    assert names[0] == names[1]    # it is no property of the model
+
+@pytest.mark.parametrize("script", [train_sft, train_pref])
+def test_a_checkpointed_block_is_not_compiled_so_both_flags_are_refused(script, capsys):
+    """torch.compile gives up the whole model without a word when it meets a checkpoint."""
+    with pytest.raises(SystemExit) as end:
+        script.get_args(["--activation_checkpointing", "--compile"])
+    assert end.value.code == 2
+    assert "error: --compile has no effect with --activation_checkpointing" in capsys.readouterr().err
+    assert script.get_args(["--compile"]).compile
+
+class Reached(Exception):
+    """Raised where training would begin."""
+
+@pytest.mark.parametrize("script, flags", [
+    (train_sft, ["--n_layer", "1", "--n_head", "2", "--n_embd", "16"]),
+    (train_reward, ["--n_prompts", "8"]),
+    (train_ppo, ["--true_reward", "--rollout", "64", "--batch_size", "16"]),
+])
+def test_every_script_that_trains_sets_it(script, flags, sft_run, tmp_path, monkeypatch):
+    """A script that parses the flag and forgets it would need the memory of a run without it."""
+    def fit(model, *args, **more):
+        raise Reached([m.activation_checkpointing for m in model.modules() if isinstance(m, (GPT, ScalarGPT))])
+    monkeypatch.setattr(loop, "fit", fit)
+    monkeypatch.setattr(toy, "examples", lambda split, n, seed=0: EXAMPLES(split, min(n, 64), seed))
+    start = [] if script is train_sft else ["--init_from", str(sft_run)]
+    with pytest.raises(Reached) as reached:
+        script.main(["--out_dir", str(tmp_path / "run"), *start, *flags, "--activation_checkpointing"])
+    assert reached.value.args[0] == [True]
