@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from support import weights
-from support.checkpoint import digest, save_tensors, write_json
+from support.checkpoint import digest, load_tensors, save_tensors, write_json
 from support.cpu import Linear    # nn.Linear, faster in float32 on a CPU
 from support.kv_cache import KVCache
 
@@ -336,6 +336,18 @@ class GPT(nn.Module):
         return new
 
     @classmethod
+    def on_meta(cls, name_or_dir, dropout, load=load_tensors):
+        """(a model without memory, the tensors of its file), checked against each other. load reads a safetensors."""
+        config, path, state = weights.read_folder(name_or_dir, GPTConfig, load)
+        config.dropout = dropout
+        with torch.device("meta"):
+            model = cls(config)
+        shapes = {name: tuple(x.shape) for name, x in to_hf(model.state_dict()).items()}
+        weights.check_shapes(path, state, shapes)
+        # Only a scalar head can be missing, and a new one gives 0 for every text. A language model leaves it out.
+        return model, {name: state[name] if name in state else torch.zeros(shape) for name, shape in shapes.items()}
+
+    @classmethod
     def from_pretrained(cls, name_or_dir, dropout=0.0):
         """
         A model in float32 from the hub (gpt2, gpt2-medium, gpt2-large, gpt2-xl), a folder in Hugging Face's layout, or
@@ -344,14 +356,7 @@ class GPT(nn.Module):
         The dropout of the file is ignored: the hub's GPT-2 has 0.1, which would add noise to every log-ratio.
         Raises ValueError or OSError in one line that names the file and the remedy.
         """
-        config, path, state = weights.read_folder(name_or_dir, GPTConfig)
-        config.dropout = dropout
-        with torch.device("meta"):        # no memory is allocated before names and shapes are known to be right
-            model = cls(config)
-        shapes = {name: tuple(x.shape) for name, x in to_hf(model.state_dict()).items()}
-        weights.check_shapes(path, state, shapes)
-        # Only a scalar head can be missing, and a new one gives 0 for every text. A language model leaves it out.
-        state = {name: state[name] if name in state else torch.zeros(shape) for name, shape in shapes.items()}
+        model, state = cls.on_meta(name_or_dir, dropout)
         model.load_state_dict(from_hf(state), assign=True)
         model.lm_head.weight = model.transformer.wte.weight                 # assign=True has made two parameters of one
         return model.requires_grad_()

@@ -299,6 +299,7 @@ def set_up(*, seed, device, dtype, threads=None, data=None, say=print):
 def parameter_counts(model):
     """How many parameters of a model are trained, and how many are frozen, in words."""
     trained, frozen = (sum(p.numel() for p in model.parameters() if p.requires_grad == yes) for yes in (True, False))
+    frozen += sum(getattr(module, "more_weights", 0) for module in model.modules())    # quantized: two in a byte
     return f"{trained:,} trained parameters" + (f", {frozen:,} frozen" if frozen else "")
 
 def check_fits(model, tokenizer, max_len, name):
