@@ -10,7 +10,7 @@ Parameter names are those of Hugging Face's GPT2LMHeadModel, so no table of name
 can be loaded. Sizes: B rows, T tokens, V = vocab_size, C = n_embd, nh heads of size hs = C / nh. Read next: adapters.py
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -225,8 +225,7 @@ def init_weights(model):
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.config = config
-        self.activation_checkpointing = False    # scripts set it; it changes memory and time, no number
+        self.config, self.activation_checkpointing = config, False    # scripts set it; it changes memory, no number
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),
             wpe=nn.Embedding(config.block_size, config.n_embd),
@@ -252,12 +251,10 @@ class GPT(nn.Module):
         elif positions is None:
             positions = torch.arange(T, device=idx.device)     # (T,)
         x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(positions))    # (B, T, C)
+        # A checkpoint keeps a block's input only. Backward runs the block again, with the same dropout, for the rest.
+        again = self.activation_checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(self.transformer.h):
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                # keeps the block's input only; backward runs the block again, with the same dropout, for the rest
-                x = checkpoint(block, x, layer, cache, mask, use_reentrant=False)
-            else:
-                x = block(x, layer, cache, mask)
+            x = checkpoint(block, x, layer, cache, mask, use_reentrant=False) if again else block(x, layer, cache, mask)
         return self.transformer.ln_f(x)
 
     def forward(self, idx):
@@ -339,9 +336,8 @@ class GPT(nn.Module):
     def on_meta(cls, name_or_dir, dropout, load=load_tensors):
         """(a model without memory, the tensors of its file), checked against each other. load reads a safetensors."""
         config, path, state = weights.read_folder(name_or_dir, GPTConfig, load)
-        config.dropout = dropout
-        with torch.device("meta"):
-            model = cls(config)
+        with torch.device("meta"), weights.no_init():
+            model = cls(replace(config, dropout=dropout))
         shapes = {name: tuple(x.shape) for name, x in to_hf(model.state_dict()).items()}
         weights.check_shapes(path, state, shapes)
         # Only a scalar head can be missing, and a new one gives 0 for every text. A language model leaves it out.

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from support.checkpoint import load_tensors, read_json
 
@@ -94,6 +95,16 @@ def hf_config(config, scalar):
     if scalar:
         content.update(num_labels=1, pad_token_id=eos)
     return content
+
+class no_init(TorchFunctionMode):    # in lower case, as other context managers
+    """
+    Inside it, x.normal_() does nothing. A model on the meta device has no numbers to initialize, and PyTorch would
+    import 800 modules for its first normal_ there: a second, and 80 MB that the process keeps.
+    """
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", None) == "normal_":    # torch.nn.init's, which is given its tensor by name
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 # ---------------------------------------------------------------------------------------------------------------------
 # files of weights
