@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from support import weights
-from support.checkpoint import digest, load_tensors, save_tensors, write_json
+from support.checkpoint import InTurn, digest, save_tensors, stored_tensors, write_json
 from support.cpu import Linear    # nn.Linear, faster in float32 on a CPU
 from support.kv_cache import KVCache
 
@@ -333,7 +333,7 @@ class GPT(nn.Module):
         return new
 
     @classmethod
-    def on_meta(cls, name_or_dir, dropout, load=load_tensors):
+    def on_meta(cls, name_or_dir, dropout, load=stored_tensors):
         """(a model without memory, the tensors of its file), checked against each other. load reads a safetensors."""
         config, path, state = weights.read_folder(name_or_dir, GPTConfig, load)
         with torch.device("meta"), weights.no_init():
@@ -353,7 +353,7 @@ class GPT(nn.Module):
         Raises ValueError or OSError in one line that names the file and the remedy.
         """
         model, state = cls.on_meta(name_or_dir, dropout)
-        model.load_state_dict(from_hf(state), assign=True)
+        model.load_state_dict(from_hf(InTurn(state)), assign=True)
         model.lm_head.weight = model.transformer.wte.weight                 # assign=True has made two parameters of one
         return model.requires_grad_()
 

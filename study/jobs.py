@@ -222,7 +222,12 @@ def transformers(job):
                        min_new_tokens=job["new"], pad_token_id=0)
     return generation_times(job, generate, idx.device)
 
-KINDS = {"ours": ours, "trl": trl, "transformers": transformers, "one_loss": one_loss}
+def fits(job):
+    """One update of train_pref.py on a model of any size: study/fits.py, which imports this file."""
+    from study.fits import fits
+    return fits(job)
+
+KINDS = {"ours": ours, "trl": trl, "transformers": transformers, "one_loss": one_loss, "fits": fits}
 
 def main(argv=None):
     job = json.loads((argv or sys.argv[1:])[0])

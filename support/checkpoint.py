@@ -136,6 +136,12 @@ def stored_tensors(path):
     except Exception as e:    # a damaged file can raise nearly any error
         raise ValueError(f"{path}: damaged or cut short ({type(e).__name__}): download or copy it again") from None
 
+class InTurn(dict):
+    """name -> tensor or StoredTensor. items() gives tensors, each read when its turn comes: one in memory at a time."""
+    def items(self):
+        for name, x in super().items():
+            yield name, x.read() if isinstance(x, StoredTensor) else x
+
 # ---------------------------------------------------------------------------------------------------------------------
 # the training state of a run
 
