@@ -89,6 +89,7 @@ def ours(job):
     device, autocast = set_up(job["dtype"])
     model = GPT.from_pretrained(job["folder"]) if "folder" in job else GPT(GPTConfig(**job["config"]))
     model.to(device)
+    model.activation_checkpointing = job.get("checkpointing", False)
     if mode := job.get("adapter"):
         adapters.add_adapters(model, mode, 64, "neurons" if mode == "replace" else "random")
     if job["what"] != "generate":
