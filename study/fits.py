@@ -30,6 +30,7 @@ from quantize import METHODS as QUANTIZED
 from study import bench, jobs, places
 from support import cli, weights
 from support.checkpoint import write_json
+from support.fast_logps import CHUNK
 
 MODELS = {"gpt2": GPTConfig(),
           "gpt2-medium": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
@@ -63,11 +64,14 @@ def parameters(config):
 
 # bytes for each weight of a block's matrix; int8 also has a scale for each row, nf4 4 bytes for each 64 weights
 BYTES = {"full": 16, "float32": 4, "bf16": 2, "int8": 1, "nf4": 0.5 + 4 / 64}
-LIBRARIES = 0.45e9    # bytes of a process that has imported everything and holds no model
+# float32 numbers that a block keeps for backward, for each token and unit of width. A frozen matrix keeps no input.
+NUMBERS = {"full": 16, "adapters": 11}
+LIBRARIES = 0.38e9    # bytes of a process that has imported everything and holds no model
 
 def predicted(config, method, tokens, checkpointing=False):
     """
-    Bytes of the process at the peak of one update: libraries + weights + activations + temporary tensors.
+    Bytes of the process at the peak of one update: libraries + weights + activations + temporary tensors. The formula
+    stands in docs/speed.md.
 
     method   one of METHODS: adapters of rank 16 but for "full"
     tokens   in one batch, padding included: 2 * T for one pair
@@ -75,15 +79,15 @@ def predicted(config, method, tokens, checkpointing=False):
     C, L, V = config.n_embd, config.n_layer, config.vocab_size
     outside, matrices, vectors = parameters(config)
     if method == "full":    # weight, gradient and two moments, 4 bytes each
-        state, floats = 16 * (outside + matrices + vectors), 16
-    else:                   # frozen weights have none of these; an adapter has
+        state, numbers = 16 * (outside + matrices + vectors), NUMBERS["full"]
+    else:                   # frozen weights have their own bytes only; an adapter is trained
         state = BYTES[method] * matrices + 4 * (outside + vectors) + 16 * L * (2 * C * RANK + C + RANK)
-        floats = 12
-    block = 4 * tokens * C * floats    # what one block keeps for backward
-    kept = 4 * tokens * C * L + block if checkpointing else L * block
-    # the head's second gradient, or a matrix of an MLP in float32, twice: dequantized, and as oneDNN packs it
-    temporary = 4 * V * C if method == "full" else 2 * 16 * C * C
-    return LIBRARIES + state + kept + temporary
+        numbers = NUMBERS["adapters"]
+    input_, block = 4 * tokens * C, 4 * tokens * C * numbers
+    activations = L * input_ + block if checkpointing else L * block
+    # logits in two chunks, and the second gradient of the tied matrix, or a matrix of an MLP in float32, two times
+    temporary = 2 * 4 * CHUNK + (4 * V * C if method == "full" else 2 * 16 * C * C)
+    return LIBRARIES + state + activations + temporary
 
 # ---------------------------------------------------------------------------------------------------------------------
 # one measurement
@@ -166,6 +170,26 @@ def measured(name, method, checkpointing, scratch):
     computed = predicted(MODELS[name], method, got["tokens"], checkpointing) / 1e9
     return {"machine": bench.machine(), "model": name, "method": method, "checkpointing": checkpointing,
             "tokens": got["tokens"], "peak_gb": got["peak"], "predicted_gb": computed, "seconds": got["seconds"]}
+
+def fits_table(results=places.RESULTS):
+    """By model and method: GB of an update, measured or computed, without and with activation checkpointing."""
+    path = results / "fits.csv"
+    found = {(r["model"], r["method"], r["checkpointing"]): r for r in (places.read_csv(path) if path.exists() else ())}
+    tokens = 2 * (PROMPT + max(COMPLETIONS))
+    lines = ["| model | parameters | method | GB | with `--activation_checkpointing` | fits into |",
+             "|---|---|---|---|---|---|"]
+    for name, config in MODELS.items():
+        for method in METHODS:
+            gb, cells = [], []
+            for checkpointing in (False, True):
+                row = found.get((name, method, str(checkpointing)))
+                gb.append(float(row["peak_gb"]) if row else predicted(config, method, tokens, checkpointing) / 1e9)
+                cells.append(f"{gb[-1]:.2f} {'measured' if row else 'computed'}")
+            card = next((f"{card} GB" for card in CARDS if min(gb) <= card), f"more than {CARDS[-1]} GB")
+            about = "full, float32" if method == "full" else f"adapters on {method}"
+            size = f"{sum(parameters(config)) / 1e6:,.0f}M"
+            lines.append(f"| {name} | {size} | {about} | {cells[0]} | {cells[1]} | {card} |")
+    return "\n".join(lines)
 
 def main(argv=None):
     args = get_args(argv)

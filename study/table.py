@@ -20,7 +20,7 @@ import numpy as np
 
 import adapters
 import eval
-from study import claims, pictures, places
+from study import claims, fits, pictures, places
 from study.places import FIGURES, RESULTS, ROOT
 from support import cli
 from support.tables import ROWS
@@ -464,7 +464,8 @@ def ches_table(results=RESULTS):
 TABLES = {
     "example": example, "whole example": whole_example, "front": front_table, "loss names": front_losses,
     "results": results_table, "bandit": bandit_table, "losses": losses_table, "behavior": behavior_table,
-    "trl": trl_table, "parts": parts_table, "generation": generation_table, "growth": growth_table,
+    "trl": trl_table, "fits": fits.fits_table, "parts": parts_table, "generation": generation_table,
+    "growth": growth_table,
     "robust": robust_table, "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table,
     "judge": judge_table, "grpo": grpo_table, "rounds": rounds_table, "models": models_table, "real": real_table,
     "samples": real_samples, "claims": claims_table, "credit": credit_table, "words": words_table, "beta": beta_table,

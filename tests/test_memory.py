@@ -1,5 +1,6 @@
-"""Tests of memory: activation checkpointing, which keeps the input of each block only and changes no number."""
+"""Tests of memory: activation checkpointing, loading, and what fits into a card (study/fits.py)."""
 import json
+import weakref
 
 import pytest
 import torch
@@ -17,7 +18,10 @@ from losses import LOSSES
 from model import GPT, GPTConfig, ScalarGPT
 from objective import preference_loss
 from reference import add_reference
+from quantize import METHODS as QUANTIZED, pack
 from rlhf import train_ppo, train_reward
+from study import bench, fits, places
+from support import checkpoint
 
 SIZES = dict(block_size=32, vocab_size=40, n_layer=3, n_head=2, n_embd=16)
 EXAMPLES = toy.examples
@@ -136,6 +140,29 @@ def test_loading_draws_no_random_numbers(tmp_path):
     assert "normal_" in new.names and "normal_" not in loading.names
     assert all(torch.equal(a, b) for a, b in zip(made().state_dict().values(), loaded.state_dict().values()))
 
+def test_loading_holds_one_tensor_of_the_file_at_a_time(tmp_path, monkeypatch):
+    """All tensors of a mapped file beside their copies would be twice the model's memory."""
+    made().save_pretrained(tmp_path)
+    alive, most, real = [], [0], checkpoint.StoredTensor.read
+    def read(self):
+        x = real(self)
+        alive[:] = [ref for ref in alive if ref() is not None] + [weakref.ref(x)]
+        most[0] = max(most[0], len(alive))
+        return x
+    monkeypatch.setattr(checkpoint.StoredTensor, "read", read)
+    GPT.from_pretrained(tmp_path)
+    assert most[0] == 2    # the next one is read before the last is dropped
+
+def test_gradients_are_gone_when_weights_are_saved(tmp_path, monkeypatch):
+    """Matrices are transposed for the file, a copy of all of them. Gradients beside it would raise the peak."""
+    monkeypatch.setattr(loop, "plot_curves", lambda folder: None)
+    model, seen = made(), []
+    batch = batch_of(model) | {"weight": 4}
+    loop.fit(model, lambda b: preference_loss(model, b, LOSSES["dpo"], {"beta": 0.1}), [batch] * 2, [batch],
+             save=lambda folder: seen.append([p.grad for p in model.parameters()]), out_dir=tmp_path, max_steps=2,
+             eval_every=1, lr=1e-3)
+    assert len(seen) > 1 and all(grad is None for grads in seen for grad in grads)
+
 # ---------------------------------------------------------------------------------------------------------------------
 # the flag
 
@@ -196,3 +223,83 @@ def test_every_script_that_trains_sets_it(script, flags, sft_run, tmp_path, monk
     with pytest.raises(Reached) as reached:
         script.main(["--out_dir", str(tmp_path / "run"), *start, *flags, "--activation_checkpointing"])
     assert reached.value.args[0] == [True]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what fits: the formula, the random models, the rows
+
+def test_parameters_of_the_formula_are_those_of_the_model():
+    """The formula is used for models that are too large to build here."""
+    for more in ({}, {"n_inner": 24}):
+        config = GPTConfig(**SIZES | more)
+        model = GPT(config)
+        matrices = sum(p.numel() for block in model.transformer.h for p in block.parameters() if p.dim() == 2)
+        outside, in_matrices, vectors = fits.parameters(config)
+        assert in_matrices == matrices and outside + in_matrices + vectors == sum(p.numel() for p in model.parameters())
+    sizes = {name: sum(fits.parameters(config)) for name, config in fits.MODELS.items()}
+    assert sizes == {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080,
+                     "gpt2-xl": 1_557_611_200}    # as published
+
+@pytest.mark.parametrize("method", ["full", "adapters"])
+def test_numbers_a_block_keeps_for_backward(method):
+    """The formula's 16 and 11, by what autograd keeps in three blocks minus what it keeps in one."""
+    kept = {}
+    for n_layer in (2, 4):
+        model = GPT(GPTConfig(64, 40, n_layer, 4, 256)).train()
+        if method == "adapters":
+            adapters.add_adapters(model, "sequential", fits.RANK)
+        kept[n_layer] = kept_for_backward(model, torch.arange(80).view(2, 40) % 40)
+    assert (kept[4] - kept[2]) / 2 / (4 * 80 * 256) == pytest.approx(fits.NUMBERS[method], rel=0.03)
+
+@pytest.mark.parametrize("method", QUANTIZED)
+def test_bytes_of_a_weight_are_those_of_quantize(method):
+    """A formula with 4 bits for nf4 forgets its scales, an eighth more."""
+    parts = pack(torch.randn(256, 256), method)
+    size = sum(part.numel() * part.element_size() for part in parts) / 256**2
+    rows = 4 / 256 if method == "int8" else 0    # one scale for each row, which the formula leaves out
+    assert size == pytest.approx(fits.BYTES[method] + rows, rel=1e-6)
+
+ROWS = places.read_csv(places.RESULTS / "fits.csv") if (places.RESULTS / "fits.csv").exists() else []
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda r: f"{r['model']} {r['method']} {r['checkpointing']}")
+def test_the_formula_is_within_15_percent_of_what_was_measured(row):
+    """The table's computed cells are worth what the formula is."""
+    checkpointing = row["checkpointing"] == "True"
+    computed = fits.predicted(fits.MODELS[row["model"]], row["method"], int(row["tokens"]), checkpointing)
+    assert computed / 1e9 == pytest.approx(float(row["peak_gb"]), rel=0.15)
+
+def test_the_random_model_can_be_loaded_and_has_gpt2s_statistics(tmp_path):
+    """It is written in shards, one block at a time, so names and shapes are written by hand."""
+    config = GPTConfig(**SIZES)
+    fits.write_random(config, tmp_path / "m")
+    model = GPT.from_pretrained(tmp_path / "m")
+    assert model.config == config and torch.equal(model.transformer.ln_f.weight, torch.ones(SIZES["n_embd"]))
+    assert 0.015 < model.transformer.h[1].mlp.c_fc.weight.std() < 0.025
+    assert len(list((tmp_path / "m").glob("*.safetensors"))) == SIZES["n_layer"] + 1
+
+def test_a_row_replaces_the_one_of_the_same_measurement(tmp_path):
+    """Each row takes minutes, so a call for one row must keep the others."""
+    row = dict.fromkeys(fits.HEAD, "x") | {"model": "gpt2", "method": "nf4", "checkpointing": False, "peak_gb": 1.0}
+    fits.put(tmp_path / "fits.csv", row)
+    fits.put(tmp_path / "fits.csv", row | {"method": "full", "peak_gb": 3.0})
+    fits.put(tmp_path / "fits.csv", row | {"peak_gb": 2.0})
+    rows = places.read_csv(tmp_path / "fits.csv")
+    assert [(r["method"], float(r["peak_gb"])) for r in rows] == [("full", 3), ("nf4", 2)]
+    table = fits.fits_table(tmp_path).splitlines()
+    line = next(line for line in table if line.startswith("| gpt2 | 124M | adapters on nf4"))
+    assert "| 2.00 measured |" in line and "computed |" in line and line.endswith("| 4 GB |")
+    assert len(table) == 2 + 4 * 5 and sum("measured" in line for line in table) == 2
+
+@pytest.mark.slow
+def test_one_update_is_measured_by_the_real_script(tmp_path):
+    """A job that patches too much would measure something else: here the run's files are those of train_pref.py."""
+    try:
+        data.get_tokenizer("pairs", 50257)
+    except ValueError:
+        pytest.skip("GPT-2's tokenizer is not there, and there is no network")
+    fits.write_random(GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=256), tmp_path / "m")
+    job = {"folder": str(tmp_path / "m"), "scratch": str(tmp_path), "method": "nf4", "checkpointing": True,
+           "max_len": 256}
+    got = bench.in_process("fits", job)
+    args = json.loads((tmp_path / "run" / "args.json").read_text())["args"]
+    assert args["quantize"] == "nf4" and args["activation_checkpointing"] and args["grad_accum"] == 8
+    assert (tmp_path / "run" / "result.json").exists() and 0.2 < got["peak"] < 1 and got["tokens"] == 308
