@@ -18,7 +18,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import GPT, fingerprint
+import quantize
+from model import GPT
 from support.checkpoint import load_tensors, read_json, save_tensors, write_json
 
 MODES = ("sequential", "parallel", "replace")
@@ -128,7 +129,8 @@ def adapter_state_dict(model):
 def save_adapter(model, folder, base, base_fingerprint):
     """Writes adapter.safetensors and adapter.json. base is the folder or hub name of the model before add_adapters."""
     module, folder = adapter_modules(model)[0], Path(folder)
-    about = dict(mode=module.mode, rank=module.down.out_features, base=str(base), base_fingerprint=base_fingerprint)
+    about = dict(mode=module.mode, rank=module.down.out_features, base=str(base), base_fingerprint=base_fingerprint,
+                 **quantize.flags_of(model))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "adapter.json", about)
     save_tensors(adapter_state_dict(model), folder / "adapter.safetensors")
@@ -140,11 +142,12 @@ def read_about(folder):
         return None
     about = read_json(path)
     try:
-        about = {key: about[key] for key in ("mode", "rank", "base", "base_fingerprint")}
+        flags = quantize.flags_in(about)
+        about = {key: about[key] for key in ("mode", "rank", "base", "base_fingerprint")} | flags
         if about["mode"] not in MODES or type(about["rank"]) is not int or not 1 <= about["rank"] <= 10**6:
             raise ValueError(f"mode {about['mode']!r}, rank {about['rank']!r}")
         return about
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{path}: damaged ({type(e).__name__}: {e})") from None
 
 def load_adapter(model, folder, model_fingerprint):
@@ -164,13 +167,14 @@ def load_adapter(model, folder, model_fingerprint):
     model.load_state_dict(state, strict=False)    # the base has its weights already
     return model
 
-def load_model(name_or_dir, dropout=0.0):
+def load_model(name_or_dir, dropout=0.0, method=None, double=False):
     """
-    (model, about) of a name on the hub, a folder or a run. For an adapter run, the model is its base with its adapter,
-    and about is the content of adapter.json. Otherwise about is None. Raises ValueError or OSError in one line.
+    (model, about) of a name on the hub, a folder or a run. Raises ValueError or OSError in one line. For an adapter
+    run, the model is its base, quantized as adapter.json says, with its adapter, and about is the content of that
+    file. Otherwise about is None, and method and double say how to quantize the model.
     """
-    about = read_about(name_or_dir)
-    if about is None:
-        return GPT.from_pretrained(name_or_dir, dropout), None
-    base = GPT.from_pretrained(about["base"], dropout)
-    return load_adapter(base, name_or_dir, fingerprint(base)), about
+    about, name = read_about(name_or_dir), name_or_dir
+    if about:
+        name, method, double = about["base"], about.get("quantize"), about.get("double_quant", False)
+    base = quantize.load(name, method, double, dropout) if method else GPT.from_pretrained(name, dropout)
+    return (load_adapter(base, name_or_dir, quantize.exact_fingerprint(base)) if about else base), about

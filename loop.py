@@ -148,6 +148,7 @@ def keep_best(state, log, metrics, *, out_dir, save, keep_all, show):
     log.write(state.step, "val", metrics)
     better = state.stopper.update(metrics["loss"], state.step)
     state.evaluated = True
+    state.optimizer.zero_grad()    # saving copies weights; the gradients of the last update would take memory beside it
     if parallel.rank() == 0 and better:
         save(out_dir)
     if parallel.rank() == 0 and keep_all:

@@ -10,15 +10,16 @@ Parameter names are those of Hugging Face's GPT2LMHeadModel, so no table of name
 can be loaded. Sizes: B rows, T tokens, V = vocab_size, C = n_embd, nh heads of size hs = C / nh. Read next: adapters.py
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from support import weights
-from support.checkpoint import digest, save_tensors, write_json
+from support.checkpoint import InTurn, digest, save_tensors, stored_tensors, write_json
 from support.cpu import Linear    # nn.Linear, faster in float32 on a CPU
 from support.kv_cache import KVCache
 
@@ -224,7 +225,7 @@ def init_weights(model):
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.config = config
+        self.config, self.activation_checkpointing = config, False    # scripts set it; it changes memory, no number
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),
             wpe=nn.Embedding(config.block_size, config.n_embd),
@@ -250,8 +251,10 @@ class GPT(nn.Module):
         elif positions is None:
             positions = torch.arange(T, device=idx.device)     # (T,)
         x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(positions))    # (B, T, C)
+        # A checkpoint keeps a block's input only. Backward runs the block again, with the same dropout, for the rest.
+        again = self.activation_checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(self.transformer.h):
-            x = block(x, layer, cache, mask)
+            x = checkpoint(block, x, layer, cache, mask, use_reentrant=False) if again else block(x, layer, cache, mask)
         return self.transformer.ln_f(x)
 
     def forward(self, idx):
@@ -330,6 +333,17 @@ class GPT(nn.Module):
         return new
 
     @classmethod
+    def on_meta(cls, name_or_dir, dropout, load=stored_tensors):
+        """(a model without memory, the tensors of its file), checked against each other. load reads a safetensors."""
+        config, path, state = weights.read_folder(name_or_dir, GPTConfig, load)
+        with torch.device("meta"), weights.no_init():
+            model = cls(replace(config, dropout=dropout))
+        shapes = {name: tuple(x.shape) for name, x in to_hf(model.state_dict()).items()}
+        weights.check_shapes(path, state, shapes)
+        # Only a scalar head can be missing, and a new one gives 0 for every text. A language model leaves it out.
+        return model, {name: state[name] if name in state else torch.zeros(shape) for name, shape in shapes.items()}
+
+    @classmethod
     def from_pretrained(cls, name_or_dir, dropout=0.0):
         """
         A model in float32 from the hub (gpt2, gpt2-medium, gpt2-large, gpt2-xl), a folder in Hugging Face's layout, or
@@ -338,15 +352,8 @@ class GPT(nn.Module):
         The dropout of the file is ignored: the hub's GPT-2 has 0.1, which would add noise to every log-ratio.
         Raises ValueError or OSError in one line that names the file and the remedy.
         """
-        config, path, state = weights.read_folder(name_or_dir, GPTConfig)
-        config.dropout = dropout
-        with torch.device("meta"):        # no memory is allocated before names and shapes are known to be right
-            model = cls(config)
-        shapes = {name: tuple(x.shape) for name, x in to_hf(model.state_dict()).items()}
-        weights.check_shapes(path, state, shapes)
-        # Only a scalar head can be missing, and a new one gives 0 for every text. A language model leaves it out.
-        state = {name: state[name] if name in state else torch.zeros(shape) for name, shape in shapes.items()}
-        model.load_state_dict(from_hf(state), assign=True)
+        model, state = cls.on_meta(name_or_dir, dropout)
+        model.load_state_dict(from_hf(InTurn(state)), assign=True)
         model.lm_head.weight = model.transformer.wte.weight                 # assign=True has made two parameters of one
         return model.requires_grad_()
 

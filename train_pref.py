@@ -22,6 +22,7 @@ import eval
 import loop
 import page
 import preferences
+import quantize
 import rounds
 import train_sft
 import unpaired
@@ -39,7 +40,7 @@ def get_args(argv=None):
     """Parses the flags. A wrong one ends the script in one line."""
     p = cli.Parser(__doc__)
     cli.add_common_flags(p)
-    pref_flags.add_adapter_flags(p, adapters.MODES, adapters.INITS)
+    pref_flags.add_adapter_flags(p, adapters.MODES, adapters.INITS, quantize.METHODS)
     cli.add_pair_flags(p)
     rounds.add_flags(p)
     p.add_argument("--n_show", type=cli.count, default=3, help="samples to print at the end (default: %(default)s)")
@@ -54,6 +55,7 @@ def get_args(argv=None):
     pref_flags.check_adapter_flags(p, args, start, about)
     pref_flags.check_loss_flags(p, args, LOSSES)
     cli.check_sampling_flags(p, args)
+    cli.refuse(p, args, (("compile", not args.activation_checkpointing, "with --activation_checkpointing"),))
     rounds.check_flags(p, args)
     if args.adam_epsilon is None:
         args.adam_epsilon = 1e-3 if args.data == "toy" and not args.adapter else 1e-8
@@ -65,12 +67,13 @@ def prepare(args, hparams):
     rundir.check_out_dir(args.out_dir, args.resume)
     args.init_from = args.init_from or train_sft.policy_for(**cli.flags_of(args, train_sft.policy_for))
     device, autocast = cli.set_up(**cli.flags_of(args, cli.set_up))
-    model, about = adapters.load_model(args.init_from, args.dropout)
+    model, about = adapters.load_model(args.init_from, args.dropout, args.quantize, args.double_quant)
     model = model.to(device).eval()
     tokenizer = data.get_tokenizer(args.data, model.config.vocab_size)
     cli.check_fits(model, tokenizer, args.max_len, args.init_from)
-    base = fingerprint(model)
-    rows, ranked_by, facts, counted = preferences.load(model, base, tokenizer, autocast, hparams,
+    ours = fingerprint(model)
+    base = ours if about or not args.quantize else quantize.exact_fingerprint(model)
+    rows, ranked_by, facts, counted = preferences.load(model, ours, tokenizer, autocast, hparams,
                                                        **cli.flags_of(args, preferences.load))
     if args.adapter and not about:
         init = (args.adapter_init or "neurons") if args.adapter == "replace" else "random"
@@ -78,7 +81,8 @@ def prepare(args, hparams):
     out_dir = rundir.claim_run_dir(args, "train_pref.py", args.loss, hparams=hparams, reference_fingerprint=base,
                                    **facts)
     shown = " ".join(f"{k}={float(f'{v:.6g}') if type(v) is float else v}" for k, v in hparams.items())
-    print(f"{args.loss} {shown}: {counted}; {cli.parameter_counts(model)}; reference {args.init_from} -> {out_dir}")
+    size = cli.parameter_counts(model) + (f" in {args.quantize}" if args.quantize else "")
+    print(f"{args.loss} {shown}: {counted}; {size}; reference {args.init_from} -> {out_dir}")
     if args.adapter == "replace" and not about:
         print("adapter replace: policy and reference differ from the start, so the first KL is not 0")
     return model, about, base, rows, autocast, (tokenizer, ranked_by)
@@ -126,6 +130,7 @@ def train(args):
             try_out(args.loss, hparams_at(step), Pairs)    # refuses a value out of its range now, not after an hour
         model, about, base, rows, autocast, later = prepare(args, hparams)
     batches = make_batches(args, loss, model, about, base, rows, autocast, later)
+    model.activation_checkpointing = args.activation_checkpointing
     if args.compile:
         model.features = torch.compile(model.features, dynamic=True)
 

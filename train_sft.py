@@ -40,7 +40,8 @@ def get_args(argv=None):
         args = cli.resume(p, args, argv, "train_sft.py", "sft")
     for size in ("n_layer", "n_head", "n_embd", "bpe_vocab", "bpe"):
         cli.refuse(p, args, ((size, not args.init_from, "with --init_from, which has its own sizes"),))
-    cli.refuse(p, args, (("bpe_vocab", args.data != "toy", "on --data toy, which has its own words"),
+    cli.refuse(p, args, (("compile", not args.activation_checkpointing, "with --activation_checkpointing"),
+                         ("bpe_vocab", args.data != "toy", "on --data toy, which has its own words"),
                          ("bpe", args.data != "toy", "on --data toy, which has its own words"),
                          ("bpe_vocab", not args.bpe, "with --bpe bytes, which has a vocabulary of 256")))
     if args.bpe_vocab and args.bpe_vocab < 256:
@@ -101,6 +102,7 @@ def train(args):
     print(f"SFT on {args.data}: {cli.parameter_counts(model)} -> {out_dir}")
 
     batches = {split: data.Batches(rows[split], args.batch_size, args.seed) for split in ("train", "val")}
+    model.activation_checkpointing = args.activation_checkpointing
     if args.compile:
         model.features = torch.compile(model.features, dynamic=True)
     save = model.save_pretrained

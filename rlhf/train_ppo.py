@@ -402,6 +402,7 @@ def train(args):
             args, "rlhf/train_ppo.py", args.algo, reference_fingerprint=fingerprint(reference), reward=reward.name,
             data_fingerprint=data.fingerprint(rows), prompt_format=chat.prompt_format(rows["train"], tokenizer))
 
+    policy.activation_checkpointing = args.activation_checkpointing
     agent, reference = Agent(policy, args.beta).to(device), Agent(reference, 0.0).to(device)
     rollouts = Rollouts(agent, reference, tokenizer, prompts["train"], reward, room, autocast=autocast,
                         **cli.flags_of(args, Rollouts))

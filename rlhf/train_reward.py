@@ -225,6 +225,7 @@ def train(args):
         args.init_from = args.init_from or train_sft.policy_for(**cli.flags_of(args, train_sft.policy_for))
         device, autocast = cli.set_up(**cli.flags_of(args, cli.set_up))
         model = ScalarGPT.from_pretrained(args.init_from, args.dropout).to(device)
+        model.activation_checkpointing = args.activation_checkpointing
         tokenizer = data.get_tokenizer(args.data, model.config.vocab_size)
         cli.check_fits(model, tokenizer, args.max_len, args.init_from)
         if args.data == "toy":

@@ -3,6 +3,7 @@ The benchmark: time and memory of each part of the work, and of other libraries 
 
     python -m study.bench                       # every part, on three sizes of model, float32 and bfloat16
     python -m study.bench --vs trl              # DPO beside TRL's DPOTrainer (pip install -r requirements-dev.txt)
+    python -m study.bench --vs trl --resume     # go on where it was stopped
     python -m study.bench --vs transformers     # generation beside transformers' generate
     python -m study.bench --growth              # an update against batch, completion length and vocabulary
 
@@ -42,6 +43,7 @@ from support import cli, rundir
 
 MODELS = {"toy": GPTConfig(64, 356, 2, 4, 128), "10M": GPTConfig(256, 356, 6, 6, 384), "gpt2": GPTConfig()}
 LENGTHS = {"toy": (12, 8, 32), "10M": (32, 16, 128), "gpt2": (46, 4, 28)}    # prompt; shortest and longest completion
+REFERENCES = ("online", "precomputed")
 TRIES = 3           # rounds of a job, at most
 TOLERANCE = 0.1     # the two matrix rates of an undisturbed round differ by no more, as a share of the larger
 
@@ -56,7 +58,13 @@ def get_args(argv=None):
     p.add_argument("--batch_size", type=cli.positive, default=8, help="pairs in GPT-2's update (default: %(default)s)")
     p.add_argument("--updates", type=cli.positive, default=6, help="timed updates of a job (default: %(default)s)")
     p.add_argument("--rounds", type=cli.positive, default=3, help="rounds of a comparison (default: %(default)s)")
-    return places.parse(p, argv)
+    p.add_argument("--references", nargs="+", choices=REFERENCES,
+                   help="when TRL runs the reference: at every update, or before training (default: both)")
+    p.add_argument("--resume", action="store_true", help="keep the rows of the file and measure only those it lacks")
+    args = places.parse(p, argv)
+    cli.refuse(p, args, (("references", args.vs == "trl", "without --vs trl"),
+                         ("resume", args.vs == "trl", "without --vs trl")))
+    return args
 
 def in_process(kind, job):
     """What a fresh process returns for a job. Raises SystemExit with the end of its stderr if it fails."""
@@ -133,10 +141,12 @@ def part_jobs(name, dtype, new_job):
     shared = {"what": "dpo", "share_prefix": True}
     whats = [{"what": "sft"}, {"what": "reference"}, {"what": "dpo"}, shared]
     whats += [shared | {"adapter": mode} for mode in adapters.MODES]
-    whats += [shared | {"compile": True}]
+    whats += [shared | {"checkpointing": True}, shared | {"compile": True}]
     sizes = (32, 64, 16) if name == "gpt2" else (12, 32, 256)
     whats += [{"what": "generate"} | dict(zip(("prompt", "new", "batch_size"), sizes))]
     return [new_job(name, dtype=dtype) | what for what in whats]
+
+PART_OPTIONS = ("share_prefix", "adapter", "checkpointing", "compile")
 
 def parts(new_job, models, dtypes):
     """Measures every part of the work by itself. Yields rows of bench_parts.csv."""
@@ -144,7 +154,7 @@ def parts(new_job, models, dtypes):
         for job in part_jobs(name, dtype, new_job):
             got = measured("ours", job)
             step = statistics.mean(got["seconds"])
-            options = [k if job[k] is True else job[k] for k in ("share_prefix", "adapter", "compile") if k in job]
+            options = [k if job[k] is True else job[k] for k in PART_OPTIONS if k in job]
             counted = "operations" in got
             yield {"model": name, "dtype": dtype, "what": job["what"], "options": " ".join(options), "seconds": step,
                    "pairs_s": got.get("pairs", 0) / step or "", "tokens_s": got["tokens"] / step,
@@ -158,24 +168,33 @@ def gpt2_folders(scratch):
         GPT(MODELS["gpt2"]).save_pretrained(Path(scratch) / name)
     return {"folder": f"{scratch}/a", "other": f"{scratch}/b", "scratch": f"{scratch}/run"}
 
-def against_trl(new_job, dtypes, rounds, scratch, about_data):
-    """DPO updates, ours and TRL's in turns. Yields rows of bench_trl_*.csv, several for each round."""
+TRL_KEY = ("data", "dtype", "reference", "trl_checkpointing", "checkpointing", "layout", "round")
+
+def against_trl(new_job, dtypes, rounds, references, scratch, about_data, done=()):
+    """
+    DPO updates, ours and TRL's in turns, without activation checkpointing, then with it in both. Yields rows of
+    bench_trl_*.csv, several for each round. done: rows of an earlier call, which are not measured again.
+    """
     base = functools.partial(new_job, "gpt2", **gpt2_folders(scratch))
     check = in_process("one_loss", base(dtype="float32"))
     print(f"the loss of the same batch: {check['ours']:.6f} here, {check['trl']:.6f} in TRL", flush=True)
     if abs(check["ours"] - check["trl"]) > 1e-4:
         raise SystemExit("the two losses differ, so their times cannot be compared")
-    for dtype, round_ in itertools.product(dtypes, range(rounds)):
-        mine = {"plain": measured("ours", base(what="dpo", dtype=dtype, share_prefix=False)),
-                "shared": measured("ours", base(what="dpo", dtype=dtype, share_prefix=True))}
-        # TRL's default recomputes activations, which costs time and saves memory: measured in the first round only
-        recomputing = (False, True) if round_ == 0 else (False,)
-        for reference, checkpointing in itertools.product(("online", "precomputed"), recomputing):
+    there = {tuple(row[k] for k in TRL_KEY) for row in done}
+    for dtype, round_, checkpointing in itertools.product(dtypes, range(rounds), (False, True)):
+        wanted = {}    # reference -> the first columns of its rows that are not there yet
+        for reference, layout in itertools.product(references, ("plain", "shared")):
+            where = dict(zip(TRL_KEY, (about_data, dtype, reference, checkpointing, checkpointing, layout, round_)))
+            if tuple(map(str, where.values())) not in there:
+                wanted.setdefault(reference, []).append(where)
+        mine = {}
+        for layout in ("plain", "shared") if wanted else ():
+            mine[layout] = measured("ours", base(what="dpo", dtype=dtype, share_prefix=layout == "shared",
+                                                 checkpointing=checkpointing))
+        for reference, rows in wanted.items():
             other = measured("trl", base(dtype=dtype, reference=reference, checkpointing=checkpointing))
-            head = {"data": about_data, "dtype": dtype, "reference": reference}
-            for layout, got in mine.items():
-                where = {"layout": layout, "round": round_, "trl_checkpointing": checkpointing}
-                yield head | where | beside_trl(got, other, reference)
+            for where in rows:
+                yield where | beside_trl(mine[where["layout"]], other, reference)
 
 def beside_trl(mine, other, reference):
     """Seconds, memory and their ratios of one comparison."""
@@ -216,36 +235,53 @@ def growth():
                    "operations": got["operations"], "parameters": 4 * 12 * 768**2 + (at["vocabulary"] + 1024) * 768,
                    "peak_gb": got["peak"], "at_rest": got["at_rest"]}
 
-def write(path, rows):
-    """Writes and prints each row as soon as it is measured, so that a failure loses no earlier row."""
+def write(path, rows, done=()):
+    """
+    Writes and prints each row as soon as it is measured, so that a failure loses no earlier row. done: rows that are
+    in the file already.
+    """
     about = {"machine": machine()}
     with open(path, "w", newline="") as f:
         out = None
-        for row in rows:
+        for n, row in enumerate(itertools.chain(done, rows)):
             row = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in (about | row).items()}
             if out is None:
                 out = csv.DictWriter(f, list(row), lineterminator="\n")
                 out.writeheader()
             out.writerow(row)
             f.flush()
-            print(" ".join(f"{k}={v}" for k, v in row.items() if k != "machine"), flush=True)
+            if n >= len(done):
+                print(" ".join(f"{k}={v}" for k, v in row.items() if k != "machine"), flush=True)
     print(f"-> {path}")
 
 def main(argv=None):
     args = get_args(argv)
     with cli.interruptible("-m study.bench", args, argv), tempfile.TemporaryDirectory() as scratch:
-        name, rows = chosen(args, scratch)
         results, _ = places.folders(args.out, args.update)
-        write(results / f"bench_{name}.csv", rows)
+        name, rows = chosen(args, scratch, lambda name: earlier(results / f"bench_{name}.csv", args.resume))
+        path = results / f"bench_{name}.csv"
+        write(path, rows, earlier(path, args.resume))
 
-def chosen(args, scratch):
-    """(name of the results, generator of their rows) of the measurement that the flags ask for."""
+def earlier(path, resume):
+    """The rows of a file of results that --resume keeps. Those of another machine are refused in one line."""
+    rows = places.read_csv(path) if resume and path.exists() else []
+    if any(row["machine"] != machine() for row in rows):
+        raise SystemExit(f"{path}: holds rows of another machine ({rows[0]['machine']}); leave out --resume")
+    return rows
+
+def chosen(args, scratch, done):
+    """
+    (name of the results, generator of their rows) of the measurement that the flags ask for. done(name): the rows of
+    an earlier, interrupted measurement.
+    """
     new_job = functools.partial(job_for, batch_size=args.batch_size, updates=args.updates, data=args.data,
                                 data_dir=args.data_dir)
     if args.vs == "trl":
         name = rundir.data_name(args.data or "made-up").split("-")[0]
         about_data = Path(args.data or "made up").name
-        return f"trl_{name}", against_trl(new_job, args.dtypes, args.rounds, scratch, about_data)
+        references = args.references or REFERENCES
+        return f"trl_{name}", against_trl(new_job, args.dtypes, args.rounds, references, scratch, about_data,
+                                          done(f"trl_{name}"))
     if args.vs == "transformers":
         return "transformers", against_transformers(new_job, args.dtypes, args.rounds, scratch)
     return ("growth", growth()) if args.growth else ("parts", parts(new_job, args.models, args.dtypes))

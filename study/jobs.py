@@ -89,6 +89,7 @@ def ours(job):
     device, autocast = set_up(job["dtype"])
     model = GPT.from_pretrained(job["folder"]) if "folder" in job else GPT(GPTConfig(**job["config"]))
     model.to(device)
+    model.activation_checkpointing = job.get("checkpointing", False)
     if mode := job.get("adapter"):
         adapters.add_adapters(model, mode, 64, "neurons" if mode == "replace" else "random")
     if job["what"] != "generate":
@@ -222,7 +223,12 @@ def transformers(job):
                        min_new_tokens=job["new"], pad_token_id=0)
     return generation_times(job, generate, idx.device)
 
-KINDS = {"ours": ours, "trl": trl, "transformers": transformers, "one_loss": one_loss}
+def fits(job):
+    """One update of train_pref.py on a model of any size: study/fits.py, which imports this file."""
+    from study.fits import fits
+    return fits(job)
+
+KINDS = {"ours": ours, "trl": trl, "transformers": transformers, "one_loss": one_loss, "fits": fits}
 
 def main(argv=None):
     job = json.loads((argv or sys.argv[1:])[0])

@@ -13,13 +13,14 @@ import inspect
 import json
 import re
 import shutil
+import statistics
 from pathlib import Path
 
 import numpy as np
 
 import adapters
 import eval
-from study import claims, pictures, places
+from study import claims, fits, pictures, places
 from study.places import FIGURES, RESULTS, ROOT
 from support import cli
 from support.tables import ROWS
@@ -34,7 +35,8 @@ HEADS = {"reward": ("reward", ".3f"), "kl": ("KL, nats", ".2f"), "win": ("wins a
          "calibration_error": ("calibration error", ".3f"),
          "agreement": ("rank correlation with the true reward", ".3f"),
          "seconds": ("seconds of training", ".0f"), "samples": ("samples", ",.0f")}
-OPTIONS = {"share_prefix": "--share_prefix", "compile": "--compile", **{m: f"--adapter {m}" for m in adapters.MODES}}
+OPTIONS = {"share_prefix": "--share_prefix", "compile": "--compile", "checkpointing": "--activation_checkpointing",
+           **{m: f"--adapter {m}" for m in adapters.MODES}}
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
@@ -93,10 +95,14 @@ def grouped(rows, *keys):
         groups.setdefault(tuple(row[k] for k in keys), []).append(row)
     return groups
 
-def mean(rows, key, form, spread=False):
-    """The mean over seeds or rounds as text. With spread also their range in brackets, if they differ."""
+def median(rows, key, form, spread=False):
+    """The median over rounds as text: one disturbed round does not move it. spread: see mean."""
+    return mean(rows, key, form, spread, statistics.median)
+
+def mean(rows, key, form, spread=False, middle=lambda values: sum(values) / len(values)):
+    """The mean over seeds as text. With spread also their range in brackets, if they differ."""
     values = [row[key] for row in rows]
-    shown = f"{sum(values) / len(values):{form}}"
+    shown = f"{middle(values):{form}}"
     if spread and min(values) < max(values):
         shown += f" ({min(values):{form}} to {max(values):{form}})"
     return shown
@@ -258,14 +264,16 @@ def trl_table():
     """DPO updates beside TRL's: "ours / TRL's" where a cell has two numbers."""
     heads = ["pairs", "TRL runs the reference", "prompt here", "seconds an update", "times as fast", "GB",
              "of the matrix rate"]
-    lines, keys = [], ("data", "dtype", "reference", "trl_checkpointing", "layout")
-    for (data, dtype, reference, checkpointing, layout), rows in grouped(read("bench_trl_*.csv"), *keys).items():
-        seconds = f"{mean(rows, 'seconds', '.2f')} / {mean(rows, 'trl_seconds', '.2f')}"
-        gb = f"{mean(rows, 'peak_gb', '.2f')} / {mean(rows, 'trl_peak_gb', '.2f')}"
-        when = reference + (", recomputing" if checkpointing == "True" else "")
+    lines, keys = [], ("data", "dtype", "reference", "trl_checkpointing", "checkpointing", "layout")
+    measured = [{"checkpointing": "False"} | row for row in read("bench_trl_*.csv")]    # older files lack the column
+    for (data, dtype, reference, theirs, ours, layout), rows in grouped(measured, *keys).items():
+        seconds = f"{median(rows, 'seconds', '.2f')} / {median(rows, 'trl_seconds', '.2f')}"
+        gb = f"{median(rows, 'peak_gb', '.2f')} / {median(rows, 'trl_peak_gb', '.2f')}"
+        when = reference + {"FalseFalse": "", "TrueFalse": ", TRL recomputing", "TrueTrue": ", both recomputing"}[
+            theirs + ours]
         lines.append([f"{data.split('-')[0]}, {dtype}", when, {"plain": "twice", "shared": "once"}[layout], seconds,
-                      mean(rows, "speed_ratio", ".1f", spread=True), f"{gb} = {mean(rows, 'memory_ratio', '.2f')}",
-                      mean(rows, "share", ".0%")])
+                      median(rows, "speed_ratio", ".1f", spread=True),
+                      f"{gb} = {median(rows, 'memory_ratio', '.2f')}", median(rows, "share", ".0%")])
     return markdown(heads, lines)
 
 def parts_table():
@@ -285,9 +293,9 @@ def generation_table():
     heads = ["dtype", "tokens a second", "transformers'", "times as fast", "GB", "transformers'"]
     lines = []
     for (dtype,), rows in grouped(read("bench_transformers.csv"), "dtype").items():
-        lines.append([dtype, mean(rows, "tokens_s", ".0f"), mean(rows, "transformers_tokens_s", ".0f"),
-                      mean(rows, "speed_ratio", ".2f", spread=True), mean(rows, "peak_gb", ".2f"),
-                      mean(rows, "transformers_peak_gb", ".2f")])
+        lines.append([dtype, median(rows, "tokens_s", ".0f"), median(rows, "transformers_tokens_s", ".0f"),
+                      median(rows, "speed_ratio", ".2f", spread=True), median(rows, "peak_gb", ".2f"),
+                      median(rows, "transformers_peak_gb", ".2f")])
     return markdown(heads, lines)
 
 def robust_table():
@@ -478,7 +486,8 @@ def judge_check_table(results=RESULTS):
 TABLES = {
     "example": example, "whole example": whole_example, "front": front_table, "loss names": front_losses,
     "results": results_table, "bandit": bandit_table, "losses": losses_table, "behavior": behavior_table,
-    "trl": trl_table, "parts": parts_table, "generation": generation_table, "growth": growth_table,
+    "trl": trl_table, "fits": fits.fits_table, "parts": parts_table, "generation": generation_table,
+    "growth": growth_table,
     "robust": robust_table, "methods": methods_table, "epsilon": epsilon_table, "rlhf": rlhf_table,
     "judge": judge_table, "grpo": grpo_table, "rounds": rounds_table, "models": models_table, "real": real_table,
     "samples": real_samples, "claims": claims_table, "credit": credit_table, "words": words_table, "beta": beta_table,

@@ -66,8 +66,12 @@ def read_json(path):
 
 def digest(state):
     """The SHA-256 of a dict of tensors, in hex. It covers names and bytes, not the order of the dict."""
+    return digest_of(sorted(state.items()))
+
+def digest_of(named):
+    """digest of (name, tensor) pairs in the order of the names. They may come from a generator, one at a time."""
     h = hashlib.sha256()
-    for name, x in sorted(state.items()):
+    for name, x in named:
         h.update(name.encode())
         h.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
@@ -96,6 +100,47 @@ def load_tensors(path):
         return state
     except Exception as e:    # a damaged file can raise nearly any error
         raise ValueError(f"{path}: damaged or cut short ({type(e).__name__}): download or copy it again") from None
+
+class StoredTensor:
+    """A tensor in a safetensors file, which is read when it is needed. rows: how many of its rows count; None: all."""
+    def __init__(self, path, name, shape, rows=None):
+        self.path, self.name, self.rows = path, name, rows
+        self.shape = torch.Size(shape if rows is None else [min(rows, shape[0]), *shape[1:]])
+
+    def __getitem__(self, rows):
+        assert isinstance(rows, slice) and rows.start is None and rows.step is None, f"{rows} is not [:n]"
+        return StoredTensor(self.path, self.name, self.shape, rows.stop)
+
+    def read(self):
+        """The tensor, as a view of the mapped file. The pages that it touches count as memory until it is deleted."""
+        try:
+            with safe_open(self.path, "pt") as f:    # opened anew: a file that stays open keeps all pages mapped
+                return f.get_tensor(self.name)[:self.rows] if self.rows else f.get_tensor(self.name)
+        except Exception as e:
+            raise ValueError(f"{self.path}: damaged or cut short ({type(e).__name__}): download or copy it again"
+                             ) from None
+
+    def float(self):
+        """A copy in float32."""
+        return self.read().to(torch.float32, copy=True)
+
+def stored_tensors(path):
+    """load_tensors, but name -> StoredTensor: the checksum is compared one tensor at a time."""
+    try:
+        with safe_open(path, "pt") as f:
+            state = {name: StoredTensor(path, name, f.get_slice(name).get_shape()) for name in f.keys()}
+            checksum = (f.metadata() or {}).get("sha256")
+        if checksum and checksum != digest_of((name, state[name].read()) for name in sorted(state)):
+            raise ValueError("checksum")
+        return state
+    except Exception as e:    # a damaged file can raise nearly any error
+        raise ValueError(f"{path}: damaged or cut short ({type(e).__name__}): download or copy it again") from None
+
+class InTurn(dict):
+    """name -> tensor or StoredTensor. items() gives tensors, each read when its turn comes: one in memory at a time."""
+    def items(self):
+        for name, x in super().items():
+            yield name, x.read() if isinstance(x, StoredTensor) else x
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the training state of a run

@@ -174,7 +174,11 @@ def add_common_flags(p):
     p.add_argument("--keep_all", action="store_true",
                    help="keep the weights of every evaluation in OUT_DIR/step-N, which eval.py can open")
     p.add_argument("--compile", action="store_true",
-                   help="torch.compile the model: a minute to start, faster updates on a GPU")
+                   help="torch.compile the model: a minute to start, faster updates on a GPU; not with "
+                   "--activation_checkpointing")
+    p.add_argument("--activation_checkpointing", action="store_true",
+                   help="keep only the input of each block for the backward pass, which computes the block again: the "
+                   "same numbers, less memory, about a third more time")
     p.add_argument("--resume", action="store_true",
                    help="resume the run in --out_dir, or the newest run of this name if --out_dir is not given")
 
@@ -225,8 +229,8 @@ def check_prompt_tokens(p, args):
         p.error(f"--prompt_tokens {args.prompt_tokens}: must be a number of tokens, or a range as 2-8")
 
 # flags that may change when a run is resumed
-FREE = ("max_steps", "eval_every", "patience", "on_nonfinite", "keep_all", "device", "threads", "compile", "resume",
-        "out_dir", "n_show")
+FREE = ("max_steps", "eval_every", "patience", "on_nonfinite", "keep_all", "device", "threads", "compile",
+        "activation_checkpointing", "resume", "out_dir", "n_show")
 
 def resume(p, args, argv, script, name):
     """
@@ -295,6 +299,7 @@ def set_up(*, seed, device, dtype, threads=None, data=None, say=print):
 def parameter_counts(model):
     """How many parameters of a model are trained, and how many are frozen, in words."""
     trained, frozen = (sum(p.numel() for p in model.parameters() if p.requires_grad == yes) for yes in (True, False))
+    frozen += sum(getattr(module, "more_weights", 0) for module in model.modules())    # quantized: two in a byte
     return f"{trained:,} trained parameters" + (f", {frozen:,} frozen" if frozen else "")
 
 def check_fits(model, tokenizer, max_len, name):

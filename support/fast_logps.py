@@ -64,9 +64,16 @@ class TokenLogps(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 grad_states[part] = grad_logits @ w                  # (rows, C)
             if ctx.needs_input_grad[1]:                              # false if the head is frozen
-                more = (grad_logits.t() @ s[part]).to(weight.dtype)  # (V, C), accumulated in float32
-                grad_weight = more if grad_weight is None else grad_weight.add_(more)
+                grad_weight = add_product(grad_weight, grad_logits.t(), s[part], weight.dtype)    # (V, C)
         return grad_states.to(states.dtype), grad_weight, None
+
+def add_product(total, a, b, dtype):
+    """total + a @ b in a dtype, or a @ b if total is None. In one dtype nothing of the size of total is allocated."""
+    if total is None:
+        return (a @ b).to(dtype)
+    if a.dtype == total.dtype:
+        return total.addmm_(a, b)
+    return total.add_((a @ b).to(dtype))    # under autocast: products in bfloat16, their sum in float32
 
 # ---------------------------------------------------------------------------------------------------------------------
 # a pair behind one prompt

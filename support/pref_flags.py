@@ -13,13 +13,17 @@ from support.registry import number
 # ---------------------------------------------------------------------------------------------------------------------
 # adapters
 
-def add_adapter_flags(p, modes, inits):
-    """Flags of preference training with adapters. modes, inits: what adapters.py offers."""
+def add_adapter_flags(p, modes, inits, methods):
+    """Flags of preference training with adapters. modes, inits: what adapters.py offers; methods: quantize.py."""
     p.add_argument("--adapter", choices=modes,
                    help="train a small adapter in every block and freeze the rest (default: train all parameters)")
     p.add_argument("--adapter_rank", type=positive, help="hidden units of each adapter (default: 16)")
     p.add_argument("--adapter_init", choices=inits,
                    help="for replace: initial weights, random or the MLP's most important neurons (default: neurons)")
+    p.add_argument("--quantize", choices=methods,
+                   help="with --adapter: hold the frozen matrices in 16, 8 or 4 bits a weight (default: 32)")
+    p.add_argument("--double_quant", action="store_true",
+                   help="with --quantize nf4: hold its scales in 8 bits too, 4.13 bits a weight in place of 4.5")
 
 def check_adapter_flags(p, args, start, about):
     """
@@ -32,9 +36,23 @@ def check_adapter_flags(p, args, start, about):
                 p.error(f"--{flag} {getattr(args, flag)}: {start} is an adapter run ({about['mode']}, rank "
                         f"{about['rank']}), and its adapter is trained further; leave the flag out")
             setattr(args, flag, own)
+        check_same_base(p, args, start, about)
     refuse(p, args, (("adapter_init", not about, "on an adapter run, whose adapter is trained further"),
                      ("adapter_rank", args.adapter, "without --adapter"),
-                     ("adapter_init", args.adapter == "replace", "without --adapter replace")))
+                     ("adapter_init", args.adapter == "replace", "without --adapter replace"),
+                     ("quantize", args.adapter, "without --adapter: only a frozen base can be quantized"),
+                     ("double_quant", args.quantize == "nf4", "without --quantize nf4")))
+
+def check_same_base(p, args, start, about):
+    """Sets --quantize and --double_quant to those of an adapter run. Refuses others: its adapter fits its base only."""
+    method, double = about.get("quantize"), about.get("double_quant", False)
+    other_method = args.quantize not in (None, method)
+    if other_method or args.double_quant > double:
+        asked = f"--quantize {args.quantize}" if other_method else "--double_quant"
+        base = f"{method} {'with' if double else 'without'} double quantization" if method else "not quantized"
+        p.error(f"{asked}: {start} is an adapter run whose base is {base}, and its adapter is trained further on it; "
+                "leave the flag out")
+    args.quantize, args.double_quant = method, double
 
 # ---------------------------------------------------------------------------------------------------------------------
 # losses

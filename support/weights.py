@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from support.checkpoint import load_tensors, read_json
 
@@ -17,14 +18,15 @@ HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 VOCAB, WTE = 50257, "transformer.wte.weight"
 SAID = set()    # folders whose cut vocabulary has been reported
 
-def read_folder(name_or_dir, make_config):
+def read_folder(name_or_dir, make_config, load=load_tensors):
     """
-    (config, path of the weights, name -> tensor) of a model on the hub or in a folder. make_config is GPTConfig. The
-    names are those of GPT2LMHeadModel without the tied head. Raises ValueError in one line that names the file.
+    (config, path of the weights, name -> tensor) of a model on the hub or in a folder. make_config is GPTConfig; load
+    reads a safetensors file. The names are those of GPT2LMHeadModel without the tied head. Raises ValueError in one
+    line that names the file.
     """
     folder = find_folder(name_or_dir)
     config = read_config(folder / "config.json", make_config)
-    path, state = read_weights(folder)
+    path, state = read_weights(folder, load)
     state = plain_names(path, state)
     config.vocab_size = cut_vocabulary(folder, config.vocab_size, state)
     check_tied(path, state)
@@ -94,12 +96,22 @@ def hf_config(config, scalar):
         content.update(num_labels=1, pad_token_id=eos)
     return content
 
+class no_init(TorchFunctionMode):    # in lower case, as other context managers
+    """
+    Inside it, x.normal_() does nothing. A model on the meta device has no numbers to initialize, and PyTorch would
+    import 800 modules for its first normal_ there: a second, and 80 MB that the process keeps.
+    """
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", None) == "normal_":    # torch.nn.init's, which is given its tensor by name
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
 # ---------------------------------------------------------------------------------------------------------------------
 # files of weights
 
-def read_weights(folder):
+def read_weights(folder, load):
     """(path, name -> tensor) of a file of weights, or of shards and their index. Code in a file is never run."""
-    for name, read in (("model.safetensors", load_tensors), ("pytorch_model.bin", load_bin)):
+    for name, read in (("model.safetensors", load), ("pytorch_model.bin", load_bin)):
         path, index = folder / name, folder / f"{name}.index.json"
         if path.is_file():
             return path, read(path)

@@ -188,3 +188,68 @@ def test_trl_gets_the_same_batches(reference, tmp_path):
     assert torch.equal(theirs["input_ids"] * theirs["attention_mask"], first["idx"])
     assert torch.equal(theirs["completion_mask"].bool(), first["completion_mask"])
     assert train_pref.LOSSES["dpo"].hparams["beta"] == 0.1    # as both are given
+
+# ---------------------------------------------------------------------------------------------------------------------
+# beside TRL: rounds, variants, and what a stopped measurement keeps
+
+@pytest.fixture
+def beside_trl(monkeypatch, tmp_path):
+    """bench.main --vs trl without any model. Returns (a call with more flags, the jobs it has measured)."""
+    jobs_done = []
+    def measured(kind, job):
+        jobs_done.append((kind, job.get("reference") or job["share_prefix"], job["checkpointing"]))
+        gb = 2.0 + len(jobs_done) % 3
+        return {"seconds": [1.0], "reference_seconds": 0.5, "peak": gb, "product_rate": 1e9, "operations": 1e8,
+                "at_rest": "yes"}
+    monkeypatch.setattr(bench, "measured", measured)
+    monkeypatch.setattr(bench, "gpt2_folders", lambda scratch: {})
+    monkeypatch.setattr(bench, "in_process", lambda kind, job: {"ours": 0.7, "trl": 0.7})
+    def call(*flags):
+        jobs_done.clear()
+        bench.main(["--vs", "trl", "--dtypes", "float32", "--out", str(tmp_path), *flags])
+        return places.read_csv(tmp_path / "bench_trl_made.csv")
+    return call, jobs_done
+
+def test_recomputing_is_compared_with_recomputing(beside_trl):
+    """TRL with gradient checkpointing beside our run without it: their memory would differ by the wrong thing."""
+    call, done = beside_trl
+    rows = call("--rounds", "2")
+    assert {(r["trl_checkpointing"], r["checkpointing"]) for r in rows} == {("True", "True"), ("False", "False")}
+    assert len(rows) == 16 and len({tuple(r[k] for k in bench.TRL_KEY) for r in rows}) == 16
+    assert [job for job in done if job[2]] == 2 * [("ours", False, True), ("ours", True, True),
+                                                   ("trl", "online", True), ("trl", "precomputed", True)]
+    assert [r["reference"] for r in call("--rounds", "1", "--references", "precomputed")] == 4 * ["precomputed"]
+
+def test_a_stopped_measurement_measures_only_what_is_missing(beside_trl, tmp_path, monkeypatch):
+    """An update of TRL takes minutes on a slow processor. A second call must not take all of them again."""
+    call, done = beside_trl
+    whole = call("--rounds", "1")
+    path = tmp_path / "bench_trl_made.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:6]))    # the head, 4 rows without checkpointing, 1 row with it
+    again = call("--rounds", "1", "--resume")
+    keys = lambda rows: {tuple(r[k] for k in bench.TRL_KEY) for r in rows}
+    assert again[:5] == whole[:5] and keys(again) == keys(whole) and len(again) == len(whole)
+    assert {job[2] for job in done} == {True} and len(done) == 4
+    assert call("--rounds", "1", "--resume") == again and done == []
+    monkeypatch.setattr(bench, "machine", lambda: "another one")
+    with pytest.raises(SystemExit, match="rows of another machine"):
+        call("--resume")
+
+@pytest.mark.parametrize("flags", [["--resume"], ["--references", "online"], ["--resume", "--vs", "transformers"]])
+def test_flags_of_the_comparison_with_trl_are_refused_elsewhere(flags, capsys):
+    """A flag without effect is a mistake of the user."""
+    with pytest.raises(SystemExit):
+        bench.get_args(flags)
+    assert f"{flags[0]} has no effect without --vs trl" in capsys.readouterr().err
+
+def test_a_round_that_was_disturbed_does_not_move_the_table(monkeypatch):
+    """The mean of 1, 1 and 10 seconds says more about the other process than about the work."""
+    rows = [{"seconds": s} for s in (1.0, 1.2, 10.0)]
+    assert table.median(rows, "seconds", ".1f", spread=True) == "1.2 (1.0 to 10.0)"
+    assert table.mean(rows, "seconds", ".2f") == "4.07"
+
+def test_a_job_with_checkpointing_counts_the_second_forward_pass():
+    """A flag that does not reach the model would be measured as the same time and memory."""
+    counts = [jobs.ours(JOB | {"what": "dpo", "checkpointing": on})["operations"] for on in (False, True)]
+    assert counts[0] * 1.1 < counts[1] < counts[0] * 1.4    # the blocks again: a third of their part

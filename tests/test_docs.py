@@ -18,14 +18,14 @@ from assignments import check, figures, grade, hunt, make, platforms
 from losses import LOSSES
 from rlhf import train_ppo, train_reward
 from test_losses import PUBLISHED
-from study import bag, bandit, bench, beta, credit, displacement, estimators, judges, real, sweep, table
+from study import bag, bandit, bench, beta, credit, displacement, estimators, fits, judges, real, sweep, table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 PARSERS = {f"{m.__name__}.py": m.get_args for m in (data, judge, train_sft, train_pref, eval, page)}
 PARSERS |= {m.__name__: m.get_args for m in (table, sweep, bandit, bench, beta, credit, displacement, estimators, real)}
-PARSERS |= {m.__name__: m.get_args for m in (bag, judges, train_reward, train_ppo)}
+PARSERS |= {m.__name__: m.get_args for m in (bag, fits, judges, train_reward, train_ppo)}
 PARSERS |= {m.__name__: m.get_args for m in (check, figures, grade, hunt, make, platforms)}
 PARSERS["tests.robust"] = robust.get_args
 PARSERS["tests.mutate"] = mutate.get_args

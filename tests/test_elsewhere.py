@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import adapters
-from support import cli, sources, tokenizers, weights
+from support import checkpoint, cli, sources, tokenizers
 import data
 import eval as evaluation
 import loop
@@ -161,9 +161,10 @@ def test_a_shard_outside_the_folder_is_refused_before_it_is_opened(name, tmp_pat
     index = sharded(folder, "safetensors")
     save_file(load_file(next(folder.glob("*-00001-*"))), tmp_path / "x.safetensors")
     reindexed(index, lambda shard_of: shard_of.update({k: name for k, v in shard_of.items() if "-00001-" in v}))
-    def load(path):
-        return load_file(path) if path.parent == folder else pytest.fail("opened")
-    monkeypatch.setattr(weights, "load_tensors", load)
+    real = checkpoint.safe_open
+    def opened(path, kind):
+        return real(path, kind) if path.parent == folder else pytest.fail("opened")
+    monkeypatch.setattr(checkpoint, "safe_open", opened)
     refused(lambda: GPT.from_pretrained(folder), index, "same folder")
 
 @pytest.mark.parametrize("text", [

@@ -33,7 +33,7 @@ SCRIPTS = {
 }
 # the length of a run, its evaluations, what it saves and prints, and its device; any other flag makes another run
 MAY_CHANGE = {"max_steps", "eval_every", "patience", "on_nonfinite", "keep_all", "device", "threads", "compile",
-              "resume", "out_dir", "n_show"}
+              "activation_checkpointing", "resume", "out_dir", "n_show"}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # flags: every action of every parser, so that a new flag is tested too
