@@ -61,6 +61,7 @@ FAULTS = {
     "loss dispatched to another": ("train_pref.py", "loss = LOSSES[args.loss]", 'loss = LOSSES["dpo"]', "test_runs.py::test_the_first_loss_is_that_of_the_rows_by_a_slow_way"),
     "hyperparameters not passed on": ("objective.py", "loss.fn(pairs, **hparams)", "loss.fn(pairs)", "test_runs.py::test_the_first_loss_is_that_of_the_rows_by_a_slow_way"),
     "dropout left on in evaluation": ("loop.py", "    model.eval()\n", "", "test_loop.py::test_compute_loss_is_told_the_number_of_the_update"),
+    "the optimizer imports the compiler": ("support/optimizer.py", 'step = torch.no_grad()(unwrapped("step"))', "pass", "test_loop.py::test_the_optimizer_is_adamw_to_the_bit_and_does_not_import_the_compiler"),
     "mean of the batches' means": ("loop.py", 'loss * (batch["weight"] / total)', "loss / 2", "test_loop.py::test_accumulated_ragged_batches_give_the_gradient_of_their_union"),
     "last weights kept as the best": ("loop.py", "parallel.rank() == 0 and better:", "parallel.rank() == 0:", "test_loop.py::test_the_best_weights_are_kept_not_the_last"),
     "loss scale not undone before clipping": ("support/precision.py", "    scaler.unscale_(optimizer)\n", "", "test_loop.py::test_a_loss_that_is_not_finite_stops_a_scaled_run_too"),
