@@ -320,10 +320,8 @@ class Batches:
         return ((number, self.collate([self.rows[number]])) for number in self.numbers(i))
 
     def groups(self):
-        """
-        Yields the batches of one pass in a fixed order, as lists of rows: the prompt with the shortest rows first. The
-        pairs of a prompt stay together, since they share completions, which logps.distinct_logps computes once.
-        """
+        """Yields the batches of one pass in a fixed order, shortest rows first, as lists of rows."""
+        # The pairs of a prompt stay together: they share completions, which logps.batch_logps computes once in a batch
         of_prompt = {}    # prompt -> the numbers of its rows
         for number, row in enumerate(self.rows):
             of_prompt.setdefault(tuple(row["prompt"]) if "rejected" in row else number, []).append(number)
