@@ -16,6 +16,7 @@ import math
 import random
 import zlib
 from collections import Counter
+from itertools import chain
 
 import torch
 
@@ -320,8 +321,12 @@ class Batches:
 
     def groups(self):
         """Yields the batches of one pass in a fixed order, shortest rows first, as lists of rows."""
-        by_length = sorted(range(len(self.rows)), key=self.lengths.__getitem__)
-        for numbers in pieces(by_length, self.batch_size):
+        # The pairs of a prompt stay together: they share completions, which logps.batch_logps computes once in a batch
+        of_prompt = {}    # prompt -> the numbers of its rows
+        for number, row in enumerate(self.rows):
+            of_prompt.setdefault(tuple(row["prompt"]) if "rejected" in row else number, []).append(number)
+        by_length = sorted(of_prompt.values(), key=lambda numbers: max(self.lengths[number] for number in numbers))
+        for numbers in pieces(list(chain.from_iterable(by_length)), self.batch_size):
             yield [self.rows[number] for number in numbers]
 
     def __iter__(self):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from support import fast_logps
-from support.fast_logps import shared_logps
+from support.fast_logps import distinct_rows, shared_logps
 
 def plain_logps(model, idx, completion_mask):
     """
@@ -86,4 +86,10 @@ def batch_logps(model, batch):
     """
     if "segments" in batch:
         return shared_logps(model, batch["idx"], batch["segments"])
-    return sequence_logps(model, batch["idx"], batch["completion_mask"])
+    idx, mask = batch["idx"], batch["completion_mask"]
+    if torch.is_grad_enabled():                                      # in training, each row has its own dropout
+        return sequence_logps(model, idx, mask)
+    # Each of k samples of a prompt is in up to k - 1 pairs, and needs to be computed only once.
+    idx, mask, place = distinct_rows(idx, mask)                      # (U, T), (U, T), (N,)
+    logps, lens = sequence_logps(model, idx, mask)                   # (U,), (U,)
+    return logps[place], lens[place]

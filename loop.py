@@ -18,6 +18,7 @@ import torch
 from support import parallel, precision
 from support.checkpoint import TrainingState, write_json
 from support.log import Log, plot_curves
+from support.optimizer import AdamW    # torch.optim.AdamW, which takes a second to start
 from support.signals import interrupts, one_line_errors
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -81,7 +82,7 @@ def make_optimizer(model, lr, weight_decay, adam_epsilon):
     matrices = [p for p in trained if p.dim() >= 2]
     vectors = [p for p in trained if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=adam_epsilon, fused=True)
+    return AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=adam_epsilon, fused=True)
 
 def accumulate_gradients(compute_loss, batches, total, backward=torch.Tensor.backward):
     """

@@ -14,7 +14,8 @@ import torch
 import data
 import sampling
 import toy
-from logps import sequence_logps
+from logps import batch_logps
+from loop import to_device
 
 @dataclass
 class HeldOut:
@@ -304,15 +305,16 @@ def pair_measures(policy, reference, rows, batch_size, autocast):
     {accuracy, margin} on held-out pairs, (pairs,) each. margin is the log-ratio of chosen minus that of rejected, nats.
     accuracy is 1 where the margin is positive, 0.5 for a tie, else 0. reference: as for model_measures.
     """
-    device, margins = next(policy.parameters()).device, []
-    for batch in data.Batches(rows, batch_size):
-        idx, mask = batch["idx"].to(device), batch["completion_mask"].to(device)
+    device, margins = next(policy.parameters()).device, np.zeros(len(rows))
+    batches = data.Batches([row | {"at": at} for at, row in enumerate(rows)], batch_size)
+    for group in batches.groups():
+        batch = to_device(data.collate(group), device)
         with autocast:
-            logps = sequence_logps(policy, idx, mask)[0]    # (2B,), chosen on top of rejected
+            logps = batch_logps(policy, batch)[0]    # (2B,), chosen on top of rejected
             with reference() as other:
-                chosen, rejected = (logps - sequence_logps(other, idx, mask)[0]).chunk(2)    # (B,) log-ratios
-        margins += (chosen - rejected).tolist()
-    margins = np.array(margins)
+                chosen, rejected = (logps - batch_logps(other, batch)[0]).chunk(2)    # (B,) log-ratios
+        margins[[row["at"] for row in group]] = (chosen - rejected).cpu()
+    margins = margins[np.argsort(batches.lengths, kind="stable")]    # shortest first, for the bootstrap's resamples
     return {"accuracy": ties_half(margins), "margin": margins}
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """
-Fast log-probs: log-softmax in chunks of rows, and pairs whose prompt is computed once.
+Fast log-probs: log-softmax in chunks of rows, equal rows computed once, and pairs whose prompt is computed once.
 
     logps = token_logps(states, weight, targets)        # as plain_token_logps of logps.py: (M, C), (V, C), (M,) -> (M,)
+    idx, mask, place = distinct_rows(idx, mask)         # each row of a batch once: (U, T), (U, T), (N,)
     logps, lens = shared_logps(model, idx, segments)    # as sequence_logps of logps.py, two completions a row
 
 Values and gradients are those of the plain ways up to rounding. logps.py chooses between them.
@@ -74,6 +75,22 @@ def add_product(total, a, b, dtype):
     if a.dtype == total.dtype:
         return total.addmm_(a, b)
     return total.add_((a @ b).to(dtype))    # under autocast: products in bfloat16, their sum in float32
+
+# ---------------------------------------------------------------------------------------------------------------------
+# equal rows
+
+def distinct_rows(idx, completion_mask):
+    """
+    The U different rows of a batch: idx (U, T), completion_mask (U, T), and place (N,): row n is row place[n] of these.
+    Sorted by tokens; in the order of the batch if all N rows differ.
+    """
+    N, device = len(idx), idx.device
+    both = torch.cat([idx, completion_mask], 1).cpu()                # (N, 2T): not every device sorts rows
+    rows, place = both.unique(dim=0, return_inverse=True)            # (U, 2T), (N,)
+    if len(rows) == N:
+        return idx, completion_mask, torch.arange(N, device=device)
+    idx, completion_mask = rows.to(device).chunk(2, 1)
+    return idx, completion_mask.bool(), place.to(device)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # a pair behind one prompt

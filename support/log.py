@@ -96,15 +96,18 @@ def draw_curves(out_dir):
     if not names:
         raise ValueError(f"{Path(out_dir) / 'log.csv'}: has no rows")
     sizes = row_sizes(len(names))
-    fig = Figure(figsize=(3.2 * max(sizes), 2.4 * len(sizes) + 0.4), layout="constrained")
-    rows = fig.subfigures(len(sizes), 1, squeeze=False)[:, 0]
-    axes = []
-    for row, size in zip(rows, sizes):
-        axes += list(row.subplots(1, size, squeeze=False)[0])
+    width, height = 3.2 * max(sizes), 2.4 * len(sizes) + 0.4
+    fig, axes = Figure(figsize=(width, height)), []
+    for row, size in enumerate(sizes):
+        # Fixed margins, in inches: to find them from the texts takes Matplotlib longer than to draw them
+        top, bottom = height - 0.7 - 2.4 * row, height - 2.35 - 2.4 * row
+        grid = fig.add_gridspec(1, size, left=0.65 / width, right=1 - 0.1 / width, top=top / height,
+                                bottom=bottom / height, wspace=0.3)
+        axes += grid.subplots(squeeze=False)[0].tolist()
     for ax, metric in zip(axes, names):
         draw_metric(ax, metric, series[metric])
     lines = {line.get_label(): line for ax in axes for line in ax.get_lines()}    # one legend entry for each split
-    fig.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=2, fontsize=9)
+    fig.legend(lines.values(), lines.keys(), loc="upper center", ncols=2, fontsize=9)
     with replacing(Path(out_dir) / "curves.png") as part:
         fig.savefig(part, dpi=110, format="png")
 

@@ -113,6 +113,9 @@ def encode(tokenizer, texts, where):
     for text in texts:
         check_text(text, where)
     try:
+        # Threads help with long texts. For a short one, starting its task takes longer than the text.
+        if sum(map(len, texts)) < 500 * len(texts):
+            return [tokenizer.encode_ordinary(text) for text in texts]
         return tokenizer.encode_ordinary_batch(texts)
     except BaseException as e:    # a panic in Rust raises PanicException, which is not an Exception
         if type(e).__name__ != "PanicException":

@@ -29,7 +29,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch._dynamo    # imported by every optimizer, which takes seconds: here once for all children
 from matplotlib.figure import Figure
 
 import adapters
@@ -43,6 +42,7 @@ import train_sft
 from model import GPT, GPTConfig
 from support import checkpoint, endpoint, rundir
 from support.log import read_log
+from support.optimizer import AdamW
 from tests.processes import child, ended
 
 RESULTS = Path(__file__).resolve().parent.parent / "study" / "results"
@@ -261,7 +261,7 @@ def run_files(run, base, model, tokenizer):
     run.mkdir()
     adapters.add_adapters(model, "parallel", 2)
     adapters.save_adapter(model, run, "a", "0" * 16)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    optimizer = AdamW([p for p in model.parameters() if p.requires_grad])
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     checkpoint.save_state(run, model, optimizer, scaler, {"step": 3}, 0)
     checkpoint.write_json(run / "args.json", {"script": "train_pref.py", "args": {"data": "toy", "seed": 0}})

@@ -675,6 +675,15 @@ def test_iterating_is_one_pass_in_a_fixed_order_whatever_was_drawn_before():
     assert sorted(n for b in batches for n in numbers(b)) == list(range(23))
     assert torch.equal(batches[10]["idx"], data.Batches(rows, 4, seed=2)[10]["idx"])
 
+def test_one_pass_keeps_the_pairs_of_a_prompt_together():
+    """They share completions, which are computed once in a batch. Sorted by length alone, they would be apart."""
+    pair = lambda prompt, n, m: {"prompt": [prompt], "chosen": [1] * n, "rejected": [2] * m}
+    rows = [pair(8, 1, 9), pair(7, 1, 2), pair(8, 1, 2), pair(6, 5, 1), pair(7, 3, 2), pair(8, 2, 2)]
+    groups = [[row["prompt"][0] for row in group] for group in data.Batches(rows, 2).groups()]
+    assert groups == [[7, 7], [6, 8], [8, 8]]    # the prompt with the shortest rows first
+    texts = [{"prompt": [8], "chosen": [1] * n} for n in (3, 1, 2)]
+    assert [[len(row["chosen"]) for row in group] for group in data.Batches(texts, 2).groups()] == [[1, 2], [3]]
+
 # ---------------------------------------------------------------------------------------------------------------------
 # pairs by sampling and ranking
 

@@ -19,7 +19,7 @@ from logps import batch_logps, completion_token_logps, plain_logps, sequence_log
 from logps import plain_token_logps as plain
 from model import GPT, GPTConfig
 from support import fast_logps
-from support.fast_logps import shared_layout, shared_logps, token_logps
+from support.fast_logps import distinct_rows, shared_layout, shared_logps, token_logps
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the log-prob of a token
@@ -327,6 +327,31 @@ def test_the_first_column_never_counts(tiny):
     later[0, 0] = False
     for a, b in zip(sequence_logps(tiny, idx, mask), sequence_logps(tiny, idx, later)):
         assert torch.equal(a, b)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# equal rows
+
+def test_rows_that_differ_in_the_mask_or_in_one_token_are_different_rows():
+    """On paper: rows 0 and 3 are equal. Rows 0 and 1 have the same tokens, but the prompt of row 1 is longer."""
+    idx = torch.tensor([[5, 6, 7], [5, 6, 7], [5, 6, 8], [5, 6, 7]])
+    mask = torch.tensor([[0, 1, 1], [0, 0, 1], [0, 1, 1], [0, 1, 1]]).bool()
+    rows, masks, place = distinct_rows(idx, mask)
+    assert len(rows) == len(masks) == 3 and place[0] == place[3]
+    assert torch.equal(rows[place], idx) and torch.equal(masks[place], mask) and masks.dtype == torch.bool
+
+def test_without_a_gradient_each_sample_of_a_prompt_is_computed_once(monkeypatch):
+    """Six pairs of four samples. Sums that go back to the wrong pairs have the right mean."""
+    m = strong()
+    samples = [[1, 2, 3], [4], [5, 6], [1, 2]]
+    rows = [{"prompt": [7, 8], "chosen": a, "rejected": b} for i, a in enumerate(samples) for b in samples[:i]]
+    batch, seen, features = data.collate(rows), [], m.features
+    monkeypatch.setattr(m, "features", lambda idx, **more: seen.append(len(idx)) or features(idx, **more))
+    want = batch_logps(m, batch)
+    with torch.no_grad():
+        got = batch_logps(m, batch)
+    assert seen == [12, 4]    # in training each row has its own dropout
+    torch.testing.assert_close(got[0], want[0].detach(), atol=1e-5, rtol=1e-5)
+    assert torch.equal(got[1], want[1])
 
 # ---------------------------------------------------------------------------------------------------------------------
 # both completions of a pair behind one prompt

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 import loop
 from support import cli, log, parallel
+from support.optimizer import AdamW
 
 class Line(torch.nn.Module):
     """y = a x + b, with dropout before it. Dropout has no effect in evaluation."""
@@ -134,6 +136,29 @@ def test_matrices_decay_and_vectors_do_not():
     matrices, vectors = loop.make_optimizer(model, lr=0.1, weight_decay=0.5, adam_epsilon=1e-6).param_groups
     assert [p.shape for p in matrices["params"]] == [(3, 2)] and [p.shape for p in vectors["params"]] == [(3,)] * 3
     assert (matrices["weight_decay"], vectors["weight_decay"], vectors["eps"]) == (0.5, 0.0, 1e-6)
+
+def test_the_optimizer_is_adamw_to_the_bit_and_does_not_import_the_compiler(monkeypatch):
+    """torch._dynamo takes longer to import than many a test runs. PyTorch's own AdamW imports it in every step."""
+    models = [torch.nn.Linear(3, 2) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    how = dict(lr=0.1, weight_decay=0.5, betas=(0.9, 0.95), eps=1e-3, fused=True)
+    states = []
+    for kind, model in zip((torch.optim.AdamW, AdamW), models):
+        if kind is AdamW:    # from here on, `import torch._dynamo` raises
+            monkeypatch.setitem(sys.modules, "torch._dynamo", None)
+        optimizer = kind(model.parameters(), **how)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.ones(4, 3)).square().sum().backward()
+            optimizer.step()
+            again = kind(model.parameters(), **how)
+            again.load_state_dict(optimizer.state_dict())
+            optimizer = again
+        states.append([*model.parameters(), optimizer.state_dict()])
+    assert all(torch.equal(a, b) for a, b in zip(states[0][:2], states[1][:2]))
+    assert states[0][2]["param_groups"] == states[1][2]["param_groups"]
+    assert all(torch.equal(x, states[1][2]["state"][i][key]) for i, part in states[0][2]["state"].items()
+               for key, x in part.items())
 
 def test_evaluate_weighs_batches_by_their_size():
     """The last, smaller batch must count less in the validation loss than the others."""

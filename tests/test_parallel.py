@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch._dynamo    # imported by every optimizer, which takes seconds: here once for all children
 
 import data
 import sampling

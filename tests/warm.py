@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# torch._dynamo is imported by the first optimizer, matplotlib's backend by the first figure
+# torch._dynamo is imported by the first optimizer of PyTorch's, matplotlib's backend by the first figure
 IMPORTED = (
     "torch", "numpy", "pytest", "tiktoken", "safetensors.torch", "matplotlib.figure", "matplotlib.backends.backend_agg",
     "torch.utils.flop_counter", "torch._dynamo", "torch.distributed", "tqdm", "openai",

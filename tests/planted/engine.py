@@ -15,6 +15,14 @@ FAULTS = {
     "float32 products in a bf16 backward": ("support/fast_logps.py", "s, w = states.to(ctx.dtype), weight.to(ctx.dtype)", "s, w = states, weight",
                                             "test_logps.py::test_under_autocast_logps_are_float32_of_the_products_that_autocast_makes"),
     "logps in bf16": ("support/fast_logps.py", "logits = logits.float()", "pass", "test_logps.py::test_under_autocast_logps_are_float32_of_the_products_that_autocast_makes"),
+    # equal rows
+    "rows with equal tokens and other masks taken for equal": ("support/fast_logps.py", "both = torch.cat([idx, completion_mask], 1).cpu()", "both = torch.cat([idx, idx > -1], 1).cpu()",
+                                                              "test_logps.py::test_rows_that_differ_in_the_mask_or_in_one_token_are_different_rows"),
+    "sums of distinct rows not sent back": ("logps.py", "return logps[place], lens[place]", "return logps.repeat(9)[:len(place)], lens.repeat(9)[:len(place)]",
+                                            "test_logps.py::test_without_a_gradient_each_sample_of_a_prompt_is_computed_once"),
+    "equal rows computed once in training too": ("logps.py", "if torch.is_grad_enabled():", "if False:", "test_logps.py::test_without_a_gradient_each_sample_of_a_prompt_is_computed_once"),
+    "pairs of a prompt apart": ("data.py", 'tuple(row["prompt"]) if "rejected" in row else number', "number", "test_data.py::test_one_pass_keeps_the_pairs_of_a_prompt_together"),
+    "samples of a prompt together": ("data.py", 'tuple(row["prompt"]) if "rejected" in row else number', 'tuple(row["prompt"])', "test_data.py::test_one_pass_keeps_the_pairs_of_a_prompt_together"),
     # a pair behind one prompt
     "positions of the rejected not restarted": ("support/fast_logps.py", "positions = (column - n_chosen * rejected)",
                                                 "positions = (column - 0 * n_chosen * rejected)", "test_logps.py::test_a_completions_logp_has_no_gradient_from_the_other_one_or_the_padding"),
@@ -53,6 +61,7 @@ FAULTS = {
     "loss dispatched to another": ("train_pref.py", "loss = LOSSES[args.loss]", 'loss = LOSSES["dpo"]', "test_runs.py::test_the_first_loss_is_that_of_the_rows_by_a_slow_way"),
     "hyperparameters not passed on": ("objective.py", "loss.fn(pairs, **hparams)", "loss.fn(pairs)", "test_runs.py::test_the_first_loss_is_that_of_the_rows_by_a_slow_way"),
     "dropout left on in evaluation": ("loop.py", "    model.eval()\n", "", "test_loop.py::test_compute_loss_is_told_the_number_of_the_update"),
+    "the optimizer imports the compiler": ("support/optimizer.py", 'step = torch.no_grad()(unwrapped("step"))', "pass", "test_loop.py::test_the_optimizer_is_adamw_to_the_bit_and_does_not_import_the_compiler"),
     "mean of the batches' means": ("loop.py", 'loss * (batch["weight"] / total)', "loss / 2", "test_loop.py::test_accumulated_ragged_batches_give_the_gradient_of_their_union"),
     "last weights kept as the best": ("loop.py", "parallel.rank() == 0 and better:", "parallel.rank() == 0:", "test_loop.py::test_the_best_weights_are_kept_not_the_last"),
     "loss scale not undone before clipping": ("support/precision.py", "    scaler.unscale_(optimizer)\n", "", "test_loop.py::test_a_loss_that_is_not_finite_stops_a_scaled_run_too"),
