@@ -4,8 +4,8 @@ Several runs judged against each other: every two of them on the same held-out p
     python judge.py --arena out/toy/dpo out/toy/ipo out/toy/simpo --judge_url http://localhost:8080/v1
 
 The answers are the samples in each run's eval.json. Two answers to a prompt are shown in both orders, and a tie is half
-a win for each. judge.py has the flags. Writes OUT_DIR/arena.json, and each answer to OUT_DIR/arena.jsonl as it arrives,
-so that a fourth run costs only its own comparisons. docs/judge.md explains the numbers.
+a win for each. judge.py has the flags. Writes arena.json into --arena_dir, and each answer into arena.jsonl there as it
+arrives, so that a fourth run costs only its own comparisons. docs/judge.md explains the numbers.
 Read first: questions.py, winrates.py. Read next: judge.py
 """
 from itertools import combinations
@@ -75,8 +75,8 @@ def contestants(runs, limit):
     for run in runs:
         one, first = found[run], found[runs[0]]
         if one["temperature"] != first["temperature"]:
-            raise ValueError(f"{run} was sampled at temperature {one['temperature']:g}, and {runs[0]} at "
-                             f"{first['temperature']:g}: run eval.py again")
+            raise ValueError(f"{run} was sampled at temperature {one['temperature']}, and {runs[0]} at "
+                             f"{first['temperature']}: run eval.py again")
         if prompts[run] != prompts[runs[0]]:
             raise ValueError(f"{run} and {runs[0]} have answers to different prompts in eval.json: evaluate both in "
                              "one command, python eval.py --run ...")
@@ -129,20 +129,20 @@ def arena(args, checks, about_judge):
     judge; about_judge: what they say, in lines.
     """
     how = {"against": "before", "task": form(args.task, args.verdict), "model": args.judge_model}
-    out_dir = Path(args.out_dir or "out/judge")
-    path = out_dir / "arena.jsonl"
+    folder = Path(args.arena_dir or "out/judge")
+    path = folder / "arena.jsonl"
     with cli.bad_input():
         met = meetings(*contestants(args.arena, args.judge_limit))
         asked = [q for samples in met.values() for q in questions(samples, **how)]
-        out_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         known, failures = ask_missing(asked, path, **endpoint_of(args))
         soft = soft_votes(path) if args.verdict == "choice" else {}
         check_answers(asked, known, failures, path, args.verdict)    # a ranking needs all answers
         votes = {both: pair_votes(samples, known, soft, **how) for both, samples in met.items()}
         about = {"judge": args.judge_model, "verdict": args.verdict, "checks": checks}
         result = about | results(met, votes, known, **how)
-        write_json(out_dir / "arena.json", result)
+        write_json(folder / "arena.json", result)
     show(result)
     print("\n".join(about_judge))
-    print(f"in {out_dir}: arena.json, arena.jsonl")
+    print(f"in {folder}: arena.json, arena.jsonl")
     return result

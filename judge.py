@@ -27,12 +27,12 @@ from support.verdict import outcome, read_verdict
 def get_args(argv=None):
     p = cli.Parser(__doc__)
     p.add_argument("--run", help="a run with an eval.json")
-    p.add_argument("--arena", nargs="+", help="runs to judge against each other; writes into --out_dir")
+    p.add_argument("--arena", nargs="+", help="runs to judge against each other; writes into --arena_dir")
     p.add_argument("--check", metavar="WHAT", help="instead of a run, check the judge on pairs whose better answer is "
                    "known: toy, imdb, another data set, or a file with prompt, chosen and rejected")
     p.add_argument("--data_dir", help="with --check: folder with the data set's files, instead of the hub")
     p.add_argument("--check_dir", help="folder of the judge's checks (default: out/judge/MODEL)")
-    p.add_argument("--out_dir", help="folder of arena.json and its answers (default: out/judge)")
+    p.add_argument("--arena_dir", help="folder of arena.json and its answers (default: out/judge)")
     p.add_argument("--against", choices=("before", "chosen"),
                    help="the reference's samples, or the data set's chosen answers (default: before)")
     p.add_argument("--task", choices=list(ASK), help="what is judged (default: dialogue)")
@@ -63,7 +63,7 @@ def check_flags(p, args):
     alone = "check" if args.check else "arena" if args.arena else None
     names = [name for name in ("run", "arena", "against", "temperature") if alone and name != alone]
     cli.refuse(p, args, [*((name, False, f"with --{alone}") for name in names),
-        ("out_dir", args.arena, "without --arena: results go into the run's folder"),
+        ("arena_dir", args.arena, "without --arena: results go into the run's folder"),
         ("data_dir", args.check in sources.HUB, "without --check and the name of a data set"),
         ("task", args.check not in judge_check.REVIEWS, f"with --check {args.check}, which asks about sentiment"),
         ("judge_max_tokens", args.verdict == "text", "with --verdict choice: it asks for one token")])

@@ -42,7 +42,9 @@ QUESTIONS = {form(task, verdict): ASK[task] + VERDICT[verdict].replace("{which}"
 def read_evaluation(run):
     """What a run's eval.json holds. Raises ValueError if eval.py has not written it."""
     found = read_json(Path(run) / "eval.json")
-    if not isinstance(found, dict) or not {"temperature", "samples"} <= found.keys():
+    samples = found.get("samples") if isinstance(found, dict) and "temperature" in found else None
+    whole = lambda s: isinstance(s, dict) and all(isinstance(s.get(name), str) for name in ("prompt", "after"))
+    if not isinstance(samples, list) or not all(map(whole, samples)):
         raise ValueError(f"{run}: eval.json is not as eval.py writes it: run eval.py again")
     return found
 

@@ -39,7 +39,7 @@ def by_stars(text, body=None):
     return judges.larger(text, lambda prompt, answer: answer.count("*"))
 
 def compete(runs, server, tmp_path, *more):
-    return judge.main(["--arena", *runs, "--judge_url", server.url, "--out_dir", str(tmp_path / "arena"), *more])
+    return judge.main(["--arena", *runs, "--judge_url", server.url, "--arena_dir", str(tmp_path / "arena"), *more])
 
 # ---------------------------------------------------------------------------------------------------------------------
 # counts
@@ -151,10 +151,10 @@ def test_runs_that_cannot_meet_are_refused(runs, tmp_path, capsys):
         assert message in refused(["--arena", *more], capsys)
 
 def test_flags_without_effect_are_refused(runs, capsys):
-    """An arena has its runs from --arena alone, and only an arena writes into --out_dir."""
+    """An arena has its runs from --arena alone, and only an arena writes into --arena_dir."""
     for more in (["--run", runs[0]], ["--against", "chosen"], ["--temperature", "1"]):
         assert f"{more[0]} has no effect with --arena" in refused(["--arena", *runs, *more], capsys)
-    assert "--out_dir has no effect without --arena" in refused(["--run", runs[0], "--out_dir", "x"], capsys)
+    assert "--arena_dir has no effect without --arena" in refused(["--run", runs[0], "--arena_dir", "x"], capsys)
     assert "--arena" in refused([], capsys)
 
 # ---------------------------------------------------------------------------------------------------------------------

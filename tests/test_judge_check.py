@@ -365,7 +365,7 @@ def test_the_task_is_the_files_own(run, tmp_path):
     (["--check", "toy", "--against", "before"], "--against has no effect with --check"),
     (["--check", "toy", "--temperature", "1"], "--temperature has no effect with --check"),
     (["--check", "toy", "--arena", "a", "b"], "--arena has no effect with --check"),
-    (["--check", "toy", "--out_dir", "x"], "--out_dir has no effect"),
+    (["--check", "toy", "--arena_dir", "x"], "--arena_dir has no effect"),
     (["--check", "toy", "--task", "dialogue"], "--task has no effect with --check toy"),
     (["--check", "imdb", "--task", "summary"], "--task has no effect with --check imdb"),
     (["--check", "toy", "--data_dir", "x"], "--data_dir has no effect"),
