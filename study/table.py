@@ -20,6 +20,7 @@ import numpy as np
 
 import adapters
 import eval
+import judge_check
 from study import claims, fits, pictures, places
 from study.places import FIGURES, RESULTS, ROOT
 from support import cli
@@ -176,6 +177,16 @@ def judge_table():
     """The quality of the toy world's reward models."""
     measures = ("accuracy", "calibration_error", "agreement", "seconds")
     return sweep_table({"trained on the pairs that DPO has": "reward"}, measures, "reward model")
+
+def small_judge_table():
+    """What judge.py --check says of SmolLM2-135M, a row for each server and kind of pairs, with 95% intervals."""
+    heads = {"accuracy": "accuracy", "soft_accuracy": "of soft votes", "position": "first answer", "flip": "flips",
+             "length": "longer less shorter"}
+    rows = []
+    for found in json.loads((RESULTS / "small_judge.json").read_text()):
+        cells = [judge_check.rate(found[m], "+" if m == "length" else "") if m in found else "" for m in heads]
+        rows.append([found["server"], f"{found['pairs']} of `{found['what']}`", *cells])
+    return markdown(["server", "pairs", *heads.values()], rows)
 
 def epsilon_table():
     """DPO by AdamW's epsilon, each seed by itself: a mean would hide that one seed's policy collapses."""
@@ -492,7 +503,7 @@ TABLES = {
     "judge": judge_table, "grpo": grpo_table, "rounds": rounds_table, "models": models_table, "real": real_table,
     "samples": real_samples, "claims": claims_table, "credit": credit_table, "words": words_table, "beta": beta_table,
     "estimators": estimators_table, "displacement": displacement_table, "ches": ches_table,
-    "judge bias": judge_bias_table, "judge check": judge_check_table}
+    "judge bias": judge_bias_table, "judge check": judge_check_table, "small judge": small_judge_table}
 
 def filled(text):
     """A document's text with every table between markers made again. Raises KeyError for an unknown table."""

@@ -45,7 +45,8 @@ def answer_in(reply):
     """{"answer": the text of a reply}. Raises ValueError if there is none, or if it was cut."""
     choice = choice_in(reply)
     if choice.finish_reason == "length":
-        raise ValueError("the answer was cut: allow more --judge_max_tokens")
+        raise ValueError("the answer was cut: allow more --judge_max_tokens; if the model only repeats itself, use "
+                         "--verdict choice")
     if not after_thinking(choice.message.content or ""):
         raise ValueError("the answer is empty, or ends while the model is thinking")
     return {"answer": choice.message.content}

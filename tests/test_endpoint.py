@@ -67,3 +67,9 @@ def test_an_option_in_the_request_that_is_sent_back_is_not_refused(run, capsys):
         with pytest.raises(SystemExit, match=r"\['body', 'seed'\]: Field required"):
             ask(run, there)
         assert len(there.asked) == 8 and "refuses" not in capsys.readouterr().err
+
+def test_an_answer_that_was_cut_names_both_remedies(run):
+    """A small model repeats "A: A" to any limit. More tokens would only take more time."""
+    with judges.serving(lambda text, body: {"content": "A: A\n" * 20, "finish": "length"}) as there:
+        with pytest.raises(SystemExit, match="8 times: the answer was cut.*--judge_max_tokens.*--verdict choice"):
+            ask(run, there)

@@ -175,11 +175,10 @@ def test_after_a_kill_of_the_server_the_same_command_asks_what_is_missing(run, s
     if not server.soft:    # `transformers serve` logs its requests
         assert server.served() - served == 2 * N - len(before)
 
-def test_a_real_model_that_cannot_keep_to_the_form_is_told_with_an_example(run, server):
+def test_a_real_model_that_cannot_keep_to_the_form_is_told_what_to_try(run, server):
     """SmolLM2-135M repeats "A: A" until the answer is cut. That is a failure with a remedy, not a verdict."""
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit, match="2 questions got no answer .*cut.*--verdict choice|no verdict"):
         ask(run, server, "--judge_limit", "1", "--judge_max_tokens", "24")
-    assert re.search("--judge_max_tokens|--verdict choice|no verdict", str(end.value.code)), end.value.code
 
 def test_a_model_that_the_server_does_not_have_is_told_in_its_words(run, server):
     """`transformers serve` has one model. xllamacpp takes any name."""
