@@ -85,6 +85,8 @@ def samples_at(found, temperature, *, against, limit, run):
         raise ValueError(f"{run}: eval.json has no samples at temperature {temperature}: run eval.py with "
                          "--temperature")
     samples = [s | {"after": text} for s, text in zip(found["samples"], texts[temperature])][:limit]
+    if not samples:
+        raise ValueError(f"{run}: eval.json has no samples: run eval.py again")
     if not all(against in s for s in samples):
         raise ValueError(f"{run}: eval.json has no answers of {against!r} to judge against")
     return samples

@@ -73,21 +73,33 @@ def toy_pairs(n, seed=0):
             (better if reward >= CLEAR else worse)[plain(text)] = True    # a dict: each text once, in order
     return balanced(better, worse, n)
 
-def imdb_pairs(n, data_dir, seed=0):
-    """n pairs of a positive and a negative review of IMDB, of its test split if there is one."""
-    splits, _ = data.load_examples("imdb", data_dir, pairs=False)
-    labeled = [e for e in splits.get("test") or sum(splits.values(), []) if e["positive"] is not None]
-    random.Random(f"check {seed}").shuffle(labeled)
-    short = [e for e in labeled if len(e["chosen"].split()) <= MOST_WORDS]
-    return balanced(*([e["chosen"] for e in short if e["positive"] == side] for side in (True, False)), n)
+def kept(splits, dropped, tests):
+    """
+    The examples of the test split, or of all splits if there is none, in random order, without those that fail a test.
+    Prints how many are left and how many were dropped. tests: reason -> function of an example, true to drop it.
+    """
+    examples, left = splits.get("test") or sum(splits.values(), []), []
+    for example in examples:
+        reasons = [reason for reason, fails in tests.items() if fails(example)]
+        dropped.update(reasons[:1])
+        left += [] if reasons else [example]
+    print(f"{len(left):,} examples to draw pairs from; dropped: {data.listed(dropped)}")
+    random.Random("check").shuffle(left)
+    return left
 
-def file_pairs(n, source, data_dir, seed=0):
-    """n pairs of a file or a data set with chosen and rejected answers. Empty and equal answers are left out."""
-    splits, _ = data.load_examples(source, data_dir, pairs=True)
-    examples = [e for e in splits.get("test") or sum(splits.values(), [])
-                if e["chosen"].strip() and e["rejected"].strip() and e["chosen"].strip() != e["rejected"].strip()]
-    return [{"prompt": e["prompt"], "after": e["chosen"], "worse": e["rejected"]}
-            for e in random.Random(f"check {seed}").sample(examples, min(n, len(examples)))]
+def imdb_pairs(n, data_dir):
+    """n pairs of a positive and a negative review of IMDB."""
+    examples = kept(*data.load_examples("imdb", data_dir, pairs=False), {
+        "without a label": lambda e: e["positive"] is None,
+        f"longer than {MOST_WORDS} words": lambda e: len(e["chosen"].split()) > MOST_WORDS})
+    return balanced(*([e["chosen"] for e in examples if e["positive"] == side] for side in (True, False)), n)
+
+def file_pairs(n, source, data_dir):
+    """n pairs of a file or a data set with chosen and rejected answers."""
+    examples = kept(*data.load_examples(source, data_dir, pairs=True), {
+        "with an empty answer": lambda e: not (e["chosen"].strip() and e["rejected"].strip()),
+        "chosen == rejected": lambda e: e["chosen"].strip() == e["rejected"].strip()})
+    return [{"prompt": e["prompt"], "after": e["chosen"], "worse": e["rejected"]} for e in examples[:n]]
 
 def known_pairs(what, n, data_dir):
     """n pairs of toy, imdb, another data set or a file. Raises ValueError or OSError in one line."""

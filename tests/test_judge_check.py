@@ -150,6 +150,17 @@ def test_an_honest_judge_is_not_accused():
             "better than chance, and no bias was found"]
     assert accused <= 4
 
+@pytest.mark.slow
+def test_how_often_a_fair_judge_is_accused_by_chance(pairs):
+    """docs/judge.md: of 2,000 judges with a coin in 3 of 10 questions 4.7% have a position bias, 0.6% a length bias."""
+    rng, n_position, n_length = random.Random(0), 0, 0
+    verdict = lambda right: right if rng.random() > 0.3 else rng.choice("AB")
+    for _ in range(2000):
+        found = judge_check.measured(pairs, [(verdict("A"), verdict("B")) for _ in pairs])
+        n_position += not found["position"][1] <= 0.5 <= found["position"][2]
+        n_length += not found["length"][1] <= 0 <= found["length"][2]
+    assert n_position / 2000 == pytest.approx(0.047, abs=0.014) and n_length / 2000 == pytest.approx(0.006, abs=0.005)
+
 def test_few_pairs_allow_no_conclusion(pairs):
     """Four of four heads are no proof of a biased coin."""
     found, said = checked(judges.first, pairs[:28])
@@ -210,15 +221,16 @@ def imdb(tmp_path):
     (folder / "train.jsonl").write_text(json.dumps({"text": "of the training set", "label": 1}) + "\n")
     return folder
 
-def test_pairs_of_imdb(imdb):
+def test_pairs_of_imdb(imdb, capsys):
     """Positive against negative, from the test split, without reviews that do not fit a small judge's context."""
     found = judge_check.known_pairs("imdb", 40, str(imdb))
     assert len(found) == 40 and all("superb" in p["after"] and "dull" in p["worse"] for p in found)
     assert [len(p["after"]) > len(p["worse"]) for p in found] == [True, False] * 20
+    assert "120 examples to draw pairs from; dropped: 1 longer than 200 words" in capsys.readouterr().out
     assert not any("training" in p["after"] or len(p["after"].split()) > 200 for p in found)
 
-def test_pairs_of_a_file_keep_their_prompt_and_question(tmp_path):
-    """Chosen is the better one. Equal and empty answers have no order and are left out."""
+def test_pairs_of_a_file_keep_their_prompt_and_question(tmp_path, capsys):
+    """Chosen is the better one. Equal and empty answers have no order: they are dropped and counted."""
     rows = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No idea."} for i in range(5)]
     rows += [{"prompt": "x", "chosen": "same", "rejected": "same "}, {"prompt": "x", "chosen": " ", "rejected": "b"}]
     path = tmp_path / "mine.jsonl"
@@ -226,7 +238,9 @@ def test_pairs_of_a_file_keep_their_prompt_and_question(tmp_path):
     found = judge_check.known_pairs(str(path), 100, None)
     assert sorted(p["prompt"].strip() for p in found) == [f"What is {i}?" for i in range(5)]
     assert all(p["after"].strip().startswith("It is") and p["worse"].strip() == "No idea." for p in found)
-    assert len(judge_check.known_pairs(str(path), 3, None)) == 3
+    out = capsys.readouterr().out
+    assert "5 examples to draw pairs from; dropped: 1 chosen == rejected, 1 with an empty answer" in out
+    assert judge_check.known_pairs(str(path), 3, None) == found[:3]    # a longer check asks about these again
 
 # ---------------------------------------------------------------------------------------------------------------------
 # a check from its command to a later win rate
