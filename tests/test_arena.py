@@ -148,7 +148,8 @@ def test_runs_that_cannot_meet_are_refused(runs, tmp_path, capsys):
     link = str(Path(runs[0]) / ".." / "one")
     for more, message in (([runs[0]], "two different runs"), ([runs[0], runs[0]], "two different runs"),
                           ([runs[0], link], "two different runs"), ([runs[0], others], "different prompts"),
-                          ([runs[0], colder], "temperature 0.5"), (empty, "no samples"), ([runs[0], str(tmp_path / "bare")], "eval.json")):
+                          ([runs[0], colder], "temperature 0.5"), (empty, "no samples"),
+                          ([runs[0], str(tmp_path / "bare")], "eval.json")):
         assert message in refused(["--arena", *more], capsys)
 
 def test_flags_without_effect_are_refused(runs, capsys):
