@@ -141,7 +141,7 @@ def soft_share(samples, votes, known, **how):
 
 def show(rows):
     """Prints a line of rates and words for each temperature. rows: judged's, with a temperature."""
-    rate = lambda r: "none" if r[0] is None else f"{r[0]:.3f} [{r[1]:.3f}, {r[2]:.3f}]"
+    rate = judge_check.rate
     print(f"{'temperature':12}" + "".join(f"{name:22}" for name in rows[0]["rates"]) + "words of winners, losers")
     for row in rows:
         cells = "".join(f"{rate(r):22}" for r in row["rates"].values())

@@ -208,7 +208,10 @@ def folder_of(model, check_dir=None):
 
 def rate(numbers, sign=""):
     """[value, low, high] as text; "none" without a value."""
-    return "none" if numbers[0] is None else "{:{s}.3f} [{:{s}.3f}, {:{s}.3f}]".format(*numbers, s=sign)
+    if numbers[0] is None:
+        return "none"
+    rounded = [round(x, 3) + 0.0 for x in numbers]    # + 0.0: Wilson's interval of 0 of 60 begins at -1e-17, a "-0.000"
+    return "{:{s}.3f} [{:{s}.3f}, {:{s}.3f}]".format(*rounded, s=sign)
 
 def report(found):
     """The lines of a check."""

@@ -248,10 +248,8 @@ def test_a_win_rate_for_each_temperature(run, serve, capsys):
         judge.main(["--run", str(run), "--temperature", "0.5", "0.7"])
     assert "no samples at temperature 0.7" in capsys.readouterr().err
 
-@pytest.mark.parametrize("content", [
-    "{}", "[]", '{"samples": []}', '{"temperature": 1, "samples": []}',
-    '{"temperature": 1, "samples": [{"text": "a"}]}',
-])
+@pytest.mark.parametrize("content", ["{}", "[]", '{"samples": []}', '{"temperature": 1, "samples": []}',
+                                     '{"temperature": 1, "samples": [{"text": "a"}]}'])
 def test_a_file_that_is_no_evaluation_is_refused(run, content, capsys):
     """An eval.json of another tool, or a truncated one, once ended in a KeyError."""
     (run / "eval.json").write_text(content)

@@ -9,6 +9,7 @@ import pytest
 from support.verdict import read_verdict
 import judge
 import judge_check
+import measures
 import judges
 import questions
 import toy
@@ -241,6 +242,12 @@ def test_pairs_of_a_file_keep_their_prompt_and_question(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "5 examples to draw pairs from; dropped: 1 chosen == rejected, 1 with an empty answer" in out
     assert judge_check.known_pairs(str(path), 3, None) == found[:3]    # a longer check asks about these again
+
+def test_a_rate_in_words():
+    """Rounding gives Wilson's interval of 0 of 60 a lower end of -1e-17, which would be shown as -0.000."""
+    assert judge_check.rate(measures.wilson(0, 60)) == "0.000 [0.000, 0.060]" and measures.wilson(0, 60)[1] < 0
+    assert judge_check.rate([0.25, -0.0004, 1], "+") == "+0.250 [+0.000, +1.000]"
+    assert judge_check.rate([None, 0, 1]) == "none"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # a check from its command to a later win rate

@@ -1,4 +1,4 @@
-"""Planted faults of the endpoint's client: what a server's error says, and which errors end the run."""
+"""Planted faults of the endpoint's client: what a server's error says, which errors end the run, and how a rate is shown."""
 
 TEST = "test_endpoint.py"
 
@@ -15,4 +15,5 @@ FAULTS = {
                                               f"{TEST}::test_a_wrong_model_is_not_asked_every_question"),
     "long pairs end the run": ("support/endpoint.py", "in_a_row += not only_this", "in_a_row += 1",
                                f"{TEST}::test_questions_that_are_refused_one_by_one_do_not_end_the_run"),
+    "a share of 0 has a sign": ("judge_check.py", "round(x, 3) + 0.0 for", "x for", "test_judge_check.py::test_a_rate_in_words"),
 }
