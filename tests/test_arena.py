@@ -143,11 +143,13 @@ def test_runs_that_cannot_meet_are_refused(runs, tmp_path, capsys):
     answers = [f"answer {i}" for i in range(N)]
     others = write_run(tmp_path / "others", answers, prompts=[f"other question {i}?" for i in range(N)])
     colder = write_run(tmp_path / "colder", answers, temperature=0.5)
+    empty = [write_run(tmp_path / name, []) for name in ("empty", "as empty")]
     (tmp_path / "bare").mkdir()
     link = str(Path(runs[0]) / ".." / "one")
     for more, message in (([runs[0]], "two different runs"), ([runs[0], runs[0]], "two different runs"),
                           ([runs[0], link], "two different runs"), ([runs[0], others], "different prompts"),
-                          ([runs[0], colder], "temperature 0.5"), ([runs[0], str(tmp_path / "bare")], "eval.json")):
+                          ([runs[0], colder], "temperature 0.5"), (empty, "no samples"),
+                          ([runs[0], str(tmp_path / "bare")], "eval.json")):
         assert message in refused(["--arena", *more], capsys)
 
 def test_flags_without_effect_are_refused(runs, capsys):

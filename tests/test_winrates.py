@@ -123,7 +123,8 @@ def test_the_effect_of_length_in_words():
     """Only an interval on one side of 0 is an effect."""
     assert effect_of_length([1.0, 0.2, 2.0]) == "longer answers win more often"
     assert effect_of_length([-1.0, -2.0, -0.2]) == "shorter answers win more often"
-    assert effect_of_length([1.0, -0.1, 2.0]) == "no clear effect of length"
+    for unclear in ([1.0, -0.1, 2.0], [-1.0, -2.0, 0.1]):
+        assert effect_of_length(unclear) == "no clear effect of length"
     votes, d = judged(500, 0.3, 1.5)
     assert effect_of_length(length_controlled(votes, d)["gamma"]) == "longer answers win more often"
 
