@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from model import CONV1D, GPT, fingerprint
 from support.checkpoint import digest_of, stored_tensors
-from support.cpu import linear
+from support.cpu import linear, return_memory
 
 METHODS = ("bf16", "int8", "nf4")
 BLOCK, DOUBLE_BLOCK = 64, 256    # weights that share a scale; scales that share a scale of their own
@@ -202,6 +202,7 @@ def place(model, name, x, method, double):
     if name.endswith(CONV1D):    # its bias is in place, as "bias" sorts before "weight"
         block, _, layer = owner.rpartition(".")
         quantize_block(model.get_submodule(block), layer, method, double)
+        return_memory()    # otherwise the next codes lie between what the last matrix left: twice the memory in the end
 
 def load(name_or_dir, method, double=False, dropout=0.0):
     """

@@ -90,3 +90,8 @@ def keep_memory():
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)     # M_MMAP_MAX: no block has a mapping of its own
         mallopt(-1, -1)    # M_TRIM_THRESHOLD: the heap does not shrink
+
+def return_memory():
+    """Returns the memory of freed tensors to the kernel now, if the C library can: the opposite of keep_memory."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
