@@ -56,8 +56,8 @@ FAULTS = {
     "on_nonfinite always skips": ("loop.py", 'if on_nonfinite == "stop" or', "if False or",
         "test_flags.py::test_on_nonfinite_stops_or_skips"),
     # dropout
-    "dropout not handed on": ("train_pref.py", "adapters.load_model(args.init_from, args.dropout)",
-        "adapters.load_model(args.init_from)",
+    "dropout not handed on": ("train_pref.py", "adapters.load_model(args.init_from, args.dropout, ",
+        "adapters.load_model(args.init_from, 0.0, ",
         "test_flags.py::test_dropout_of_a_run_is_on_in_updates_and_off_in_reference_and_evaluation"),
     "reference with dropout": ("train_pref.py", "model = model.to(device).eval()", "model = model.to(device).train()",
         "test_flags.py::test_dropout_of_a_run_is_on_in_updates_and_off_in_reference_and_evaluation"),
