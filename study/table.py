@@ -494,6 +494,20 @@ def judge_check_table(results=RESULTS):
         lines.append([row["judge"], *numbers, row["says"]])
     return markdown(["judge", "accuracy", "first answer", "longer less shorter", "what the check says"], lines)
 
+def quantized_table(results=RESULTS):
+    """What a quantized base costs before and after training: means over seeds with their range. No empty columns."""
+    groups = grouped([row | {"value": float(row["value"])} for row in places.read_csv(results / "quantized.csv")],
+                     "method", "data", "measure")
+    shown = [("toy", "perplexity", "perplexity", ".3f"), ("toy", "base kl", "base KL, nats", ".1e"),
+             ("toy", "reward", "reward after training", ".3f"), ("toy", "kl", "KL after training, nats", ".2f"),
+             ("imdb", "perplexity", "reviews: perplexity", ".2f"), ("imdb", "base kl", "reviews: base KL", ".1e")]
+    shown = [column for column in shown if any(column[:2] == key[1:] for key in groups)]
+    lines = []
+    for method in dict.fromkeys(method for method, *_ in groups):
+        found = [(groups.get((method, data, measure)), form) for data, measure, _, form in shown]
+        lines.append([method, *(mean(rows, "value", form, spread=True) if rows else "-" for rows, form in found)])
+    return markdown(["base", *(head for *_, head, _ in shown)], lines)
+
 TABLES = {
     "example": example, "whole example": whole_example, "front": front_table, "loss names": front_losses,
     "results": results_table, "bandit": bandit_table, "losses": losses_table, "behavior": behavior_table,
@@ -503,7 +517,8 @@ TABLES = {
     "judge": judge_table, "grpo": grpo_table, "rounds": rounds_table, "models": models_table, "real": real_table,
     "samples": real_samples, "claims": claims_table, "credit": credit_table, "words": words_table, "beta": beta_table,
     "estimators": estimators_table, "displacement": displacement_table, "ches": ches_table,
-    "judge bias": judge_bias_table, "judge check": judge_check_table, "small judge": small_judge_table}
+    "judge bias": judge_bias_table, "judge check": judge_check_table, "small judge": small_judge_table,
+    "quantized": quantized_table}
 
 def filled(text):
     """A document's text with every table between markers made again. Raises KeyError for an unknown table."""
