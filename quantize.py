@@ -216,7 +216,8 @@ def load(name_or_dir, method, double=False, dropout=0.0):
     def placed():
         for name in sorted(model.state_dict()):    # the order of digest
             x = state["transformer.wte.weight" if name == "lm_head.weight" else name].float()
-            x = (x.t() if name.endswith(CONV1D) else x).contiguous()    # to_hf explains
+            if name.endswith(CONV1D):    # stored as (in, out): to_hf explains
+                x = x.T.contiguous()
             yield name, x
             if name != "lm_head.weight":
                 place(model, name, x, method, double)

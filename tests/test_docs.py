@@ -18,7 +18,8 @@ from assignments import check, figures, grade, hunt, make, platforms
 from losses import LOSSES
 from rlhf import train_ppo, train_reward
 from test_losses import PUBLISHED
-from study import bag, bandit, bench, beta, credit, displacement, estimators, fits, judges, quantized, real, sweep, table
+from study import (bag, bandit, bench, beta, credit, displacement, estimators, fits, judges, quantized, real, sweep,
+                   table)
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -149,9 +150,9 @@ def imported(path):
 
 def test_imports_run_one_way():
     """With a circular import, or a core file that needs a side room, the files cannot be read in order."""
-    order = ("model quantize adapters toy unpaired data sampling logps losses_free losses loop reference rounds measures "
-             "winrates objective reward chat preferences train_sft displacement eval questions judge_check arena judge "
-             "train_pref").split()
+    order = ("model quantize adapters toy unpaired data sampling logps losses_free losses loop reference rounds "
+             "measures winrates objective reward chat preferences train_sft displacement eval questions judge_check "
+             "arena judge train_pref").split()
     alone = {"model": set(), "quantize": {"model"}, "adapters": {"model", "quantize"}, "toy": set(), "logps": set(),
              "losses_free": set(), "losses": {"logps", "losses_free"}, "loop": set(), "unpaired": set()}
     for path in (ROOT / f"{name}.py" for name in order):
