@@ -216,8 +216,8 @@ def load(name_or_dir, method, double=False, dropout=0.0):
     def placed():
         for name in sorted(model.state_dict()):    # the order of digest
             x = state["transformer.wte.weight" if name == "lm_head.weight" else name].float()
-            if name.endswith(CONV1D):    # stored as (in, out): to_hf explains
-                x = x.T.contiguous()
+            in_block = name.endswith(CONV1D)
+            x = x.T.contiguous() if in_block else x    # stored as (in, out): to_hf explains
             yield name, x
             if name != "lm_head.weight":
                 place(model, name, x, method, double)

@@ -40,7 +40,7 @@ FAULTS = {
     "the attention stays exact": (Q, '(block.attn, "c_attn"), (block.attn, "c_proj"), ', "", T + "test_four_matrices_of_each_block_are_quantized_and_nothing_else"),
     "codes counted as parameters": ("support/cli.py", 'getattr(module, "more_weights", 0)', "0", T + "test_four_matrices_of_each_block_are_quantized_and_nothing_else"),
     # loading
-    "Hugging Face's matrices not transposed": (Q, "                x = x.T.contiguous()\n", "                pass\n", SAME),
+    "Hugging Face's matrices not transposed": (Q, "x.T.contiguous() if in_block else x", "x", SAME),
     "the fingerprint is that of the codes": (Q, "return getattr(model, \"exact_fingerprint\", None) or fingerprint(model)", "return fingerprint(model)", SAME),
     "the head is not tied": (Q, "    model.lm_head.weight = model.transformer.wte.weight\n", "    model.lm_head.weight = nn.Parameter(model.transformer.wte.weight.clone(), requires_grad=False)\n", SAME),
     "no checksum for a file that is read in parts": ("support/checkpoint.py", "if checksum and checksum != digest_of(", "if False and checksum != digest_of(",
