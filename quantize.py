@@ -199,7 +199,8 @@ def place(model, name, x, method, double):
     """Gives a model on the meta device the weight x of a name. A matrix of a block is quantized at once."""
     owner, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(owner), leaf, nn.Parameter(x, requires_grad=False))
-    if name.endswith(CONV1D):    # its bias is in place, as "bias" sorts before "weight"
+    in_block = name.endswith(CONV1D)
+    if in_block:    # its bias is in place, as "bias" sorts before "weight"
         block, _, layer = owner.rpartition(".")
         quantize_block(model.get_submodule(block), layer, method, double)
         return_memory()    # otherwise the next codes lie between what the last matrix left: twice the memory in the end
