@@ -55,7 +55,8 @@ def get_args(argv=None):
     pref_flags.check_adapter_flags(p, args, start, about)
     pref_flags.check_loss_flags(p, args, LOSSES)
     cli.check_sampling_flags(p, args)
-    cli.refuse(p, args, (("compile", not args.activation_checkpointing, "with --activation_checkpointing"),))
+    cli.refuse(p, args, (("compile", not args.activation_checkpointing, "with --activation_checkpointing"),
+                         ("compile", not args.quantize, "with --quantize")))
     rounds.check_flags(p, args)
     if args.adam_epsilon is None:
         args.adam_epsilon = 1e-3 if args.data == "toy" and not args.adapter else 1e-8

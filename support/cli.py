@@ -175,7 +175,7 @@ def add_common_flags(p):
                    help="keep the weights of every evaluation in OUT_DIR/step-N, which eval.py can open")
     p.add_argument("--compile", action="store_true",
                    help="torch.compile the model: a minute to start, faster updates on a GPU; not with "
-                   "--activation_checkpointing")
+                   "--activation_checkpointing or --quantize")
     p.add_argument("--activation_checkpointing", action="store_true",
                    help="keep only the input of each block for the backward pass, which computes the block again: the "
                    "same numbers, less memory, about a third more time")

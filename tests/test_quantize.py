@@ -518,6 +518,7 @@ def test_sampled_pairs_are_those_of_the_quantized_policy(here, monkeypatch):
 @pytest.mark.parametrize("start, flags, words", [
     ("sft", ("--quantize", "nf4"), "--quantize has no effect without --adapter"),
     ("sft", ("--adapter", "sequential", "--double_quant"), "--double_quant has no effect without --quantize nf4"),
+    ("sft", (*ADAPTED, "int8", "--compile"), "--compile has no effect with --quantize"),
     ("sft", (*ADAPTED, "int8", "--double_quant"), "--double_quant has no effect without --quantize nf4"),
     ("one", ("--quantize", "int8"), "--quantize int8: one is an adapter run whose base is nf4 without double"),
     ("one", ("--double_quant",), "--double_quant: one is an adapter run whose base is nf4 without double"),
