@@ -488,12 +488,14 @@ def test_a_panic_of_the_tokenizer_is_an_error_in_one_line_and_ctrl_c_is_not(gpt2
         name = "gpt2"
         def encode_ordinary_batch(self, texts):
             raise self.error
+        encode_ordinary = encode_ordinary_batch
     broken = Broken()
-    broken.error = type("PanicException", (BaseException,), {})("StackOverflow")
-    refused(lambda: tokenizers.encode(broken, ["a"], "here"), "here", "StackOverflow")
-    broken.error = KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt):
-        tokenizers.encode(broken, ["a"], "here")
+    for text in ("a", "a " * 1000):    # short and long texts take different ways
+        broken.error = type("PanicException", (BaseException,), {})("StackOverflow")
+        refused(lambda text=text: tokenizers.encode(broken, [text], "here"), "here", "StackOverflow")
+        broken.error = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            tokenizers.encode(broken, [text], "here")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # an adapter run as a start
