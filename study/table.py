@@ -275,14 +275,20 @@ def trl_table():
     """DPO updates beside TRL's: "ours / TRL's" where a cell has two numbers."""
     heads = ["pairs", "TRL runs the reference", "prompt here", "seconds an update", "times as fast", "GB",
              "of the matrix rate"]
-    lines, keys = [], ("data", "dtype", "reference", "trl_checkpointing", "checkpointing", "layout")
-    measured = [{"checkpointing": "False"} | row for row in read("bench_trl_*.csv")]    # older files lack the column
-    for (data, dtype, reference, theirs, ours, layout), rows in grouped(measured, *keys).items():
+    lines, keys = [], ("data", "dtype", "processor", "reference", "trl_checkpointing", "checkpointing", "layout")
+    # the first rows, of the newer processor, have no family and no column "checkpointing"
+    ages = {"(family 25, model 17)": ", older", "(family 25, model 1)": ", oldest"}
+    measured = []
+    for row in read("bench_trl_*.csv"):
+        age = next((name for family, name in ages.items() if family in row["machine"]), "")
+        measured.append({"checkpointing": "False", "processor": age} | row)
+    for (data, dtype, processor, reference, theirs, ours, layout), rows in grouped(measured, *keys).items():
         seconds = f"{median(rows, 'seconds', '.2f')} / {median(rows, 'trl_seconds', '.2f')}"
         gb = f"{median(rows, 'peak_gb', '.2f')} / {median(rows, 'trl_peak_gb', '.2f')}"
         when = reference + {"FalseFalse": "", "TrueFalse": ", TRL recomputing", "TrueTrue": ", both recomputing"}[
             theirs + ours]
-        lines.append([f"{data.split('-')[0]}, {dtype}", when, {"plain": "twice", "shared": "once"}[layout], seconds,
+        prompt = {"plain": "twice", "shared": "once"}[layout]
+        lines.append([f"{data.split('-')[0]}, {dtype}{processor}", when, prompt, seconds,
                       median(rows, "speed_ratio", ".1f", spread=True),
                       f"{gb} = {median(rows, 'memory_ratio', '.2f')}", median(rows, "share", ".0%")])
     return markdown(heads, lines)
