@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from model import CONV1D, GPT, fingerprint
 from support.checkpoint import digest_of, stored_tensors
-from support.cpu import linear, return_memory
+from support.cpu import linear, map_large
 
 METHODS = ("bf16", "int8", "nf4")
 BLOCK, DOUBLE_BLOCK = 64, 256    # weights that share a scale; scales that share a scale of their own
@@ -203,7 +203,6 @@ def place(model, name, x, method, double):
     if in_block:    # its bias is in place, as "bias" sorts before "weight"
         block, _, layer = owner.rpartition(".")
         quantize_block(model.get_submodule(block), layer, method, double)
-        return_memory()    # otherwise the next codes lie between what the last matrix left: twice the memory in the end
 
 def load(name_or_dir, method, double=False, dropout=0.0):
     """
@@ -212,6 +211,7 @@ def load(name_or_dir, method, double=False, dropout=0.0):
     A safetensors file is never in memory as a whole, a .bin file is. model.exact_fingerprint is that of the exact
     weights, so it tells what an adapter stands on. Raises ValueError or OSError in one line.
     """
+    map_large()    # after cpu.keep_memory: otherwise an update needs up to half as much memory again
     model, state = GPT.on_meta(name_or_dir, dropout, stored_tensors)
 
     def placed():

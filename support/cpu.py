@@ -91,7 +91,14 @@ def keep_memory():
         mallopt(-4, 0)     # M_MMAP_MAX: no block has a mapping of its own
         mallopt(-1, -1)    # M_TRIM_THRESHOLD: the heap does not shrink
 
-def return_memory():
-    """Returns the memory of freed tensors to the kernel now, if the C library can: the opposite of keep_memory."""
+def map_large():
+    """
+    Gives tensors of 4 MB and more mappings of their own again, which end when they are freed: for a quantized base.
+
+    Its dequantized matrices are as large as that and live for one product. In kept memory, small tensors that live
+    longer settle where a matrix was, and the next matrix needs new memory.
+    """
     with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 2**22)    # M_MMAP_THRESHOLD
+        mallopt(-4, 2**16)    # M_MMAP_MAX: the default

@@ -370,7 +370,7 @@ def test_the_peak_of_memory_is_far_below_the_size_of_the_file(tmp_path):
         command = [sys.executable, "-c", PEAK, str(tmp_path), method]
         run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(quantize.__file__).parent)
         peaks[method] = int(run.stdout) / size
-    assert size > 3e8 and peaks["exact"] > 1 and peaks["nf4"] < 0.65, peaks    # measured: 2.6 and 0.47
+    assert size > 3e8 and peaks["exact"] > 1 and peaks["nf4"] < 0.4, peaks    # measured: 1.37 and 0.24
 
 # ---------------------------------------------------------------------------------------------------------------------
 # runs
