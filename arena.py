@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from judge_check import rate
 from measures import bootstrap
 from questions import ask_missing, check_answers, endpoint_of, form, questions, read_evaluation
 from support import cli
@@ -55,7 +56,6 @@ def at_equal_length(samples, votes, against):
 
 def in_words(found):
     """at_equal_length's result in one line."""
-    rate = lambda r: "none" if r[0] is None else f"{r[0]:.3f} [{r[1]:.3f}, {r[2]:.3f}]"
     value, low, high = found["gamma"]
     return (f"wins {rate(found['raw'])}, ties as half; {rate(found['win_rate'])} at equal length "
             f"({effect_of_length(found['gamma'])}: gamma {value:.2f} [{low:.2f}, {high:.2f}])")

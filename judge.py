@@ -22,7 +22,7 @@ from questions import ASK, VERDICT, ask_missing, check_answers, endpoint_of, for
 from support import cli, sources
 from support.checkpoint import finite, write_json
 from support.endpoint import soft_votes
-from support.verdict import outcome, read_verdict
+from support.verdict import SHARE, outcome, read_verdict
 
 def get_args(argv=None):
     p = cli.Parser(__doc__)
@@ -134,8 +134,7 @@ def soft_share(samples, votes, known, **how):
     votes  {key: P(A) / (P(A) + P(B))}. A verdict without one counts 1 for its letter, and 0.5 for neither
     """
     keys = [q["key"] for q in questions(samples, **how)]
-    sure = {"A": 1.0, "B": 0.0, "neither": 0.5}
-    p = [votes.get(key, sure.get(read_verdict(known.get(key, "")))) for key in keys]    # P(A), or None
+    p = [votes.get(key, SHARE.get(read_verdict(known.get(key, "")))) for key in keys]    # P(A), or None
     both = [(first + 1 - second) / 2 for first, second in zip(p[::2], p[1::2]) if None not in (first, second)]
     return {"soft": bootstrap(both) if both else None, "logprobs": sum(key in votes for key in keys)}
 

@@ -23,7 +23,7 @@ from measures import wilson
 from questions import ask_missing, check_answers, form, questions
 from support.checkpoint import finite, read_json, write_json
 from support.endpoint import soft_votes
-from support.verdict import outcome, read_verdict
+from support.verdict import SHARE, outcome, read_verdict
 
 CLEAR = 0.8           # a toy review of a pair has a reward of at least 0.8, the other one of at most 0.2
 LONGER = 1.25         # the longer review of a pair has at least so many times the words of the shorter one
@@ -146,7 +146,7 @@ def measured(samples, verdicts, votes=()):
     verdicts  for each pair (with the better answer as A, with the better answer as B): A, B, neither or None
     votes     the same of soft votes, P(A) / (P(A) + P(B)) or None; empty where there are none
     """
-    value = {"A": 1.0, "neither": 0.5, "B": 0.0}
+    value = SHARE
     scores, places, kinds = [], [], []    # of each pair: share of right verdicts, lean to the first place, outcome
     longer, shorter = [], []              # scores of the pairs whose better answer is the longer, the shorter one
     for s, (first, second) in zip(samples, verdicts):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from support import weights
-from support.checkpoint import InTurn, digest, save_tensors, stored_tensors, write_json
+from support.checkpoint import InTurn, digest, save_tensors, write_json
 from support.cpu import Linear    # nn.Linear, faster in float32 on a CPU
 from support.kv_cache import KVCache
 
@@ -333,9 +333,9 @@ class GPT(nn.Module):
         return new
 
     @classmethod
-    def on_meta(cls, name_or_dir, dropout, load=stored_tensors):
-        """(a model without memory, the tensors of its file), checked against each other. load reads a safetensors."""
-        config, path, state = weights.read_folder(name_or_dir, GPTConfig, load)
+    def on_meta(cls, name_or_dir, dropout):
+        """(a model without memory, the tensors of its file), checked against each other: see weights.read_folder."""
+        config, path, state = weights.read_folder(name_or_dir, GPTConfig)
         with torch.device("meta"), weights.no_init():
             model = cls(replace(config, dropout=dropout))
         shapes = {name: tuple(x.shape) for name, x in to_hf(model.state_dict()).items()}

@@ -20,7 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from model import CONV1D, GPT, fingerprint
-from support.checkpoint import digest_of, stored_tensors
+from support.checkpoint import digest_of
 from support.cpu import linear, map_large
 
 METHODS = ("bf16", "int8", "nf4")
@@ -212,7 +212,7 @@ def load(name_or_dir, method, double=False, dropout=0.0):
     weights, so it tells what an adapter stands on. Raises ValueError or OSError in one line.
     """
     map_large()    # after cpu.keep_memory: otherwise an update needs up to half as much memory again
-    model, state = GPT.on_meta(name_or_dir, dropout, stored_tensors)
+    model, state = GPT.on_meta(name_or_dir, dropout)
 
     def placed():
         for name in sorted(model.state_dict()):    # the order of digest

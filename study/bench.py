@@ -258,9 +258,9 @@ def main(argv=None):
     args = get_args(argv)
     with cli.interruptible("-m study.bench", args, argv), tempfile.TemporaryDirectory() as scratch:
         results, _ = places.folders(args.out, args.update)
-        name, rows = chosen(args, scratch, lambda name: earlier(results / f"bench_{name}.csv", args.resume))
-        path = results / f"bench_{name}.csv"
-        write(path, rows, earlier(path, args.resume))
+        path = results / f"bench_{name_of(args)}.csv"
+        done = earlier(path, args.resume)
+        write(path, chosen(args, scratch, done), done)
 
 def earlier(path, resume):
     """The rows of a file of results that --resume keeps. Those of another machine are refused in one line."""
@@ -269,22 +269,22 @@ def earlier(path, resume):
         raise SystemExit(f"{path}: holds rows of another machine ({rows[0]['machine']}); leave out --resume")
     return rows
 
+def name_of(args):
+    """The name of the results of the measurement that the flags ask for: bench_NAME.csv."""
+    if args.vs == "trl":
+        return "trl_" + rundir.data_name(args.data or "made-up").split("-")[0]
+    return args.vs or ("growth" if args.growth else "parts")
+
 def chosen(args, scratch, done):
-    """
-    (name of the results, generator of their rows) of the measurement that the flags ask for. done(name): the rows of
-    an earlier, interrupted measurement.
-    """
+    """The rows of that measurement, from a generator. done: the rows of an earlier, interrupted one."""
     new_job = functools.partial(job_for, batch_size=args.batch_size, updates=args.updates, data=args.data,
                                 data_dir=args.data_dir)
     if args.vs == "trl":
-        name = rundir.data_name(args.data or "made-up").split("-")[0]
         about_data = Path(args.data or "made up").name
-        references = args.references or REFERENCES
-        return f"trl_{name}", against_trl(new_job, args.dtypes, args.rounds, references, scratch, about_data,
-                                          done(f"trl_{name}"))
+        return against_trl(new_job, args.dtypes, args.rounds, args.references or REFERENCES, scratch, about_data, done)
     if args.vs == "transformers":
-        return "transformers", against_transformers(new_job, args.dtypes, args.rounds, scratch)
-    return ("growth", growth()) if args.growth else ("parts", parts(new_job, args.models, args.dtypes))
+        return against_transformers(new_job, args.dtypes, args.rounds, scratch)
+    return growth() if args.growth else parts(new_job, args.models, args.dtypes)
 
 if __name__ == "__main__":
     main()

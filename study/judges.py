@@ -23,7 +23,7 @@ from questions import form, questions
 from study import places
 from support import cli
 from support.rundir import read_args
-from support.verdict import outcome, read_verdict
+from support.verdict import SHARE, outcome, read_verdict
 from winrates import length_controlled
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def judged(samples, judge):
     asked = questions(samples, **HOW)
     known = {q["key"]: judge(q["text"]) for q in asked}
     verdicts = [read_verdict(known[q["key"]]) for q in asked]
-    one_order = np.mean([{"A": 1.0, "neither": 0.5, "B": 0.0}[verdict] for verdict in verdicts[::2]])
+    one_order = np.mean([SHARE[verdict] for verdict in verdicts[::2]])
     votes = pair_votes(samples, known, {}, **HOW)
     found = at_equal_length(samples, votes, HOW["against"])    # in characters
     words = np.array([[len(s[side].split()) for side in ("after", "before")] for s in samples])

@@ -89,6 +89,10 @@ def save_tensors(state, path):
             f.seek(8)
             f.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
+def damaged(path, error):
+    """The ValueError for a safetensors file that cannot be read."""
+    return ValueError(f"{path}: damaged or cut short ({type(error).__name__}): download or copy it again")
+
 def load_tensors(path):
     """name -> tensor, on the CPU. Raises ValueError if the file is damaged: save_tensors stored a checksum in it."""
     try:
@@ -99,7 +103,7 @@ def load_tensors(path):
             raise ValueError("checksum")
         return state
     except Exception as e:    # a damaged file can raise nearly any error
-        raise ValueError(f"{path}: damaged or cut short ({type(e).__name__}): download or copy it again") from None
+        raise damaged(path, e) from None
 
 class StoredTensor:
     """A tensor in a safetensors file, which is read when it is needed. rows: how many of its rows count; None: all."""
@@ -117,8 +121,7 @@ class StoredTensor:
             with safe_open(self.path, "pt") as f:    # opened anew: a file that stays open keeps all pages mapped
                 return f.get_tensor(self.name)[:self.rows] if self.rows else f.get_tensor(self.name)
         except Exception as e:
-            raise ValueError(f"{self.path}: damaged or cut short ({type(e).__name__}): download or copy it again"
-                             ) from None
+            raise damaged(self.path, e) from None
 
     def float(self):
         """A copy in float32."""
@@ -134,7 +137,7 @@ def stored_tensors(path):
             raise ValueError("checksum")
         return state
     except Exception as e:    # a damaged file can raise nearly any error
-        raise ValueError(f"{path}: damaged or cut short ({type(e).__name__}): download or copy it again") from None
+        raise damaged(path, e) from None
 
 class InTurn(dict):
     """name -> tensor or StoredTensor. items() gives tensors, each read when its turn comes: one in memory at a time."""

@@ -77,6 +77,8 @@ def vote_in(reply):
         raise ValueError("the answer is empty: a model that thinks before it answers needs --verdict text")
     return {"answer": first_letter(text) or text}
 
+SHARE = {"A": 1.0, "neither": 0.5, "B": 0.0}    # verdict -> what it gives to A
+
 def outcome(first, second):
     """
     win, tie, lose, flip or invalid for the run, from two verdicts: A, B, neither or None (unreadable) each.

@@ -12,21 +12,21 @@ from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode
 
-from support.checkpoint import load_tensors, read_json
+from support.checkpoint import read_json, stored_tensors
 
 HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 VOCAB, WTE = 50257, "transformer.wte.weight"
 SAID = set()    # folders whose cut vocabulary has been reported
 
-def read_folder(name_or_dir, make_config, load=load_tensors):
+def read_folder(name_or_dir, make_config):
     """
-    (config, path of the weights, name -> tensor) of a model on the hub or in a folder. make_config is GPTConfig; load
-    reads a safetensors file. The names are those of GPT2LMHeadModel without the tied head. Raises ValueError in one
-    line that names the file.
+    (config, path of the weights, name -> tensor) of a model on the hub or in a folder. make_config is GPTConfig. The
+    tensors of a safetensors file are StoredTensors. The names are those of GPT2LMHeadModel without the tied head.
+    Raises ValueError in one line that names the file.
     """
     folder = find_folder(name_or_dir)
     config = read_config(folder / "config.json", make_config)
-    path, state = read_weights(folder, load)
+    path, state = read_weights(folder)
     state = plain_names(path, state)
     config.vocab_size = cut_vocabulary(folder, config.vocab_size, state)
     check_tied(path, state)
@@ -109,9 +109,9 @@ class no_init(TorchFunctionMode):    # in lower case, as other context managers
 # ---------------------------------------------------------------------------------------------------------------------
 # files of weights
 
-def read_weights(folder, load):
+def read_weights(folder):
     """(path, name -> tensor) of a file of weights, or of shards and their index. Code in a file is never run."""
-    for name, read in (("model.safetensors", load), ("pytorch_model.bin", load_bin)):
+    for name, read in (("model.safetensors", stored_tensors), ("pytorch_model.bin", load_bin)):
         path, index = folder / name, folder / f"{name}.index.json"
         if path.is_file():
             return path, read(path)

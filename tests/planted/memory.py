@@ -9,7 +9,7 @@ FAULTS = {
     "TRL's checkpointing beside our run without it": ("study/bench.py", "                                                 checkpointing=checkpointing))\n        for reference, rows", "                                                 checkpointing=False))\n        for reference, rows", BENCH),
     "checkpointing does not reach the measured model": ("study/jobs.py", 'job.get("checkpointing", False)\n    if mode', 'False\n    if mode', "test_bench.py::test_a_job_with_checkpointing_counts_the_second_forward_pass"),
     "a stopped measurement begins again": ("study/bench.py", "if tuple(map(str, where.values())) not in there:", "if True:", "test_bench.py::test_a_stopped_measurement_measures_only_what_is_missing"),
-    "resumed rows overwritten": ("study/bench.py", "write(path, rows, earlier(path, args.resume))", "write(path, rows)", "test_bench.py::test_a_stopped_measurement_measures_only_what_is_missing"),
+    "resumed rows overwritten": ("study/bench.py", "write(path, chosen(args, scratch, done), done)", "write(path, chosen(args, scratch, done))", "test_bench.py::test_a_stopped_measurement_measures_only_what_is_missing"),
     "means for medians": ("study/table.py", "form, spread, statistics.median)", "form, spread)", "test_bench.py::test_a_round_that_was_disturbed_does_not_move_the_table"),
     # the formula of what fits
     "no scales in nf4's bytes": ("study/fits.py", '"nf4": 0.5 + 4 / 64', '"nf4": 0.5', "test_memory.py::test_bytes_of_a_weight_are_those_of_quantize"),

@@ -46,8 +46,8 @@ FAULTS = {
     "no checksum for a file that is read in parts": ("support/checkpoint.py", "if checksum and checksum != digest_of(", "if False and checksum != digest_of(",
                                                      T + "test_a_damaged_folder_is_refused_in_the_same_words"),
     "added rows of the vocabulary stay": ("support/checkpoint.py", "[:self.rows] if self.rows else", "if self.rows else", T + "test_rows_after_gpt2s_vocabulary_are_cut_here_too"),
-    "the file is read as a whole": (Q, "GPT.on_meta(name_or_dir, dropout, stored_tensors)",
-                                    "GPT.on_meta(name_or_dir, dropout, __import__('support.checkpoint').checkpoint.load_tensors)",
+    "the file is read as a whole": ("support/weights.py", '("model.safetensors", stored_tensors)',
+                                    "('model.safetensors', __import__('support.checkpoint').checkpoint.load_tensors)",
                                     T + "test_the_peak_of_memory_is_far_below_the_size_of_the_file"),
     "freed memory is kept": (Q, "    map_large()    #", "    pass    #", T + "test_the_peak_of_memory_is_far_below_the_size_of_the_file"),
     # runs
